@@ -9,10 +9,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from ftkit import loading
-from ftkit.chat import check_chat_template, check_tokenizer, codes
+from ftkit.chat import check_chat_template, check_tokenizer, codes, turn_end
 from ftkit.chat.add_template import CHATML, TURN_END, add_chat_template
 from ftkit.device import Device
-from ftkit.evaluate import generate_answers, turn_end_id
+from ftkit.evaluate import generate_answers
 from ftkit.loading import check_loaded, explain_dtype, load_for_training, pick_attention
 
 CHAT = [{"role": "user", "content": "a cat"}, {"role": "assistant", "content": "sat"}]
@@ -27,7 +27,7 @@ def test_pocket_base_is_loaded_whole():
     loaded = load_for_training()
     assert str(loaded).splitlines()[0].startswith("device: cpu in float32")
     assert "attention: sdpa" in str(loaded) and "its own chat template" in str(loaded)
-    assert loaded.tokenizer.pad_token_id != turn_end_id(loaded.tokenizer)
+    assert loaded.tokenizer.pad_token_id != turn_end(loaded.tokenizer)
 
 
 def test_weights_take_the_dtype_that_is_asked_for(foreign):
