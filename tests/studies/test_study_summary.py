@@ -10,8 +10,9 @@ from ftkit.studies.child_tuning.explorer import sweep_explorer
 from ftkit.studies.child_tuning.figures import plot_curves, plot_scores
 from ftkit.studies.child_tuning.plan import DEPENDENT_P, FREE_P, METHODS, RATES, SEEDS, TUNING_SEEDS
 from ftkit.studies.child_tuning.run import ADAMW, CONTROL, DEPENDENT, FREE
-from ftkit.studies.child_tuning.summary import T_975, Study, interval
+from ftkit.studies.child_tuning.summary import Study
 from ftkit.studies.child_tuning.verdicts import ADVISED_P, less_spread, study_claims
+from ftkit.studies.intervals import T_975, interval
 from ftkit.studies.records import write_records
 
 NOISE = (0.00, 0.02, -0.01, 0.015, -0.02)

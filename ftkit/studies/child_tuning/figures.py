@@ -3,10 +3,11 @@
 import statistics
 
 from ftkit.plots import OKABE_ITO, new_axes
+from ftkit.studies.intervals import interval
 
 from .plan import DEPENDENT_P, FREE_P
 from .run import ADAMW, CONTROL, DEPENDENT, FREE
-from .summary import SCORE, Study, interval
+from .summary import SCORE, Study
 
 LOOKS = {  # colour, marker, line
     ADAMW: (OKABE_ITO[6], "o", "-"),
@@ -61,7 +62,18 @@ def plot_curves(study: Study, task: str, p: float, measure: str = SCORE, *, ax=N
         for curve in curves if method in (ADAMW, FREE) else []:
             ax.plot(epochs, [scale * value for value in curve], color=colour, linewidth=0.6, alpha=0.35)
         means = [scale * statistics.fmean(values) for values in zip(*curves, strict=True)]
-        ax.plot(epochs, means, line, color=colour, marker=marker, markersize=5, linewidth=2, label=label)
+        filled = "white" if method == CONTROL else colour
+        ax.plot(
+            epochs,
+            means,
+            line,
+            color=colour,
+            marker=marker,
+            markersize=5,
+            markerfacecolor=filled,
+            linewidth=2,
+            label=label,
+        )
     ax.set(title=task, xlabel="epoch", ylabel=UNITS[measure], xticks=list(epochs))
     ax.set_ylim(bottom=0)
     ax.legend(frameon=False)

@@ -3,13 +3,11 @@
 Methods are compared on equal seeds, which see equal data in equal order, so the differences are paired.
 """
 
-import math
 import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from ftkit.almanac import data_dir
+from ftkit.studies.intervals import Interval, interval
 from ftkit.studies.records import read_records
 
 from .plan import DEPENDENT_P, TUNING_SEEDS, best_rate
@@ -17,32 +15,6 @@ from .run import ADAMW, DEPENDENT
 
 SCORE, LOSS = "test_exact", "test_loss"  # on held-out questions or statements
 DOMAINS = "heldout_domains_exact"  # on questions of domains that are not trained on, where the task has them
-# 97.5 % quantiles of Student's t for 1, 2, … degrees of freedom, as in any table of them.
-T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145,
-         2.131, 2.120, 2.110, 2.101, 2.093)  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A mean and the 95 % interval of Student's t around it."""
-
-    mean: float
-    low: float
-    high: float
-
-    @property
-    def points(self) -> str:
-        """As a difference in percentage points."""
-        return f"{100 * self.mean:+.1f} ({100 * self.low:+.1f} to {100 * self.high:+.1f})"
-
-
-def interval(values: Sequence[float]) -> Interval:
-    """Raises ValueError for fewer than 2 or more than 20 values."""
-    if not 2 <= len(values) <= len(T_975) + 1:
-        raise ValueError(f"an interval needs 2 to {len(T_975) + 1} values, and there are {len(values)}")
-    mean = statistics.fmean(values)
-    half = T_975[len(values) - 2] * statistics.stdev(values) / math.sqrt(len(values))
-    return Interval(mean, mean - half, mean + half)
 
 
 class Study:
