@@ -45,6 +45,7 @@ EXERCISES = [
             "the embeddings are missing": lambda: r"layers\.[01]\.",
             "it does not match model.layers.1": lambda: r"embed|layers\.0\.",
             "it also matches": lambda: r"embed|layers\.[012]\.",
+            "it also matches lm_head.weight": lambda: r"embed|head|layers\.[01]\.",
             "it matches no name": lambda: r"layer\.0",
             "it matches every name": lambda: ".",
             "no regular expression": lambda: "layers[",
