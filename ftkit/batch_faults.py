@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-IGNORE_INDEX = -100
+from ftkit.conversations import IGNORE_INDEX
 
 NOTHING_TO_LEARN = "nothing to learn"
 PADDING_LEARNT = "padding is learnt"

@@ -2,7 +2,8 @@
 
 import html
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 
 import ipywidgets
 import torch
@@ -21,7 +22,7 @@ def plot_map(trains: Mapping[str, torch.Tensor], *, title: str, ax=None):
     from matplotlib.patches import PathPatch
     from matplotlib.path import Path
 
-    places = {name: _place(name) for name in trains}
+    places = _places(trains)
     rows = list(dict.fromkeys(row for row, _ in places.values()))
     columns = list(dict.fromkeys(column for _, column in places.values()))
     frames, filled = [], []
@@ -94,13 +95,23 @@ class PresetExplorer(ipywidgets.VBox):
         self.picture.value = f'{svg}<p aria-live="polite">{html.escape(caption)}</p>'
 
 
-def _place(name: str) -> tuple[str, str]:
-    """Row and column of a parameter: its block, and its module there; outside the blocks, its module and "other"."""
-    module = name.rpartition(".")[0]
-    block = re.search(r"\.(\d+)\.(.+)$", module)
-    if block and "added" not in module:
-        return f"block {block[1]}", block[2].rpartition(".")[2].replace("layernorm", "norm")
-    return module.rpartition("lm_head.")[2].rpartition("model.")[2], "other"
+def _places(names: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """Row and column of each parameter: its block, and its module there; outside the blocks, its module and "other"."""
+    places, paths = {}, set()  # of modules, within a block
+    for name in names:
+        module = name.rpartition(".")[0]
+        block = re.search(r"\.(\d+)\.(.+)$", module)
+        if block and "added" not in module:
+            places[name] = f"block {block[1]}", block[2]
+            paths.add(block[2])
+        else:
+            places[name] = module.rpartition("lm_head.")[2].rpartition("model.")[2], "other"
+    last = {path: path.rpartition(".")[2] for path in paths}
+    times = Counter(last.values())  # GPT-2 has a c_proj in its attention and one in its MLP
+    label = {
+        path: (path if times[end] > 1 else end).replace("layernorm", "norm") for path, end in last.items()
+    }
+    return {name: (row, label.get(column, column)) for name, (row, column) in places.items()}
 
 
 def _runs(line: list[bool]) -> list[tuple[int, int]]:

@@ -5,14 +5,14 @@ rows until the loss is zero. Here the verdict also names what is wrong where it 
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from ftkit.batch_faults import Finding, Floor, aligned, find_fault, loss_floor, predicts_next_token
+from ftkit.left_as_it_was import left_as_it_was
 
 TOLERANCE = (
     0.02  # nats a label above the floor; with a floor of zero, the right token then has a chance of 98 %
@@ -73,7 +73,7 @@ def overfit_one_batch(
     _check(batch, lr, steps)
     device = next(model.parameters()).device
     batch = {name: value.to(device) for name, value in batch.items()}
-    with _unchanged(model) as restart, torch.enable_grad():
+    with left_as_it_was(model) as restart, torch.enable_grad():
         model.eval()  # dropout would hold the loss above its floor
         output = model(**batch)
         if getattr(output, "loss", None) is None or getattr(output, "logits", None) is None:
@@ -103,32 +103,6 @@ def _check(batch: dict[str, torch.Tensor], lr: float | None, steps: int) -> None
         raise ValueError("the labels are floats: give token or class numbers, as integers")
     if steps < 1 or (lr is not None and not lr > 0):
         raise ValueError(f"steps and lr should be positive, and are {steps} and {lr}")
-
-
-@contextmanager
-def _unchanged(model: nn.Module) -> Iterator[Callable[[], None]]:
-    """Give a function that puts the weights back to where they were, and call it at the end, come what may."""
-    tensors = [p for p in model.parameters() if p.requires_grad] + list(model.buffers())
-    saved = [tensor.detach().to("cpu", copy=True) for tensor in tensors]
-    grads = [(p, p.grad) for p in model.parameters()]
-    modes = [(module, module.training) for module in model.modules()]
-
-    @torch.no_grad()
-    def restart() -> None:
-        for tensor, value in zip(tensors, saved, strict=True):
-            tensor.copy_(value)
-        for parameter, _ in grads:
-            parameter.grad = None
-
-    try:
-        restart()
-        yield restart
-    finally:
-        restart()
-        for parameter, grad in grads:
-            parameter.grad = grad
-        for module, training in modes:
-            module.training = training
 
 
 def _run(model, batch, lr: float, steps: int, floor: Floor, next_token: bool) -> Run:
@@ -178,7 +152,7 @@ def _judge(model: nn.Module, run: Run, floor: Floor, chance: float) -> Finding |
             FROZEN,
             f"the loss is {first:.2f} in each of {len(run.losses)} passes and has no gradient",
             "no trainable parameter takes part in the loss" if some else "every parameter is frozen",
-            "unfreeze what should train, after adapters are attached, and print the count of trainable parameters",
+            "unfreeze what should train, after adapters are attached, and count the trainable parameters",
         )
     if run.learnt:
         seen = f"the loss fell from {first:.2f} to {last:.2f} nats in {steps} steps at lr {run.lr:g}"

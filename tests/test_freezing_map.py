@@ -76,6 +76,15 @@ def test_rows_are_blocks_and_columns_are_modules():
     assert columns[:3] == ["other", "q_proj", "k_proj"] and columns[-1] == "post_attention_norm"
 
 
+def test_modules_of_one_name_have_columns_of_their_own():
+    names = [
+        f"h.{i}.{path}.weight" for i in range(2) for path in ("attn.c_attn", "attn.c_proj", "mlp.c_proj")
+    ]
+    trains = {f"transformer.{name}": torch.zeros(9, 9, dtype=torch.bool) for name in names}
+    ax = plot_map(trains, title="GPT-2")
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["c_attn", "attn.c_proj", "mlp.c_proj"]
+
+
 def test_the_same_map_gives_the_same_bytes_and_few_of_them():
     trains = requires_grad_map(load_base()[0])
     first, second = (figure_svg(plot_map(trains, title="x").figure) for _ in range(2))

@@ -70,14 +70,23 @@ def check_loss_floor(loss_floor) -> str:
     return f"0 without a choice, {half / 2:.2f} for a coin toss in half of the pairs."
 
 
+def plant_sixth_bug(labels: torch.Tensor) -> torch.Tensor:
+    """The bug of exercise 3 (do not look): labels (B, T), each row's moved to the next row."""
+    return labels.roll(1, 0)
+
+
 @checker
 def check_mended_labels(mended_labels) -> str:
     """Check `mended_labels(labels)`: the rows moved by one must come back to their own inputs."""
     generator = torch.Generator().manual_seed(7)
     right = torch.randint(3, 90, (5, 6), generator=generator)
     right[:, :2] = IGNORE_INDEX
-    given = right.roll(1, 0)
-    answer = filled_tensor(mended_labels(given.clone()), right.shape)
+    given = plant_sixth_bug(right)
+    argument = given.clone()
+    answer = mended_labels(argument)
+    if answer is None and not torch.equal(argument, given):
+        raise NotYet("you changed the labels in place and returned nothing: return the mended labels.")
+    answer = filled_tensor(answer, right.shape)
     mistakes = [
         (given, "unchanged: each row still has another row's labels."),
         (given.roll(1, 0), "one row further off: roll the other way."),

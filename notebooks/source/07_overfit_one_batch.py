@@ -37,6 +37,7 @@ from ftkit.checks.overfit_one_batch import (
     check_loss_floor,
     check_mended_labels,
     check_token_accuracy,
+    plant_sixth_bug,
 )
 from ftkit.claims import Claim, show_claims
 from ftkit.conversations import IGNORE_INDEX
@@ -55,6 +56,7 @@ LR = 3e-3  # of AdamW; high, for a batch that is to be learnt by heart
 STEPS = 40  # optimizer steps, at most
 ROWS = 8  # conversations in the batch
 VALIDATION_ROWS = 24  # held-out conversations
+MAX_TOKENS = 128  # of a conversation; longer ones would be cut off
 claims = []  # what this notebook tested, each with its verdict; the recap prints them
 
 # %% [markdown]
@@ -67,9 +69,10 @@ claims = []  # what this notebook tested, each with its verdict; the recap print
 # %%
 model, tokenizer = load_base()
 files = find_chat()
-rows = [r for r in read_rows(files["train"], tokenizer, 128).rows if len(r["input_ids"]) < 40]
+rows = read_rows(files["train"], tokenizer, MAX_TOKENS).rows
+rows = [row for row in rows if len(row["input_ids"]) < 40]  # short ones, to be quick
 batch = pad(rows[:ROWS], tokenizer.pad_token_id)
-held_out = read_rows(files["test"], tokenizer, 128).rows[:VALIDATION_ROWS]
+held_out = read_rows(files["test"], tokenizer, MAX_TOKENS).rows[:VALIDATION_ROWS]
 validation = pad(held_out, tokenizer.pad_token_id)
 print({name: tuple(tensor.shape) for name, tensor in batch.items()})
 print(f"labels to learn: {int((batch['labels'] != IGNORE_INDEX).sum())}")
@@ -114,6 +117,7 @@ for step in range(STEPS + 1):
 
 # %% tags=["nbval-ignore-output"]
 figure, (left, right) = new_axes(9, 3, columns=2)
+figure.get_layout_engine().set(wspace=0.1)
 for name, colour, style in (
     ("training", OKABE_ITO[0], "-o"),
     ("validation", OKABE_ITO[5], "--s"),
@@ -135,35 +139,38 @@ print(f"validation loss ends over a fifth above its least: {worse}")
 assert learnt and gained and worse
 
 # %% [markdown]
-# Notice: validation first gains, for eight rows teach the form of an answer; then it loses. Zero loss here is
-# a test that was passed. It is not a model to keep.
+# Notice: at a loss of 0.02 nats a label, the right token has a chance of about 98 %. Validation first gains, perhaps
+# because eight rows teach the form of an answer; then it loses. Zero loss here is a test that was passed. It is
+# not a model to keep.
 
 # %%
 recipe = "Karpathy 2019, A Recipe for Training Neural Networks"
 claim = "a healthy model drives one batch to zero loss and 100 % accuracy"
 measured = (
-    f"under 0.02 nats and all of {ROWS} answers right within {STEPS} steps: {learnt}; 1 seed"
+    f"under 0.02 nats and all of {ROWS} answers right within {STEPS} steps: {learnt}; 1 batch"
 )
 claims.append(Claim(claim, recipe, learnt, measured))
 
 claim = "while a batch is overfitted, validation gets worse"
-measured = (
-    f"{VALIDATION_ROWS} held-out answers end over 20 % above their least loss: {worse}; 1 seed"
-)
+measured = f"{VALIDATION_ROWS} held-out answers end over 20 % above their least loss: {worse}; 1 batch"
 claims.append(Claim(claim, "the usual account of overfitting", worse, measured))
 
 # %% [markdown]
 # ## 2 · Where a curve begins
 #
-# Guessing evenly among `V` tokens costs `ln(V)` nats. A pre-trained model should begin below that line, and
-# an untrained one close to it. A start **above** it means confident and wrong: the labels are not what the
-# model is looking at.
+# Guessing evenly among `V` tokens costs `ln(V)` nats. A pre-trained model should begin below that line, and an
+# untrained one close to it. Whoever begins **above** it is confident and wrong: suspect labels that do not belong
+# to the inputs.
 
 # %%
 chance = math.log(model.config.vocab_size)
 print(f"guessing evenly: ln({model.config.vocab_size}) = {chance:.2f} nats")
 print(f"this curve began below it: {training[0] < chance}")
-assert training[0] < chance
+torch.manual_seed(0)
+untrained = type(model)(model.config)  # the same model with weights at random
+near = abs(look(untrained, batch)[0] / chance - 1) < 0.05
+print(f"an untrained model begins within 5 % of it: {near}")
+assert training[0] < chance and near
 
 # %% [markdown]
 # ## 3 · Five bugs, five curves
@@ -179,14 +186,26 @@ broken = {
     "shifted": torch.cat([labels[:, 1:], nothing], dim=1),  # the model shifts, too
     "all -100": torch.full_like(labels, IGNORE_INDEX),  # a loss mask that masks all
 }
-for name, values in broken.items():
-    print(
-        f"{name:10} {int((values != IGNORE_INDEX).sum())} labels, row 0 ends {values[0, -4:].tolist()}"
-    )
+
+
+def around_answer(values):
+    """Row 0 from the end of its question to its padding, in columns."""
+    return " ".join(f"{value:4}" for value in values[0, 9:21].tolist())
+
+
+print(f"{'tokens of row 0':23} {around_answer(batch['input_ids'])}")
+for name, values in {"healthy": labels, **broken}.items():
+    count = int((values != IGNORE_INDEX).sum())
+    print(f"{name:11} {count:3} labels: {around_answer(values)}")
+
+# %% [markdown]
+# Notice: healthy labels stand where their tokens stand. With the wrong pad, padding is to be learnt; shifted labels
+# stand one place too early.
 
 # %% [markdown]
 # The other two are in the run: every parameter frozen, and a learning rate 1,000 times too high. We train on
-# each with `overfit_one_batch`, which stops when the batch is learnt, and first look at its curves only.
+# each with `overfit_one_batch`, which stops when the batch is learnt or when nothing moves the loss, and first look
+# at its curves only.
 #
 # **Predict first:** which of the five will be learnt to zero loss in spite of its bug?
 
@@ -213,42 +232,37 @@ def draw(name):
         ax.text(16, 1, f"{name}: NaN at the first step", color=OKABE_ITO[5])
     ax.axhline(chance, color="black", linewidth=1, linestyle=":", label="guessing evenly")
     ax.set(xlabel="optimizer step", ylabel="loss (nats a label)", yscale="symlog")
-    ax.set(xlim=(-1, STEPS), ylim=(0, None))
+    top = 1.3 * max([chance, *shown])
+    ticks = [tick for tick in (0, 1, 2, 5, 10, 100, 1000) if tick < top]
+    ax.set_yticks(ticks, ticks)
+    ax.set(xlim=(-1, STEPS), ylim=(0, top))
     ax.legend(frameon=False)
     return figure
 
 
 # %% [markdown]
-# Choose a bug from the menu, with the mouse or the arrow keys. Ask of each curve: where does it begin, which
-# way does it go, where does it end?
+# Run the cell and choose a bug from the menu, with the mouse or the arrow keys. Ask of each curve: where does it
+# begin, which way does it go, where does it end?
 
 
 # %% tags=["nbval-ignore-output"]
-class CurveMenu(ipywidgets.VBox):
-    def __init__(self):
-        self.menu = ipywidgets.Dropdown(
-            options=list(runs), value="wrong pad", description="bug"
-        )
-        self.picture = ipywidgets.HTML()
-        super().__init__([self.menu, self.picture])
-        self.menu.observe(self.redraw, names="value")
-        self.redraw()
-
-    def redraw(self, _change=None):
-        name = self.menu.value
-        self.picture.value = figure_svg(draw(name), title=f"loss by step: {name} and healthy")
-
-    def __repr__(self):
-        return f"CurveMenu({self.menu.value}): run the cell to choose another"
+menu = ipywidgets.Dropdown(options=list(runs), value="wrong pad", description="bug")
+picture = ipywidgets.HTML()
 
 
-curves = CurveMenu()
-curves
+def redraw(_change=None):
+    title = f"loss by step: {menu.value} and healthy"
+    picture.value = figure_svg(draw(menu.value), title=title)
+
+
+menu.observe(redraw, names="value")
+redraw()
+ipywidgets.VBox([menu, picture])
 
 # %%
-before = curves.picture.value
-curves.menu.value = "shifted"  # what the menu does, done by a cell
-assert curves.picture.value != before and "shifted" in curves.picture.value
+before = picture.value
+menu.value = "shifted"  # what you do with the menu, done by a cell
+assert picture.value != before and "shifted" in picture.value
 
 
 # %% [markdown]
@@ -257,6 +271,7 @@ assert curves.picture.value != before and "shifted" in curves.picture.value
 
 # %%
 def shape(run):
+    """What a curve looks like, in words that do not depend on the processor."""
     first, last = run.losses[0], run.losses[-1]
     if not math.isfinite(first):
         return "no curve: NaN from the first step"
@@ -273,20 +288,20 @@ for name, words in shapes.items():
     print(f"{name:12} {words}")
 assert shapes["wrong pad"] == shapes["shifted"] == "begins above guessing, is learnt"
 
+# %% [markdown]
+# Notice: a model can learn wrong labels by heart as well. Two of the five end near zero, and both begin above
+# guessing: the start gives them away, and only the labels say which it is.
+
 # %%
 learnt_bugs = [name for name in shapes if name != "healthy" and runs[name].learnt]
 claim = "a batch that is overfitted means that there is no bug"
-measured = f"learnt in spite of a planted bug: {', '.join(learnt_bugs)}; 1 seed"
+measured = f"learnt in spite of a planted bug: {', '.join(learnt_bugs)}; 1 batch"
 claims.append(Claim(claim, "a possible reading of the recipe", not learnt_bugs, measured))
 
 distinct = len(set(shapes.values())) == len(shapes)
 claim = "each of five usual bugs is recognised by the shape of its curve"
-measured = f"{len(set(shapes.values()))} shapes for {len(shapes)} runs, the healthy one among them; 1 seed"
+measured = f"{len(set(shapes.values()))} shapes for {len(shapes)} runs, the healthy one among them; 1 batch"
 claims.append(Claim(claim, "this course", distinct, measured))
-
-# %% [markdown]
-# Notice: a large model can learn wrong labels by heart as well. Two of the five end at zero, and both begin
-# above guessing: the start gives them away, and only the labels say which it is.
 
 # %% [markdown]
 # ## 4 · A verdict instead of a look
@@ -297,9 +312,8 @@ claims.append(Claim(claim, "this course", distinct, measured))
 
 # %%
 for name, verdict in verdicts.items():
-    print(
-        f"{name:12} -> {verdict.finding}\n{'':15} remedy: {verdict.remedy.split(' towards')[0]}"
-    )
+    remedy = verdict.remedy.split(" towards")[0]  # without the rate, which may differ
+    print(f"{name}: {verdict.finding}\n    remedy: {remedy}")
 findings = [verdict.finding for verdict in verdicts.values()]
 assert verdicts["healthy"].healthy and len(set(findings)) == len(findings)
 fresh = load_base()[0].state_dict()
@@ -317,19 +331,21 @@ print(verdicts["rate × 1000"])
 # %% [markdown]
 # ## 5 · Not learnt, and no bug
 #
-# Ask one question and give two answers. Nothing is broken, and no model can be certain of both. The least
-# loss that the batch allows, its **floor**, is the entropy of what follows each beginning.
+# Ask one question and give two answers. Nothing is broken, and no model can be certain of both. The best that it
+# can do is guess each token with its share among those that follow the same beginning: a toss of a coin costs
+# `-ln(1/2) = ln(2)` nats. The mean of `-ln(share)` over all labels is the **floor** of the batch, the least loss that
+# any model can reach.
+
 
 # %%
-asked = [
-    {"role": "user", "content": "Name a planet."},
-]
-pair = [
-    tokenizer.apply_chat_template(
-        [*asked, {"role": "assistant", "content": planet}], return_dict=True
-    )["input_ids"]
-    for planet in ("Mars", "Venus")
-]
+def asked_and_answered(answer):
+    chat = [{"role": "user", "content": "Name a planet."}]
+    chat += [{"role": "assistant", "content": answer}]
+    return tokenizer.apply_chat_template(chat, return_dict=True)["input_ids"]
+
+
+pair = [asked_and_answered(planet) for planet in ("Mars", "Venus")]
+# Up to here the two are alike; from here on there are labels.
 start = next(i for i, (a, b) in enumerate(zip(*pair, strict=False)) if a != b)
 answers = [{"input_ids": i, "labels": [IGNORE_INDEX] * start + i[start:]} for i in pair]
 torn = pad(answers, tokenizer.pad_token_id)
@@ -339,50 +355,63 @@ verdict = overfit_one_batch(base, torn, lr=1e-3)
 torn_labels = int((torn["labels"] != IGNORE_INDEX).sum())
 print(f"{torn_labels} labels, of which the first of each answer is a toss of a coin")
 print(f"floor: 2 · ln(2) / {torn_labels} = {2 * math.log(2) / torn_labels:.3f} nats")
-print(
-    f"computed from the batch: {verdict.floor.loss:.3f}, best accuracy {verdict.floor.accuracy:.0%}"
-)
-print(
-    f"the run stopped above the floor: {verdict.run.losses[-1] > 0.02}; verdict: {verdict.finding}"
-)
-assert math.isclose(verdict.floor.loss, 2 * math.log(2) / torn_labels) and verdict.healthy
+print(f"computed from the batch: {verdict.floor.loss:.3f} nats")
+print(f"best accuracy, with one of the two guessed wrong: {verdict.floor.accuracy:.0%}")
+loss = verdict.run.losses[-1]
+at_floor = 0.02 < loss < verdict.floor.loss + 0.02
+print(f"the run ended above zero and near the floor: {at_floor}; verdict: {verdict.finding}")
+assert math.isclose(verdict.floor.loss, 2 * math.log(2) / torn_labels)
+assert at_floor and verdict.healthy
+
+# %% [markdown]
+# Notice: this batch is healthy, although its loss stays above zero. `overfit_one_batch` compares with the floor.
 
 # %%
 stuck = [name for name in runs if not runs[name].learnt]
 explained = verdict.floor.loss > 0.02 and "healthy" not in stuck
 claim = "a batch that cannot be overfitted to zero means a bug"
-measured = f"{len(stuck)} runs not learnt, each with a planted bug; floor {verdict.floor.loss:.2f} for two answers"
+measured = f"{len(stuck)} runs not learnt, each with a planted bug; "
+measured += f"floor {verdict.floor.loss:.2f} for two answers"
 condition = "no two rows begin alike and go on differently" if explained else ""
-claims.append(Claim(claim, recipe, explained, measured, only_if=condition))
+short = "short for Karpathy 2019, who says: the lowest achievable loss"
+claims.append(Claim(claim, short, explained, measured, only_if=condition))
 
 # %%
 all_tokens = {**batch, "labels": batch["input_ids"].masked_fill(padding, IGNORE_INDEX)}
-answers_only, everything = (loss_floor(b, next_token=True).loss for b in (batch, all_tokens))
+floors = [loss_floor(b, next_token=True) for b in (batch, all_tokens)]
+answers_only, everything = (floor.loss for floor in floors)
 print(f"floor of the eight rows, answers learnt: {answers_only:.2f}")
 print(f"floor of the eight rows, questions learnt too: {everything:.2f}")
 assert answers_only == 0 < everything
 
 # %% [markdown]
-# Notice: whenever questions are learnt too, the floor is above zero: all rows begin alike, and no model can know
+# Notice: where questions are learnt too, the floor is above zero, for all rows begin alike and no model can know
 # what will be asked.
 
 # %% [markdown]
 # ## 6 · Break it, then fix it
 #
 # One more wrong pad: the token that ends an answer also pads, and the labels mask every pad token. Learn that
-# batch by heart, and let the model give those very answers.
+# batch by heart, and let the model give those very answers. The **stop rate** is the share of answers that it ends
+# itself.
 
 # %%
 end_id = turn_end_id(tokenizer)
 endless = pad(rows[:ROWS], end_id)
 endless["labels"] = endless["labels"].masked_fill(endless["input_ids"] == end_id, IGNORE_INDEX)
-questions = []
-for row in rows[:ROWS]:
+
+
+def question(row):
+    """The text up to the first label, without the token that opens every text."""
     first = next(i for i, label in enumerate(row["labels"]) if label != IGNORE_INDEX)
-    questions.append(tokenizer.decode(row["input_ids"][1:first]))
+    return tokenizer.decode(row["input_ids"][1:first])
+
+
+questions = [question(row) for row in rows[:ROWS]]
 print(questions[0])
 
 
+# %%
 def learn_and_ask(batch):
     """Learn a batch by heart; returns the loss at the end and the answers to the batch's questions."""
     model, _ = load_base()
@@ -391,9 +420,8 @@ def learn_and_ask(batch):
         model(**batch).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-    return look(model, batch)[0], generate_answers(
-        model, tokenizer, questions, max_new_tokens=24
-    )
+    answers = generate_answers(model, tokenizer, questions, max_new_tokens=24)
+    return look(model, batch)[0], answers
 
 
 # %% tags=["raises-exception"]
@@ -405,7 +433,8 @@ assert stop_rate(never) > 0.9, (
 
 # %% [markdown]
 # The batch was learnt, all but the token that ends an answer: it was masked together with the padding. The
-# verdict looks at the labels, and the fix is a pad token of its own, masked by position.
+# verdict names it, for it looks at the labels. The fix is a pad token of its own, masked by position, as in the
+# batch that we began with.
 
 # %%
 verdict = overfit_one_batch(base, endless, LR, STEPS)
@@ -421,8 +450,8 @@ assert loss < 0.1 and stop_rate(stops) > 0.9
 # %% [markdown]
 # ## Exercise 1 · Token accuracy
 #
-# Difficulty ●○○, 4 minutes. Write it yourself, without looking up: compare each output with the next label,
-# and leave out labels of -100. Expected: 0.60 for the checker's batch.
+# Difficulty ●○○, 4 minutes. Write the function of section 1 yourself, without looking it up: compare each output
+# with the next label, and leave out labels of -100. Expected: 0.60 for the checker's batch.
 
 
 # %% tags=["exercise"]
@@ -448,9 +477,9 @@ check_token_accuracy(my_token_accuracy)
 # %% [markdown]
 # ## Exercise 2 · The floor
 #
-# Difficulty ●●○, 7 minutes. `pairs` holds a beginning and the token that follows it, for each label. Return the
-# least mean loss, in nats. Expected: 0 where each beginning has one continuation; 0.35 for a coin toss in
-# half of the pairs.
+# Difficulty ●●○, 7 minutes. `pairs` holds for each label its beginning, which is all that stands before it, and its
+# token. Return the least mean loss, in nats. Expected: 0 where each beginning has one continuation; 0.35 for a coin
+# toss in half of the pairs.
 
 
 # %% tags=["exercise"]
@@ -475,22 +504,26 @@ check_loss_floor(my_loss_floor)
 #
 # </details>
 
+# %% [markdown]
+# ## What is wrong here?
+#
+# The next batch has a bug that is none of the five. Which is it? Look at the curve first, then at the labels of
+# the first rows.
+
 # %%
-sixth = {**batch, "labels": labels.roll(1, 0)}
+sixth = {**batch, "labels": plant_sixth_bug(labels)}
 verdict = overfit_one_batch(base, sixth, LR, STEPS)
 print(shape(verdict.run))
 for row in range(3):
     wanted = sixth["labels"][row][sixth["labels"][row] != IGNORE_INDEX]
-    print(
-        f"row {row} holds: {tokenizer.decode(sixth['input_ids'][row], skip_special_tokens=True)}"
-    )
-    print(f"       labels: {tokenizer.decode(wanted)}")
+    held = tokenizer.decode(sixth["input_ids"][row], skip_special_tokens=True)
+    print(f"row {row} holds: {held}\n       labels: {tokenizer.decode(wanted)}")
 
 # %% [markdown]
 # ## Exercise 3 · A sixth bug
 #
-# Difficulty ●●○, 8 minutes. The batch `sixth` has a bug that none of the five is. Look at its curve and its
-# labels, then mend the labels. Expected: each row's labels are its own tokens, or -100.
+# Difficulty ●●○, 8 minutes. Write a function that mends the labels of any batch with the sixth bug; the checker
+# has one of its own. Expected: each row's labels are its own tokens, or -100.
 
 
 # %% tags=["exercise"]
@@ -514,10 +547,11 @@ check_mended_labels(mended_labels)
 # %% [markdown]
 # ## Recap
 #
-# - Learn one batch by heart before a long run: it takes a minute.
+# - Learn one batch by heart before a long run: it takes a few dozen steps.
 # - Judge a curve by its start (guessing costs `ln(V)`), its direction and its floor.
 # - Wrong labels can be learnt by heart, too: look at a row's labels beside its tokens.
-# - Above its floor, a batch that is not learnt means a bug. At its floor, it means data that disagree.
+# - A batch that stays above its floor means a bug, a wrong rate or too few steps. At a floor above zero, the data
+#   disagree.
 
 # %%
 show_claims(claims)
@@ -536,8 +570,8 @@ assert [claim.verdict for claim in claims[:3]] == ["holds", "holds", "not reprod
 # <details><summary>Answers</summary>
 #
 # - 1: it learnt eight answers by heart; its validation loss rose.
-# - 2: the model is confident and wrong, so labels and inputs do not belong together.
-# - 3: those in the labels, as long as something is left to learn: padding, shifts, other rows' labels.
+# - 2: the model is confident and wrong; most likely labels and inputs do not belong together.
+# - 3: those in the labels, as long as something is left to learn: padding, shifts, other rows' labels, a masked end.
 # - 4: two rows begin alike and go on differently; the entropy of that is the floor.
 # - 5: try the same batch at other rates: if one works, it was the rate.
 #
@@ -547,7 +581,7 @@ assert [claim.verdict for claim in claims[:3]] == ["holds", "holds", "not reprod
 # ## Sources
 #
 # - Karpathy, [A Recipe for Training Neural Networks](https://karpathy.github.io/2019/04/25/recipe/), 2019: overfit
-#   one batch; verify the loss at the start.
+#   one batch down to the lowest achievable loss; verify the loss at the start.
 # - transformers, [loss of causal language models](https://github.com/huggingface/transformers/blob/main/src/transformers/loss/loss_utils.py):
 #   where labels are shifted.
 #

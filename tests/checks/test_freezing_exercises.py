@@ -18,6 +18,12 @@ def train_biases(model, *, end=True, freeze=True, thaw=True, answer=True, refuse
     return names if answer else None
 
 
+def assert_biases(model):
+    names = train_biases(model, refuse=False)
+    assert names
+    return names
+
+
 def freeze_all(model):
     model.requires_grad_(False)
     return []
@@ -45,6 +51,8 @@ EXERCISES = [
             "the embeddings are missing": lambda: r"layers\.[01]\.",
             "it does not match model.layers.1": lambda: r"embed|layers\.0\.",
             "it also matches": lambda: r"embed|layers\.[012]\.",
+            "it also matches model.layers.2.": lambda: r"model\.(embed_tokens|layers)",
+            "it also matches lm_head.weight": lambda: r"embed|head|layers\.[01]\.",
             "it matches no name": lambda: r"layer\.0",
             "it matches every name": lambda: ".",
             "no regular expression": lambda: "layers[",
@@ -60,6 +68,7 @@ EXERCISES = [
             "norm.bias was frozen before": lambda m: train_biases(m, thaw=False),
             "nothing trains": freeze_all,
             "return the names": lambda m: train_biases(m, answer=False),
+            "not AssertionError": assert_biases,
             "raise ValueError": lambda m: train_biases(m, refuse=False),
         },
     ),

@@ -41,6 +41,10 @@ def by_kinds(pairs):
     return sum(math.log(len(follow[beginning])) for beginning, _ in pairs) / len(pairs)
 
 
+def in_place(labels):
+    labels[:] = labels.roll(-1, 0)
+
+
 EXERCISES = [
     (
         check_token_accuracy,
@@ -87,6 +91,7 @@ EXERCISES = [
             "all -100": lambda labels: torch.full_like(labels, IGNORE),
             "move rows only": lambda labels: labels.roll(2, 0),
             "a tensor is wanted": lambda labels: labels.tolist(),
+            "returned nothing": in_place,
             "shape should be": lambda labels: labels[1:],
         },
     ),

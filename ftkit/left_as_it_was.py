@@ -1,0 +1,37 @@
+"""Train a model to learn something about it, and leave no trace."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+
+@contextmanager
+def left_as_it_was(model: nn.Module) -> Iterator[Callable[[], None]]:
+    """Give a function that puts the weights back to where they were; call it at the end too, come what may.
+
+    Put back are what trains when the block begins, buffers, gradients and the modes of training or evaluation. Within
+    the block gradients begin as None. The copies lie in CPU memory.
+    """
+    tensors = [p for p in model.parameters() if p.requires_grad] + list(model.buffers())
+    saved = [tensor.detach().to("cpu", copy=True) for tensor in tensors]
+    grads = [(p, p.grad) for p in model.parameters()]
+    modes = [(module, module.training) for module in model.modules()]
+
+    @torch.no_grad()
+    def restart() -> None:
+        for tensor, value in zip(tensors, saved, strict=True):
+            tensor.copy_(value)
+        for parameter, _ in grads:
+            parameter.grad = None
+
+    try:
+        restart()
+        yield restart
+    finally:
+        restart()
+        for parameter, grad in grads:
+            parameter.grad = grad
+        for module, training in modes:
+            module.training = training
