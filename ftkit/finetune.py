@@ -34,12 +34,8 @@ from ftkit.distributed.sharding import shard
 from ftkit.evaluate import stop_token_ids
 from ftkit.freezing import freeze
 from ftkit.optim import decay_groups
+from ftkit.pocket import empty_base
 from ftkit.run_config import Config, Inputs, check, read_inputs
-
-
-def empty_model(source: str) -> nn.Module:
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source), dtype=torch.float32)
 
 
 def load_model(config: Config, source: str, ranks: Ranks) -> nn.Module:
@@ -61,7 +57,7 @@ def load_model(config: Config, source: str, ranks: Ranks) -> nn.Module:
     if ranks.mesh is None:
         return prepare(full().to(compute.device))
     return load_from_rank0(
-        build_empty=lambda: prepare(empty_model(source)),
+        build_empty=lambda: prepare(empty_base(source)),
         build_full=full,
         shard=lambda model: shard(model, ranks.mesh, compute.compute_dtype),
         device=compute.device,
@@ -185,7 +181,7 @@ def export(model: nn.Module, inputs: Inputs, folder: Path, ranks: Ranks) -> None
     if not ranks.is_first:
         return
     config = AutoConfig.from_pretrained(inputs.source)
-    plain = empty_model(inputs.source)
+    plain = empty_base(inputs.source)
     plain.load_state_dict(state, assign=True)
     plain.tie_weights()
     plain.to(config.dtype or torch.float32)

@@ -10,8 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import is_flash_attn_2_available
 
-from ftkit.chat import choose_pad_token
-from ftkit.chat.add_template import add_chat_template
+from ftkit.chat import add_chat_template, choose_pad_token
 from ftkit.conversations import training_template
 from ftkit.device import Device, pick_device
 from ftkit.params import count_parameters

@@ -3,8 +3,15 @@
 import os
 from pathlib import Path
 
+import torch
 from datasets import Dataset, DatasetDict
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from ftkit.almanac import data_dir
 from ftkit.conversations import read_conversations
@@ -39,6 +46,12 @@ def load_base(name: str | Path | None = None) -> tuple[PreTrainedModel, PreTrain
     source = find_base(name)
     tokenizer = AutoTokenizer.from_pretrained(source)
     return AutoModelForCausalLM.from_pretrained(source, dtype="auto", use_safetensors=True), tokenizer
+
+
+def empty_base(source: str) -> PreTrainedModel:
+    """The model of a folder or hub name on meta: names, shapes and float32, and no weights."""
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source), dtype=torch.float32)
 
 
 def find_chat(name: str | Path | None = None) -> dict[str, Path]:

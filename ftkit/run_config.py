@@ -3,15 +3,14 @@
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import torch
 import yaml
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from ftkit.batches import Row, read_rows
 from ftkit.distributed import mesh
 from ftkit.distributed.checkpoint import latest_checkpoint
 from ftkit.freezing import freeze
-from ftkit.pocket import find_base, find_chat
+from ftkit.pocket import empty_base, find_base, find_chat
 
 # What a resumed run may do differently from the run it resumes.
 MAY_CHANGE = ("output", "resume", "stop_after", "save_every", "eval_every", "micro_batch_size")
@@ -96,8 +95,7 @@ def check(config: Config) -> None:
 
 def check_freeze(pattern: str, source: str) -> None:
     """Raise ValueError for a pattern that freezes nothing, or everything, of the model at `source`."""
-    with torch.device("meta"):  # names, and no weights
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source))
+    model = empty_base(source)
     try:
         freeze(model, pattern)
     except ValueError as error:

@@ -8,7 +8,7 @@ from tiny import foreign_model, ragged_conversations, save_foreign
 
 from ftkit.almanac import all_facts, corpus, data_dir, faq_prompt
 from ftkit.evaluate import generate_answers
-from ftkit.pocket import find_base, find_chat, load_base, load_chat
+from ftkit.pocket import empty_base, find_base, find_chat, load_base, load_chat
 from ftkit.studies import pocket_card, train_pocket
 
 CARD = json.loads((data_dir() / "card.json").read_text())
@@ -109,3 +109,11 @@ def test_load_chat_files_folders_and_environment(tmp_path, monkeypatch):
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match=r"holds no \.jsonl"):
         load_chat(tmp_path / "empty")
+
+
+def test_empty_base_has_names_and_shapes_and_no_weights(tmp_path):
+    save_foreign(tmp_path / "qwen")
+    empty, whole = empty_base(str(tmp_path / "qwen")), foreign_model()
+    shapes = {name: parameter.shape for name, parameter in whole.named_parameters()}
+    assert {name: parameter.shape for name, parameter in empty.named_parameters()} == shapes
+    assert all(p.is_meta and p.dtype == torch.float32 for p in empty.parameters())

@@ -6,6 +6,7 @@
 `python -m ftkit.chat MODEL DATA.jsonl` runs every check.
 """
 
+from .add_template import add_chat_template
 from .catalogue import KINDS
 from .closing import turn_end
 from .dataset import check_dataset
@@ -26,6 +27,7 @@ __all__ = [
     "PadToken",
     "Token",
     "TokenView",
+    "add_chat_template",
     "as_records",
     "check_chat_template",
     "check_dataset",

@@ -6,7 +6,7 @@ TEMPLATE = {
     "no-template": Kind(
         "error",
         "Without a chat template there is no agreed way to write a conversation as tokens.",
-        "Set tokenizer.chat_template and save the tokenizer, or start from a folder with chat_template.jinja.",
+        "Set tokenizer.chat_template, or call ftkit.chat.add_chat_template(tokenizer, model), and save both.",
     ),
     "template-fails": Kind(
         "error",

@@ -33,6 +33,7 @@ import transformers
 from ftkit import load_base
 from ftkit.batch_faults import loss_floor
 from ftkit.batches import pad, read_rows
+from ftkit.chat import turn_end
 from ftkit.checks.overfit_one_batch import (
     check_loss_floor,
     check_mended_labels,
@@ -41,7 +42,7 @@ from ftkit.checks.overfit_one_batch import (
 )
 from ftkit.claims import Claim, show_claims
 from ftkit.conversations import IGNORE_INDEX
-from ftkit.evaluate import generate_answers, stop_rate, turn_end_id
+from ftkit.evaluate import generate_answers, stop_rate
 from ftkit.overfit import overfit_one_batch
 from ftkit.plots import OKABE_ITO, figure_svg, new_axes, use_course_style
 from ftkit.pocket import find_chat
@@ -396,7 +397,7 @@ assert answers_only == 0 < everything
 # itself.
 
 # %%
-end_id = turn_end_id(tokenizer)
+end_id = turn_end(tokenizer)
 endless = pad(rows[:ROWS], end_id)
 endless["labels"] = endless["labels"].masked_fill(endless["input_ids"] == end_id, IGNORE_INDEX)
 
