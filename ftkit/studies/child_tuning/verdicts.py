@@ -5,10 +5,11 @@ import statistics
 from collections.abc import Sequence
 
 from ftkit.claims import Claim
+from ftkit.studies.intervals import T_975
 
 from .plan import FREE_P
 from .run import ADAMW, CONTROL, FREE
-from .summary import LOSS, T_975, Study
+from .summary import LOSS, Study
 
 ADVISED_P = 0.3  # the lower end of "30 to 35 %", for F wherever one p stands for it
 
@@ -27,7 +28,7 @@ def less_spread(steady: Sequence[float], other: Sequence[float]) -> bool:
 def study_claims(study: Study) -> list[Claim]:
     """The sources' claims about child-tuning, judged by the study's runs, each for every task."""
     free, adamw = (FREE, ADVISED_P), (ADAMW, 1.0)
-    wright, xu = "Wright 2022, the video on child-tuning under FSDP", "Xu et al. 2021"
+    wright, xu = "Wright 2022, transformer_central and its video on child-tuning under FSDP", "Xu et al. 2021"
     ends = {task: study.gain(task, free, adamw) for task in study.tasks}
     starts = {task: study.gain(task, free, adamw, LOSS, epoch=0) for task in study.tasks}
     lags = {task: starts[task].low > 0 for task in study.tasks}  # its loss is higher
