@@ -51,6 +51,7 @@ from ftkit.plots import OKABE_ITO, new_axes, use_course_style
 # %% tags=["nbval-ignore-output"]
 use_course_style()
 transformers.utils.logging.disable_progress_bar()
+transformers.utils.logging.set_verbosity_error()
 print(f"torch {torch.__version__}, transformers {transformers.__version__}, device: cpu")
 
 # %%
@@ -545,15 +546,11 @@ ax.set(xlabel="max_length (tokens)", ylabel="rows that keep their end", ylim=(0,
 _ = ax.legend(frameon=False, loc="lower right")
 
 # %%
-train = chats["train"]
-for max_length in (24, 64, 128):
-    print(
-        f"max_length {max_length}:",
-        chat.check_dataset(tokenizer, train, max_length) or "no findings",
-    )
-longest = int(lengths["course"].max())
-assert chat.check_dataset(tokenizer, train, longest) == []
-assert chat.codes(chat.check_dataset(tokenizer, train, longest - 1)) == ["answer-cut-off"]
+for max_length in (24, 128):
+    found = chat.check_dataset(tokenizer, chats["train"], max_length)
+    print(f"max_length {max_length}: {found or 'no findings'}")
+    cut = int((lengths["course"] > max_length).sum())
+    assert (f"{cut} of {len(rows)} rows" in found[0].seen) if cut else not found
 
 # %% [markdown]
 # Notice: at 24 nearly half of the rows teach the model to break off. Raise the length, or leave those rows out. A
@@ -635,36 +632,45 @@ explorer.tokenizer_menu.value = "course"
 explorer.length_slider.value = 44
 print(f"{'course, cut at 44':25} {', '.join(chat.codes(explorer.findings))}")
 assert "answer-cut-off" in chat.codes(explorer.findings)
+explorer.length_slider.value = explorer.length_slider.max
+
+# %% [markdown]
+# Notice: each fault has its own name. `bos-doubled` is the note of section 1, for text that is tokenised again.
+# The last fault moves one space from the answer to the prompt; look at its tokens for the word that begins the
+# answer.
 
 # %% [markdown]
 # On a model of your own you run the command. It reads model, tokenizer, template and data, and exits with 0 only
-# where no error is found. Here on pocket-base and the course's data:
+# where it finds no error. Here on pocket-base and the course's data, and, beside it, on a copy with the template
+# whose end is outside:
 
 
 # %%
 def check(model_folder, data, cwd):
     command = [sys.executable, "-m", "ftkit.chat", model_folder, data]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=cwd, stdout=pipe, stderr=pipe, text=True)
 
 
-done = check("pocket-base", "chat/train.jsonl", cwd=data_dir())
-print(done.stdout)
-assert done.returncode == 0, done.stderr
-
-# %% [markdown]
-# Notice the second warning: generation stops at EOS, and this template closes with `<|end|>`. The course's
-# `generate_answers` stops at both; plain `model.generate` needs what the remedy says.
-#
-# Now the same model with the template whose end is outside:
-
-# %%
 with tempfile.TemporaryDirectory() as folder:
     shutil.copy(data_dir() / "chat" / "test.jsonl", folder)
     model.save_pretrained(Path(folder, "mine"))
     endless.save_pretrained(Path(folder, "mine"))
-    done = check("mine", "test.jsonl", cwd=folder)
-print("\n".join(done.stdout.splitlines()[:9]), "\n…\nexit code", done.returncode)
-assert done.returncode == 1 and "stop-not-in-loss" in done.stdout
+    runs = [
+        check("pocket-base", "chat/train.jsonl", data_dir()),
+        check("mine", "test.jsonl", folder),
+    ]
+    reports, errors = zip(*(run.communicate() for run in runs), strict=True)
+print(reports[0])
+assert [run.returncode for run in runs] == [0, 1], errors
+
+# %% [markdown]
+# Notice the second warning: generation stops at EOS, and this template closes with `<|end|>`. The course's
+# `generate_answers` stops at both; plain `model.generate` needs what the remedy says.
+
+# %%
+print("\n".join(reports[1].splitlines()[:5]), f"\n…\nexit code {runs[1].returncode}")
+assert "stop-not-in-loss" in reports[1] and "stop-not-in-loss" not in reports[0]
 
 # %% [markdown]
 # ## 8 · The same discipline outside text
@@ -738,35 +744,33 @@ claims.append(Claim(claim, "a usual assumption", min(right.values()) > 0.95, mea
 
 # %%
 features = torch.tensor([1.0, 5, 2, 8, 3, 9, 4, 7, 6, 2, 8, 5, 1, 9])  # one number a node
-neighbours = {"many": [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12], "two": [3, 13], "none": []}
+neighbours = {0: [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12], 1: [3, 13], 2: []}  # of three nodes
 SAMPLE = 4  # neighbours drawn, of each node alike
 
 
-def draw_features(near, own):
+def draw_features(node):
     """(SAMPLE,) features of drawn neighbours; with too few some come twice, with none the node's own."""
-    near = torch.tensor(near or [own])
+    near = torch.tensor(neighbours[node] or [node])
     if len(near) < SAMPLE:
         return features[near[torch.randint(len(near), (SAMPLE,), generator=generator)]]
     return features[near[torch.randperm(len(near), generator=generator)[:SAMPLE]]]
 
 
-estimates = {}
-for name, near in neighbours.items():
-    drawn = torch.stack([draw_features(near, own=0) for _ in range(2_000)])  # (2000, SAMPLE)
-    everyone = features[near or [0]]
-    error = (drawn.mean() - everyone.mean()).abs()
-    estimates[name] = bool(error <= 4 * drawn.mean(dim=1).std() / 2_000**0.5)
-    print(
-        f"{name:4} mean of all {everyone.mean():.2f}, of samples {drawn.mean():.2f};", end=" "
-    )
-    print(f"sum of all {everyone.sum():.0f}, of samples {drawn.sum(dim=1).mean():.1f}")
+unbiased = {}
+print("neighbours   mean: all  sampled   sum: all  sampled")
+for node, near in neighbours.items():
+    drawn = torch.stack([draw_features(node) for _ in range(2_000)])  # (2000, SAMPLE)
+    means, all_of_them = drawn.mean(dim=1), features[near or [node]]
+    print(f"{len(near):10} {all_of_them.mean():11.2f} {means.mean():8.2f}", end=" ")
+    print(f"{all_of_them.sum():10.0f} {drawn.sum(dim=1).mean():8.1f}")
+    if near:
+        error = (means.mean() - all_of_them.mean()).abs()
+        unbiased[len(near)] = bool(error <= 4 * means.std() / 2_000**0.5)
 
 # %%
-held = all(estimates.values())
+held = all(unbiased.values())
 claim = "on average, the mean of a fixed-size sample is the mean of all neighbours"
-measured = (
-    f"within 4 standard errors for nodes with {', '.join(neighbours)}; 2,000 samples each"
-)
+measured = f"{SAMPLE} of {', '.join(map(str, unbiased))}: within 4 standard errors; 2,000 samples each"
 claims.append(Claim(claim, "the premise of GraphSAGE, Hamilton et al. 2017", held, measured))
 assert held
 
