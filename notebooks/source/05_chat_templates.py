@@ -269,7 +269,6 @@ for name, its in formats.items():
     tokens = chat.token_view(its, conversation).tokens
     said = [token for token in tokens if token.learnt]
     around = sum(token.role == "template" for token in tokens)
-    system = " ".join(token.text for token in tokens if token.role == "system")
     print(
         f"{name:8} {len(tokens)} tokens, {around} of them around the text, {len(said)} learnt,"
     )
@@ -277,8 +276,8 @@ for name, its in formats.items():
 assert [token.text for token in said].count("</s>") == 2
 
 # %% [markdown]
-# Notice: `[INST]` is no special token, so here it takes six. Both formats say the same to you, and share hardly
-# a token around the text.
+# Notice: `[INST]` is no special token, so here it takes six. The system text has no turn of its own, and an answer
+# begins with a space. Both formats say the same to you, and share hardly a token around the text.
 #
 # **Predict first.** Train one copy of pocket-base in each format, then ask both in both. Which of the four
 # answer rightly?
@@ -495,8 +494,8 @@ for side in ("right", "left"):
 assert [pair for pair, moved in changed.items() if moved] == [("left", False)]
 
 # %% [markdown]
-# Notice: one of the four. Tokens look back only, so pads on the right are never seen. But generation pads on the
-# **left**, and there a forgotten mask ruins answers without any error.
+# Notice: one of the four. Tokens look back only, so pads on the right are never seen. But batches for generation
+# are padded on the **left**, and there a forgotten mask ruins answers without any error.
 #
 # `check_padding` tries this on a model. Plant that fault in one:
 
@@ -542,7 +541,7 @@ for (name, tokens), colour, style in zip(
 ):
     whole = [(tokens <= limit).float().mean().item() for limit in limits]
     ax.plot(limits, whole, style, color=colour, label=name)
-ax.set(xlabel="max_length (tokens)", ylabel="rows that keep their end", ylim=(0, 1.05))
+ax.set(xlabel="max_length (tokens)", ylabel="share of rows kept whole", ylim=(0, 1.05))
 _ = ax.legend(frameon=False, loc="lower right")
 
 # %%
@@ -635,9 +634,8 @@ assert "answer-cut-off" in chat.codes(explorer.findings)
 explorer.length_slider.value = explorer.length_slider.max
 
 # %% [markdown]
-# Notice: each fault has its own name. `bos-doubled` is the note of section 1, for text that is tokenised again.
-# The last fault moves one space from the answer to the prompt; look at its tokens for the word that begins the
-# answer.
+# Notice: each fault has its own name. `bos-doubled` is section 1's: it waits for whoever tokenises the text again.
+# "A space moved" writes the same string, but its prompt ends with the space that should begin the answer.
 
 # %% [markdown]
 # On a model of your own you run the command. It reads model, tokenizer, template and data, and exits with 0 only
@@ -737,8 +735,8 @@ measured = (
 claims.append(Claim(claim, "a usual assumption", min(right.values()) > 0.95, measured))
 
 # %% [markdown]
-# Notice: nothing raised an error. Red became blue, contrast was gone, and stripes of one pixel were read as plain
-# white. The picture of what the model reads shows each at once.
+# Notice: nothing raised an error. Red became blue; without normalisation all is near grey; and fine stripes, grey
+# where pixels are averaged, are white where every eighth pixel is taken. A look at what the model reads shows each.
 #
 # Graphs: GraphSAGE reads a **fixed number** of neighbours, drawn at random. Is their mean the mean of all?
 
@@ -770,7 +768,7 @@ for node, near in neighbours.items():
 # %%
 held = all(unbiased.values())
 claim = "on average, the mean of a fixed-size sample is the mean of all neighbours"
-measured = f"{SAMPLE} of {', '.join(map(str, unbiased))}: within 4 standard errors; 2,000 samples each"
+measured = f"{SAMPLE} drawn from {' and from '.join(map(str, unbiased))}: within 4 standard errors, 2,000 samples each"
 claims.append(Claim(claim, "the premise of GraphSAGE, Hamilton et al. 2017", held, measured))
 assert held
 
