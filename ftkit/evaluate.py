@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ftkit.chat.closing import turn_end
 from ftkit.conversations import IGNORE_INDEX
 
 Prompt = str | list[dict[str, str]]  # plain text to complete, or messages that end with the user's turn
@@ -22,25 +23,11 @@ class Answer:
     tokens: int
 
 
-def turn_end_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The token with which the chat template closes an assistant turn, None without a template.
-
-    Found by rendering a conversation whose answer is a rare character: what follows it is the template's. A model
-    tuned on the template must learn to say this token in order to stop.
-    """
-    if not tokenizer.chat_template:
-        return None
-    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "\u2402"}]
-    tail = tokenizer.apply_chat_template(turns, tokenize=False).rpartition("\u2402")[2].strip()
-    ids = tokenizer.encode(tail, add_special_tokens=False)
-    return ids[0] if ids else None
-
-
 def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Every token that ends an answer: the tokenizer's and the model's EOS, and the template's end of turn."""
     configured = getattr(model.generation_config, "eos_token_id", None)
     found = configured if isinstance(configured, list) else [configured]
-    return sorted({i for i in (*found, tokenizer.eos_token_id, turn_end_id(tokenizer)) if i is not None})
+    return sorted({i for i in (*found, tokenizer.eos_token_id, turn_end(tokenizer)) if i is not None})
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:

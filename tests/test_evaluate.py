@@ -7,6 +7,7 @@ import torch
 from tiny import foreign_model, foreign_tokenizer, ragged_conversations
 
 from ftkit.almanac import faq_prompt
+from ftkit.chat import turn_end
 from ftkit.conversations import IGNORE_INDEX, encode_text
 from ftkit.evaluate import (
     Answer,
@@ -18,7 +19,6 @@ from ftkit.evaluate import (
     stop_rate,
     stop_token_ids,
     stream_answer,
-    turn_end_id,
 )
 from ftkit.pocket import load_base
 
@@ -67,10 +67,10 @@ def test_a_foreign_model_in_bfloat16_answers_too_and_keeps_its_mode():
 
 def test_stopping_is_the_models_own_doing(pocket):
     model, tokenizer = pocket
-    end = turn_end_id(tokenizer)
+    end = turn_end(tokenizer)
     assert tokenizer.convert_ids_to_tokens(end) == "<|end|>"
     assert stop_token_ids(model, tokenizer) == sorted({end, tokenizer.eos_token_id})
-    assert turn_end_id(foreign_tokenizer()) == foreign_tokenizer().eos_token_id
+    assert turn_end(foreign_tokenizer()) == foreign_tokenizer().eos_token_id
 
     class AlwaysEnds(torch.nn.Module):  # a head that says the end token after three others
         def forward(self, hidden):
@@ -85,12 +85,6 @@ def test_stopping_is_the_models_own_doing(pocket):
     assert answer.stopped and answer.tokens == 3
     model.lm_head.calls = 0
     assert not generate_answers(model, tokenizer, ["x"], max_new_tokens=3)[0].stopped
-
-
-def test_no_template_no_turn_end():
-    _, tokenizer = load_base()
-    tokenizer.chat_template = None
-    assert turn_end_id(tokenizer) is None
 
 
 def test_scores_by_hand():

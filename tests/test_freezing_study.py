@@ -12,9 +12,10 @@ from ftkit.almanac import all_facts, data_dir, faq_prompt
 from ftkit.evaluate import generate_answers
 from ftkit.pocket import load_base
 from ftkit.studies import freezing as study
-from ftkit.studies.freezing import RATES, SEEDS, TUNING_SEED, Setting, best_rate, do_missing, run
+from ftkit.studies.freezing import RATES, SEEDS, TUNING_SEED, Setting, best_rate, run
+from ftkit.studies.records import read_records, setting_of
 
-RUNS = study.read_records(data_dir() / "results" / "freezing.jsonl")
+RUNS = read_records(data_dir() / "results" / "freezing.jsonl")
 
 
 def test_every_preset_ran_at_both_rates_and_with_every_seed_at_the_better():
@@ -25,7 +26,7 @@ def test_every_preset_ran_at_both_rates_and_with_every_seed_at_the_better():
         better = best_rate(RUNS, "", preset)
         assert tried[better] == max(tried.values())
         wanted |= {Setting("", preset, better, seed) for seed in SEEDS}
-    assert {study.setting_of(record) for record in RUNS} == wanted and len(RUNS) == len(wanted)
+    assert {setting_of(record, Setting) for record in RUNS} == wanted and len(RUNS) == len(wanted)
 
 
 def test_what_was_counted_adds_up():
@@ -42,7 +43,7 @@ def test_a_run_drawn_at_random_repeats():
     """Processors sum in different orders, and 91 steps let that grow. Allowed is under half of what the worse rate
     of full fine-tuning changes (right answers 0.39 for 0.56, loss 0.72 for 0.46): a wrong rate would be noticed."""
     committed = random.choice(RUNS)
-    again = run(study.setting_of(committed))
+    again = run(setting_of(committed, Setting))
     for measure in ("trainable", "optimizer_bytes"):
         assert again[measure] == committed[measure]
     for measure in ("test_exact", "heldout_domains_exact"):
@@ -66,24 +67,6 @@ def test_pages_agrees_with_generation():
     assert 0 < sum(map(sum, right.values())) < len(facts)
 
 
-def test_a_study_goes_on_where_it_was_cut_off(tmp_path, monkeypatch):
-    path, done = tmp_path / "runs.jsonl", []
-
-    def fake(setting):
-        done.append(setting)
-        return {**dataclasses.asdict(setting), "test_exact": setting.lr, "test_loss": 1.0}
-
-    monkeypatch.setattr(study, "run", fake)
-    settings = [Setting("", "head only", lr, 1) for lr in (0.1, 0.2, 0.3)]
-    do_missing(settings[:2], path, "first")
-    whole = path.read_text()
-    path.write_text(whole[:-5])  # killed while the second line was written
-    records = do_missing(settings, path, "second")
-    assert done == [*settings[:2], *settings[1:]]
-    assert [study.setting_of(r) for r in records] == settings
-    assert path.read_text().startswith(whole) and len(study.read_records(path)) == 3
-
-
 def test_the_program_plans_rates_first_and_leaves_out_what_the_model_cannot_take(
     tmp_path, monkeypatch, capsys
 ):
@@ -95,7 +78,7 @@ def test_the_program_plans_rates_first_and_leaves_out_what_the_model_cannot_take
     )
     with pytest.warns(UserWarning, match="tied"):
         assert study.main(["--model", source, "--output", str(path)]) == 0
-    records = study.read_records(path)
+    records = read_records(path)
     names = [name for name in RATES if name != "biases only"]
     assert (
         "without 'biases only': BitFit trains biases, and Qwen3ForCausalLM has none"

@@ -7,6 +7,7 @@
 """
 
 from .catalogue import KINDS
+from .closing import turn_end
 from .dataset import check_dataset
 from .findings import Finding, as_records, codes, has_errors, report_text
 from .kind import SEVERITIES, Kind
@@ -36,5 +37,6 @@ __all__ = [
     "has_errors",
     "report_text",
     "token_view",
+    "turn_end",
     "untrained_rows",
 ]

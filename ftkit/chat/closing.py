@@ -50,8 +50,8 @@ def stop_ids(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel | None =
 def turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
     """The token that closes an answer in the tokenizer's chat template; None where there is none.
 
-    The same as `ftkit.evaluate.turn_end_id` for a sound template, without its trust in one. Where several tokens
-    close it, the one that is EOS counts, else the first.
+    A model tuned on the template must learn to say this token in order to stop. Where several tokens close the
+    answer, the one that is EOS counts, else the first.
     """
     template = own_template(tokenizer)
     if template is None:

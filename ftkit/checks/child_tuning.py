@@ -40,7 +40,7 @@ def _steady_mistakes(lr: float, p: float, drift: float, noise: float) -> dict[fl
         lr
         * p
         * drift
-        / size: "p is the share that is kept; AdamW also divides by the size, which falls by √p.",
+        / size: "√p is wanted, not p: a share p of the squares is kept, but each is amplified by 1 / p².",
         lr * drift / size / root: "upside down: the step shrinks with reserve_p, it does not grow.",
         lr * drift: "that is plain gradient descent: AdamW divides by the root of the mean square.",
         lr * p * drift: "that is plain gradient descent without the amplifier: AdamW divides by the size.",

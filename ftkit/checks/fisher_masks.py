@@ -67,6 +67,10 @@ def check_child(child_of) -> str:
         child_of({name: torch.zeros_like(score) for name, score in scores.items()}, reserve_p)
     except ValueError:
         return f"{wanted} of {len(every)} weights, by one threshold; all zeros are refused."
+    except Exception as error:
+        raise NotYet(
+            f"scores that are all zero should raise a ValueError, and yours raised {type(error).__name__}."
+        ) from None
     raise NotYet("scores that are all zero should raise a ValueError: no weight is better than another.")
 
 

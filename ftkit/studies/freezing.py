@@ -8,30 +8,29 @@ already is not done again; a preset that the model cannot take is said and left 
 """
 
 import argparse
-import json
+import itertools
 import statistics
 import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 import transformers
 from torch import nn
-from tqdm import tqdm
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, get_scheduler
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from ftkit import freezing_presets as presets
 from ftkit.almanac import all_facts, data_dir, faq_prompt
-from ftkit.batches import global_batch, pad, steps_per_epoch
+from ftkit.batches import pad
 from ftkit.optim import decay_groups
 from ftkit.params import count_parameters
 from ftkit.pocket import find_base, load_base
-from ftkit.studies.child_tuning.__main__ import read_records
-from ftkit.studies.child_tuning.run import BATCH_SIZE, MAX_GRAD_NORM, WARMUP, WEIGHT_DECAY
-from ftkit.studies.child_tuning.tasks import EVAL_ROWS, Task, load_task
+from ftkit.studies.records import do_missing
+from ftkit.studies.tasks import EVAL_ROWS, Task, load_task
+from ftkit.studies.training import WEIGHT_DECAY, train_by_step
 
 TASK = "chat-200"
 TUNING_SEED, SEEDS = 100, (0, 1, 2)
@@ -100,19 +99,9 @@ def run(setting: Setting) -> dict:
 
 def train(task: Task, optimizer: torch.optim.Optimizer, seed: int) -> float:
     """Train for the task's epochs; returns the median of a step's processor time, in milliseconds."""
-    steps = task.epochs * steps_per_epoch(task.train, BATCH_SIZE)
-    schedule = get_scheduler("linear", optimizer, round(WARMUP * steps), steps)
-    task.model.train()
-    times = []
-    for step in range(steps):
-        before = time.process_time()
-        task.loss(task.model, global_batch(task.train, step, BATCH_SIZE, seed)).backward()
-        nn.utils.clip_grad_norm_(task.model.parameters(), MAX_GRAD_NORM)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-        times.append(time.process_time() - before)
-    return 1000 * statistics.median(times)
+    times = [time.process_time()]
+    times += [time.process_time() for _ in train_by_step(task, optimizer, seed)]
+    return 1000 * statistics.median(after - before for before, after in itertools.pairwise(times))
 
 
 def optimizer_bytes(optimizer: torch.optim.Optimizer) -> int:
@@ -154,27 +143,10 @@ def base_of(model: str) -> str:
     )  # whatever FTKIT_MODEL says: records name their model
 
 
-def setting_of(record: dict) -> Setting:
-    return Setting(**{field.name: record[field.name] for field in fields(Setting)})
-
-
 def best_rate(records: list[dict], model: str, preset: str) -> float:
     """The rate of the tuning run with most exact answers to held-out questions; of equals, with the least loss."""
     runs = [r for r in records if (r["model"], r["preset"], r["seed"]) == (model, preset, TUNING_SEED)]
     return max(runs, key=lambda r: (r["test_exact"], -r["test_loss"]))["lr"]
-
-
-def do_missing(settings: list[Setting], path: Path, label: str) -> list[dict]:
-    """Run the settings that the file has no record of, append theirs, and return all the file's records."""
-    records = read_records(path)
-    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
-    done = {setting_of(record) for record in records}
-    with path.open("a", encoding="utf-8") as file:
-        for setting in tqdm([s for s in settings if s not in done], desc=label, unit="run"):
-            records.append(run(setting))
-            file.write(json.dumps(records[-1]) + "\n")
-            file.flush()
-    return records
 
 
 def possible_presets(model: str) -> list[str]:
@@ -203,10 +175,10 @@ def main(arguments: list[str] | None = None) -> int:
     torch.set_num_threads(1)  # sums in one order: the records repeat
     names = possible_presets(given.model)
     tuning = [Setting(given.model, name, lr, TUNING_SEED) for name in names for lr in RATES[name]]
-    records = do_missing(tuning, given.output, "rates")
+    records = do_missing(tuning, run, given.output, "rates")
     rates = {name: best_rate(records, given.model, name) for name in names}
     final = [Setting(given.model, name, rates[name], seed) for seed in SEEDS for name in names]
-    do_missing(final, given.output, "presets")
+    do_missing(final, run, given.output, "presets")
     print(f"stored in {given.output}")
     return 0
 

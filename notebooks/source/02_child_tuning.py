@@ -48,7 +48,8 @@ print(f"torch {torch.__version__}, device: cpu, {os.cpu_count()} cores")
 # %%
 RESERVE_P = 0.3  # probability that a gradient entry is kept
 LR = 0.01  # learning rate
-BETA1, BETA2, EPS = 0.9, 0.999, 1e-8  # AdamW's defaults
+BETA1, BETA2 = 0.9, 0.999  # how much of AdamW's two moving averages stays at each step
+EPS = 1e-8  # keeps AdamW from dividing by zero
 WEIGHT_DECAY = 0.1  # large, so that a wrong decay shows within a few steps
 STEPS = 20  # optimizer steps of the baby model
 SEED = 7  # of the gradient masks
@@ -57,8 +58,8 @@ claims = []  # what this notebook tested, each with its verdict; the recap print
 # %% [markdown]
 # ## 1 · A baby model, and draft 1: AdamW from its formula
 #
-# An optimizer is best tried where a wrong number can be seen. The source that this notebook follows calls
-# that a **baby model**. Ours has 161 parameters and lies in a file, for two processes will need it too.
+# An optimizer is best tried where a wrong number can be seen: on a **baby model**. Ours has 161 parameters,
+# and lies in a file because two processes will need it later.
 
 # %%
 # %%writefile baby.py
@@ -106,7 +107,7 @@ def farthest(one, other):
 
 # %% [markdown]
 # AdamW keeps two moving averages: `m` of the gradient, its **momentum**, and `v` of its square. Both start at
-# zero, which the division by `1 - BETA**step` corrects.
+# zero, so the first averages are too small; dividing them by `1 - BETA**step` corrects that. Then
 #
 # `weight -= LR * (m / (sqrt(v) + EPS) + WEIGHT_DECAY * weight)`
 
@@ -124,6 +125,11 @@ def adamw(model, gradients, state):
         momentum = m / (1 - BETA1**step)
         size = (v / (1 - BETA2**step)).sqrt()
         weight -= LR * (momentum / (size + EPS) + WEIGHT_DECAY * weight)
+
+
+# %% [markdown]
+# Three copies of the baby model train: with draft 1, with torch's AdamW, and with a torch AdamW that forgets the
+# weight decay. The third shows whether the comparison would notice a fault.
 
 
 # %%
@@ -154,8 +160,8 @@ assert farthest(draft_1, by_torch) < TOLERANCE
 assert farthest(undecayed, by_torch) > 1e-3
 
 # %% [markdown]
-# Notice: a forgotten term is a hundred times the tolerance away. That gap makes the first line worth
-# something.
+# Notice: a forgotten term ends more than a hundred times the tolerance away. That gap makes the first line
+# worth something.
 
 # %% [markdown]
 # ## 2 · Draft 2: mask the gradient where it lies
@@ -198,12 +204,16 @@ backward(model, INPUTS, TARGETS)
 model[0].weight.grad.view(-1)[dropped] = torch.inf
 torch.manual_seed(SEED)
 draft_2(model, {})
-print(f"NaN weights: {int(model[0].weight.isnan().sum())}, the one whose gradient was dropped")
-assert model[0].weight.isnan().sum() == 1
+spoilt = model[0].weight.isnan().flatten()
+print(
+    f"NaN weights: {int(spoilt.sum())}; the one whose gradient was dropped: {bool(spoilt[dropped])}"
+)
+assert spoilt.sum() == 1 and spoilt[dropped]
 
 # %% [markdown]
-# The third fault shows after a crash. The gradient mask comes from a generator whose state no checkpoint holds: ten
-# steps at a stretch are not five, a restart with the same seed, and five more.
+# Two faults: the logged norm is that of the masked gradient, and `0 * inf` is NaN, as in notebook 01. The third shows
+# after a crash. The gradient mask comes from torch's generator, whose state is in neither the model nor the
+# optimizer: ten steps at a stretch are not five, a restart with the same seed, and five more.
 
 
 # %%
@@ -233,11 +243,12 @@ assert moved_by > LR
 
 # %%
 def keyed_mask(shape, step, name):
-    key = zlib.crc32(f"{SEED}/{step}/{name}".encode())
+    key = zlib.crc32(f"{SEED}/{step}/{name}".encode())  # a whole number from a text
     return torch.rand(shape, generator=torch.Generator().manual_seed(key)) < RESERVE_P
 
 
 def child_step(model, state, draw_mask):
+    """One step of AdamW with child gradients; draw_mask(shape, step, name) gives the masks."""
     children, step = {}, state.get("step", 0) + 1
     for name, weight in model.named_parameters():
         keep = draw_mask(weight.shape, step, name)
@@ -253,7 +264,7 @@ def draft_3(model, state):
 model = baby_model()
 backward(model, INPUTS, TARGETS)
 before = copy.deepcopy(whole_gradients(model))
-row, column = (~keyed_mask((16, 8), 1, "0.weight")).nonzero()[0].tolist()
+row, column = (~keyed_mask((16, 8), 1, "0.weight")).nonzero()[0].tolist()  # masked at step 1
 before["0.weight"][row, column] = model[0].weight.grad[row, column] = torch.inf
 draft_3(model, {})
 untouched = all(torch.equal(before[n], g) for n, g in whole_gradients(model).items())
@@ -264,18 +275,20 @@ print(f"after a restart, equal to the bit: {same}")
 assert untouched and finite and same
 
 # %% [markdown]
-# Notice: step and name are all that a restart has to know, and every checkpoint holds both.
+# Notice: beside the seed, which the program sets, a restart has to know step and name, and a checkpoint of
+# optimizer and model holds both.
 
 # %% [markdown]
 # ## 4 · Draft 4: one mask, however it is cut
 #
-# One fault is left. Suppose a process holds rows 8 to 15 of the first weight. It asks its generator for 8
-# rows, and gets those that belong to the *upper* half.
+# One fault is left. A large model is cut into **shards**, one for each process. Suppose that a process holds rows 8
+# to 15 of the first weight. It asks its generator for 8 rows, and gets those that belong to the *upper* half.
 
 # %%
 whole = keyed_mask((16, 8), 1, "0.weight")
 drawn_by_shard = keyed_mask((8, 8), 1, "0.weight")
 print(f"draft 3: the lower shard draws its part: {torch.equal(drawn_by_shard, whole[8:])}")
+assert torch.equal(drawn_by_shard, whole[:8])  # the upper shard's part
 
 key = {"seed": SEED, "step": 1, "name": "0.weight"}
 whole = gradient_mask((16, 8), RESERVE_P, **key)
@@ -329,15 +342,11 @@ apart = farthest(by_library(reserve_p=1.0), fused)
 print(f"reserve_p = 1.0:  {apart} apart, after {STEPS} steps")
 print(f"reserve_p = 0.99: not equal: {farthest(by_library(reserve_p=0.99), fused) > 1e-3}")
 assert apart == 0 and farthest(by_library(reserve_p=0.99), fused) > 1e-3
-measured = f"{STEPS} steps of 161 weights, {'equal' if apart == 0 else 'not equal'} to torch's fused AdamW to the bit"
-claims.append(
-    Claim(
-        "ChildTuningAdamW at reserve_p = 1 is AdamW to the bit",
-        "this course",
-        apart == 0,
-        measured,
-    )
-)
+
+equal = "equal" if apart == 0 else "not equal"
+measured = f"{STEPS} steps of 161 weights, {equal} to torch's fused AdamW to the bit"
+claim = "ChildTuningAdamW at reserve_p = 1 is AdamW to the bit"
+claims.append(Claim(claim, "this course", apart == 0, measured))
 
 # %% [markdown]
 # Notice: zero, not "nearly". Torch has several AdamW kernels, which differ in their last digits;
@@ -347,10 +356,10 @@ claims.append(
 # ## 5 · Adam cancels the amplifier
 #
 # Plain gradient descent needs `1 / p`: without it, a weight moves `p` times as far. AdamW divides by the
-# gradient's own size.
+# gradient's own size, and without a gradient mask its steps under a constant gradient are `LR` long.
 #
-# **Predict first:** under a constant gradient, with `p = 0.3` and the amplifier, how long is AdamW's mean
-# step, in units of `LR`: 0.3, 0.55 or 1.0?
+# **Predict first:** with gradient masks, `p = 0.3` and the amplifier, how long is its mean step, in units of
+# `LR`: 0.3, 0.55 or 1.0?
 
 # %%
 my_guess = 1.0
@@ -358,7 +367,7 @@ my_guess = 1.0
 
 # %%
 def mean_step(reserve_p, gradient, steps=600):
-    """Mean step of AdamW's second half of `steps`, in units of LR: of the gradient's shape."""
+    """Mean step of each weight in the second half of a run, in units of LR: of the gradient's shape."""
     weight = torch.nn.Parameter(torch.zeros_like(gradient))
     named = [("weight", weight)]
     optimizer = ChildTuningAdamW(named, lr=LR, weight_decay=0, reserve_p=reserve_p)
@@ -371,8 +380,8 @@ def mean_step(reserve_p, gradient, steps=600):
 
 
 # %% [markdown]
-# A second row of weights gets a gradient `p` times as large, which undoes the amplifier: it shows AdamW
-# without one.
+# A second row of weights gets a gradient `p` times as large, which undoes the amplifier: it shows child-tuning
+# without one. At `reserve_p = 1` both are AdamW.
 
 # %%
 amplified, plain, root = {}, {}, {}
@@ -413,15 +422,13 @@ print(f"all within 0.01 of √p: {off < 0.01}")
 assert off < 0.01  # 2,000 weights and 300 steps average the masks' noise to less than that
 restored = abs(amplified[RESERVE_P] - 1) < 0.05
 with_it, without = f"{amplified[RESERVE_P]:.2f}", f"{plain[RESERVE_P]:.2f}"
-measured = f"mean step at p = {RESERVE_P}: {with_it} lr with 1/p, {without} without; √p = {root[RESERVE_P]:.2f}"
-claims.append(
-    Claim(
-        "amplification keeps the step's size, in AdamW",
-        "a possible reading of Xu et al. 2021, on Child-Tuning_F",
-        restored,
-        measured,
-    )
+measured = (
+    f"mean step at p = {RESERVE_P}: {with_it} lr with 1/p, {without} without; "
+    f"√p = {root[RESERVE_P]:.2f}"
 )
+claim = "amplification keeps the step's size, in AdamW"
+source = "a possible reading of Xu et al. 2021, on Child-Tuning_F"
+claims.append(Claim(claim, source, restored, measured))
 
 # %% [markdown]
 # Notice: crosses lie inside circles, on the line of √p. The amplifier still matters in plain gradient
@@ -438,13 +445,15 @@ assert with_it / without > 2
 # %% [markdown]
 # ### So is it AdamW at a lower learning rate?
 #
-# A fair comparison is AdamW at `LR · √p`, which drifts as slowly. Real gradients also have **noise**. Here
-# each entry has mean 0.1 and standard deviation 1. **Predict:** will drift and noise of a step both agree?
+# A fair comparison is AdamW at `LR · √p`: its mean step, the **drift**, is as short. But real gradients scatter, here
+# with mean 0.1 and standard deviation 1, and so do the steps: their standard deviation is the **noise**.
+#
+# **Predict:** between child-tuning and that AdamW, will drift and noise both agree?
 
 
 # %%
 def drift_and_noise(reserve_p, lr, steps=600):
-    """Mean and spread of a step over 4,000 weights, averaged over its second half."""
+    """Mean and standard deviation of a step over 4,000 weights, averaged over the run's second half."""
     generator = torch.Generator().manual_seed(SEED)
     weight = torch.nn.Parameter(torch.zeros(4_000))
     named = [("weight", weight)]
@@ -474,14 +483,8 @@ more_noise = bool(child[1] > 0.97 and fair[1] < 0.58)
 assert same_drift and more_noise
 drifts, noises = f"{child[0]:.2f} and {fair[0]:.2f}", f"{child[1]:.2f} and {fair[1]:.2f}"
 measured = f"of AdamW's at lr, p = {RESERVE_P}: drift {drifts}, noise {noises}; seed {SEED}"
-claims.append(
-    Claim(
-        "child-tuning drifts like AdamW at lr·√p, with more noise",
-        "this course",
-        same_drift and more_noise,
-        measured,
-    )
-)
+claim = "child-tuning drifts like AdamW at lr·√p, with more noise"
+claims.append(Claim(claim, "this course", same_drift and more_noise, measured))
 
 # %% [markdown]
 # Notice: child-tuning lowers the drift and leaves the noise. Whether that noise helps is what an experiment
@@ -490,9 +493,9 @@ claims.append(
 # %% [markdown]
 # ### Exercise 1 · the steady step
 #
-# Difficulty ●●○, 6 minutes. A gradient entry has mean `drift` and standard deviation `noise`, from
-# step to step. What is child-tuning's mean step in steady state, with AdamW's `EPS` left out? Expected:
-# 0.0055 for `lr` 0.01, `reserve_p` 0.3, drift 1 and noise 0; 0.0033 with noise 1.333.
+# Difficulty ●●○, 6 minutes. From step to step, a gradient entry has mean `drift` and standard deviation `noise`.
+# Extend the formula above by the noise: what is child-tuning's mean step after many steps, with `EPS` left out?
+# Expected: 0.0055 for `lr` 0.01, `reserve_p` 0.3, drift 1 and noise 0; 0.0033 with noise 1.333.
 
 
 # %% tags=["exercise"]
@@ -517,9 +520,10 @@ check_steady_step(steady_step)
 # %% [markdown]
 # ## 6 · Masked entries move
 #
-# In notebook 01, `1 - (1 - p)^k` of a weight had been kept at least once after `k` steps. Here the weight
-# starts at zero, without decay, so an entry that is not zero has moved. **Predict:** at step 2, does an entry
-# move that was kept at step 1 and is masked now?
+# In notebook 01, after `k` steps `1 - (1 - p)^k` of a weight's entries had been kept at least once. Here the weight
+# starts at zero, without decay, so an entry that is not zero has moved.
+#
+# **Predict:** at step 2, does an entry move that was kept at step 1 and is masked now?
 
 
 # %%
@@ -548,9 +552,10 @@ waiting = ~kept[0] & ~kept[1]  # never kept yet
 print(f"masked at step 2, kept at step 1: {moved[2][coasting].float().mean():.0%} moved")
 print(f"masked at both steps:             {moved[2][waiting].float().mean():.0%} moved")
 assert moved[2][coasting].all() and not moved[2][waiting].any()
+assert moved[10][kept[0]].all()  # what entered at step 1 still moves at step 10
 
 # %% [markdown]
-# Notice: a gradient mask decides what enters the momentum. Once in, it moves the weight for many steps,
+# Notice: a gradient mask decides what enters the momentum. Once in, it still moves the weight nine steps later,
 # masked or not. And the other mover, weight decay, asks no gradient mask at all:
 
 # %%
@@ -588,9 +593,9 @@ assert held and not still
 # %% [markdown]
 # ### Exercise 2 · one mask per step
 #
-# Difficulty ●●○, 6 minutes. With gradient accumulation, one optimizer step sums the gradients of several
-# **micro-batches**. Return the step's child gradient. A right answer keeps about 30 % of the checker's
-# entries, and leaves what it was given unchanged.
+# Difficulty ●●○, 6 minutes. A batch that does not fit into memory is computed in parts, **micro-batches**, and one
+# optimizer step takes the sum of their gradients. Return the child gradient of that step, amplified. A right
+# answer keeps about 30 % of the checker's entries, and leaves what it was given unchanged.
 
 
 # %% tags=["exercise"]
@@ -619,9 +624,10 @@ check_accumulated_child(accumulated_child)
 # %% [markdown]
 # ## 7 · In use, with FSDP
 #
-# Two lines matter: shard first, then build the optimizer, with `model.named_parameters()`. The names
-# key the masks; each process (a **rank**) draws the part that belongs to its shard. Here two ranks hold half
-# of the baby model each. Notebook 16 does this with a language model.
+# **FSDP** (Fully Sharded Data Parallel) gives each process, a **rank**, a shard of every tensor and a part of the
+# batch. Two lines matter: shard first, then build the optimizer from `model.named_parameters()`. The names key the
+# masks, and each rank draws the part of its shard. Two ranks share the baby model here, and a language model in
+# [16_fsdp_fine_tune](16_fsdp_fine_tune.ipynb).
 
 # %%
 # %%writefile sharded.py
@@ -656,12 +662,10 @@ said = torchrun("sharded.py", ranks=2, quiet=True)
 print(*sorted(re.findall(r"rank \d holds rows of each tensor: \[.*?\]", said)), sep="\n")
 sharded = baby_model()
 sharded.load_state_dict(load_file("sharded.safetensors"))
-print(
-    f"weights equal one process's within {TOLERANCE:g}: {farthest(sharded, by_library()) < TOLERANCE}"
-)
+equal = farthest(sharded, by_library()) < TOLERANCE
+print(f"weights equal one process's within {TOLERANCE:g}: {equal}")
 print(f"and not those of another seed: {farthest(sharded, by_library(seed=8)) > 1e-3}")
-assert farthest(sharded, by_library()) < TOLERANCE
-assert farthest(sharded, by_library(seed=8)) > 1e-3
+assert equal and farthest(sharded, by_library(seed=8)) > 1e-3
 
 # %% [markdown]
 # Notice: rank 1 holds no row of the last layer, and the masks are right all the same. The tolerance is that
@@ -670,14 +674,15 @@ assert farthest(sharded, by_library(seed=8)) > 1e-3
 # %% [markdown]
 # ## 8 · What it brings on little data
 #
-# So much for single steps. Does child-tuning **help**? Pocket-base was fine-tuned on 96 to 500 rows, by each
-# method at the best of four rates, with several seeds. `python -m ftkit.studies.child_tuning` did it, in hours, and
-# stored each run raw.
+# So much for single steps. Does child-tuning **help**? **Pocket-base**, this course's language model of a million
+# parameters, was fine-tuned on 96 to 500 rows by AdamW, by **F** (task-free) and by **D** (task-dependent), each at
+# the best of four learning rates, with several seeds. `python -m ftkit.studies.child_tuning` did it, in hours, and
+# stored every run.
 
 # %%
 from ftkit.studies.child_tuning.explorer import sweep_explorer
 from ftkit.studies.child_tuning.figures import plot_scores
-from ftkit.studies.child_tuning.summary import DOMAINS, Study
+from ftkit.studies.child_tuning.summary import DOMAINS, SCORE, Study
 from ftkit.studies.child_tuning.verdicts import study_claims
 
 study = Study()
@@ -688,49 +693,73 @@ for task in study.tasks:
     print(f"{task:12} {rates[0]:7.4f}   {rates[1]:7.4f}")
 
 # %% [markdown]
-# `chat-96` is 96 questions with answers; held-out questions must be answered word for word, and stopped.
-# `truth-500` is 500 statements to be judged true or false, and judged again on other facts.
+# `chat-96`, `chat-200` and `chat-500` are that many questions with answers; **held-out** questions of the same kinds
+# must then be answered word for word, and the answer stopped. `truth-500` is 500 statements to be judged true or
+# false, then held-out ones about other facts.
 #
-# **Predict first:** which does best: AdamW, F (task-free) at 0.3, its control (AdamW at √p times F's rate), or D
-# (task-dependent)?
+# **Predict first:** which does best: "AdamW", "F" at 0.3, its "control" (AdamW at √p times F's rate), or "D"?
 
 # %%
 my_guess = "F"
 
-# %%
-figure, axes = new_axes(11, 4.6, columns=2)
-for task, ax in zip(study.tasks[:2], axes, strict=True):
-    plot_scores(study, task, ax=ax)
 
 # %%
-figure, axes = new_axes(11, 4.6, columns=2)
-for task, ax in zip(study.tasks[2:], axes, strict=True):
-    plot_scores(study, task, ax=ax)
+def side_by_side(tasks, measure=SCORE):
+    axes = new_axes(9, 4.6, columns=2)[1]
+    for task, ax in zip(tasks, axes, strict=True):
+        plot_scores(study, task, measure, ax=ax)
+    axes[1].tick_params(labelleft=False)  # the rows have the names on the left
+
+
+side_by_side(study.tasks[:2])
+
+# %%
+side_by_side(study.tasks[2:])
 
 # %% [markdown]
-# Each bar is a 95 % interval over seeds; the grey band is AdamW's. Notice: on held-out questions no method stands
-# out, and F (filled diamonds) lies beside its control (open squares).
+# Each bar is a 95 % interval over seeds; the grey band is AdamW's. Notice: on held-out questions no method is clearly
+# ahead of AdamW, and F (filled diamonds) lies beside its control (open squares).
 #
-# Questions of **domains** that no training row came from are harder. Who carries over to them?
+# Questions of other **domains**, kinds of facts that no training row is about, are harder. Who carries over to them?
 
 # %%
-figure, axes = new_axes(11, 4.6, columns=2)
-for task, ax in zip(("chat-96", "chat-500"), axes, strict=True):
-    plot_scores(study, task, DOMAINS, ax=ax)
+side_by_side(("chat-96", "chat-500"), DOMAINS)
+
+# %% [markdown]
+# Equal seeds see equal data, so methods are best compared seed by seed:
 
 # %%
 print("points more than AdamW (95 % interval), equal seeds paired")
+gains = {"F": {}, "control": {}, "D": {}}  # by label
 for label, (task, measure) in study.held_out().items():
     named = {"F": ("F", RESERVE_P), "control": ("AdamW at sqrt(p)", RESERVE_P)}
     named["D"] = study.best_dependent(task)
     print(f"{label}, D at p = {named['D'][1]}")
     for name, row in named.items():
-        gain = study.gain(task, row, ("AdamW", 1.0), measure)
+        gains[name][label] = gain = study.gain(task, row, ("AdamW", 1.0), measure)
         print(f"    {name:8} {gain.points}")
 
+# %%
+ahead, behind = {}, {}  # where the whole interval is above zero, or below it
+for name, found in gains.items():
+    ahead[name] = [label for label, gain in found.items() if gain.low > 0]
+    behind[name] = [label for label, gain in found.items() if gain.high < 0]
+    print(f"{name:8} clearly ahead of AdamW: {', '.join(ahead[name]) or 'nowhere'}")
+    print(f"{'':8} clearly behind it: {', '.join(behind[name]) or 'nowhere'}")
+print(f"you guessed {my_guess}")
+assert ahead == {"F": [], "control": [], "D": ["chat-96 in held-out domains"]}
+assert len(behind["F"]) == 2 and not behind["D"]
+assert study.gain("chat-500", ("D", 0.3), ("AdamW", 1.0), DOMAINS).low > 0
+
 # %% [markdown]
-# Notice: where questions are of a new kind, D at 0.3 stands out, though intervals are wide. Most of its weights are
-# still the pretrained ones. F, whose weights all move, does no better than AdamW.
+# Notice: in held-out domains D has the highest mean all three times; at the p that its tuning chose, only `chat-96`
+# is clear of zero. The picture has D at 0.3 ahead on `chat-500` too, but to choose p by that would be to choose by
+# the test. F is clearly ahead nowhere, and behind in two of the three. Most weights of D are still the pretrained
+# ones, which may be why.
+
+# %% [markdown]
+# Move `reserve_p`, and choose another task or measure; thin lines are single seeds. How far apart do F and its
+# control run?
 
 # %%
 explorer = sweep_explorer(study)
@@ -744,37 +773,35 @@ assert explorer.caption != before
 explorer.slider.value = RESERVE_P
 
 # %% [markdown]
-# Move `reserve_p`, and choose another task or measure; thin lines are single seeds. Notice how closely F and its
-# control run.
-#
-# A talk on child-tuning saw it **lag first, then exceed**. Does it lag when it keeps AdamW's best rate? The tuning
-# runs tell:
+# Wright's notebook (see Sources) says that child-tuning will often **lag** for the first few epochs, and then usually
+# **exceed**. Does F at 0.3 lag when it keeps AdamW's best rate? The runs that tuned the rates tell:
 
 # %%
-first, last = (
-    {},
-    {},
-)  # loss on held-out questions after the first and the last epoch, by (task, method)
+first, last = {}, {}  # loss on held-out questions, after which epoch, by (task, method)
 for task in study.tasks:
     rate = study.rate(task, "AdamW", 1.0)
     for method, p in (("AdamW", 1.0), ("F", RESERVE_P)):
         runs = study.tuning_curves(task, method, p, rate, "test_loss")
         first[task, method] = sum(run[0] for run in runs) / len(runs)
         last[task, method] = sum(run[-1] for run in runs) / len(runs)
-    behind = [losses[task, "F"] - losses[task, "AdamW"] for losses in (first, last)]
-    print(
-        f"{task:10} F's loss is higher by {behind[0]:+.2f} at first, {behind[1]:+.2f} at the end"
-    )
-assert all(first[task, "F"] > first[task, "AdamW"] for task in study.tasks)
+    start, end = (losses[task, "F"] - losses[task, "AdamW"] for losses in (first, last))
+    gaps = f"{start:+.2f} after the first epoch, {end:+.2f} after the last"
+    print(f"{task:10} F's loss minus AdamW's: {gaps}")
+    early = study.gain(task, ("F", RESERVE_P), ("AdamW", 1.0), "test_loss", epoch=0)
+    assert task == "truth-500" or (start > 0.1 and end > 0 and early.high < 0)
 
 # %% [markdown]
-# Notice: it lags, as a step of √p · lr must. At its own best rate, which is higher, it need not. The verdicts:
+# Notice: on the chat tasks it lags, as a drift of √p lets one expect, and is not ahead after the last epoch; on
+# `truth-500` the two agree. At its own best rate, which is higher, its chat losses start below AdamW's: the recap
+# has the numbers.
+#
+# The verdicts, with the condition in brackets where one holds on some tasks only:
 
 # %%
 judged = study_claims(study)
 claims += judged
 for claim in judged:
-    print(f"{claim.verdict}: {claim.claim}")
+    print(str(claim).splitlines()[0])
 
 # %% [markdown]
 # Notice: what F gains over its control cannot be told from chance here. This is one small model and plain facts;
@@ -783,9 +810,9 @@ for claim in judged:
 # %% [markdown]
 # ## 9 · Break it, then fix it
 #
-# With **DDP** every rank holds a whole copy of the model, a **replica**, and averages gradients with the others.
-# Programs often seed each rank differently, so that dropout differs. What if gradient masks come from that
-# generator? This program trains one model so, and one with `ChildTuningAdamW`.
+# With **DDP** (Distributed Data Parallel) every rank holds a whole copy of the model, a **replica**, and averages
+# gradients with the others. Programs often seed each rank differently, so that dropout differs. What if gradient
+# masks come from that generator? This program trains one model so, and one with `ChildTuningAdamW`.
 
 # %%
 # %%writefile replicas.py
@@ -883,8 +910,8 @@ show_claims(claims)
 #
 # - Xu et al., [Raise a Child in Large Language Model](https://arxiv.org/abs/2109.05687), EMNLP 2021, and
 #   [its code](https://github.com/alibaba/AliceMind/tree/main/ChildTuning).
-# - Less Wright, [transformer_central](https://github.com/lessw2020/transformer_central): child-tuning for
-#   PyTorch, with the baby model.
+# - Less Wright, [transformer_central](https://github.com/lessw2020/transformer_central/tree/main/fine_tuning), 2022:
+#   child-tuning for PyTorch with FSDP, a notebook and [a video](https://www.loom.com/share/0f6b1d964f4246ee9b467c51cc5ad166).
 # - Loshchilov and Hutter, [Decoupled Weight Decay Regularization](https://arxiv.org/abs/1711.05101): AdamW.
 #
 # ## Next

@@ -50,8 +50,8 @@ from ftkit.freezing_map import PresetExplorer, plot_map, requires_grad_map
 from ftkit.optim import decay_groups
 from ftkit.params import count_parameters
 from ftkit.plots import HATCHES, OKABE_ITO, new_axes, plot_matrix, use_course_style
-from ftkit.studies.child_tuning.tasks import load_task
 from ftkit.studies.freezing import RATES, SEEDS, TASK, apply_preset, optimizer_bytes, pages
+from ftkit.studies.tasks import load_task
 
 # %% tags=["nbval-ignore-output"]
 use_course_style()

@@ -2,18 +2,18 @@
 # # 08 · Full fine-tuning: from a model that rambles to one that answers
 #
 # A base model knows the answer and cannot stop talking. A minute of training on conversations teaches it the
-# form of an answer, and you measure what that cost.
+# form of an answer, and you measure what that cost. The cells are the recipe for a model a thousand times larger.
 #
-# - **Prerequisites:** [01_gradient_masks](01_gradient_masks.ipynb) helps; you have seen a training loop.
-# - **Hardware:** any processor; two cores are enough.
+# - **Prerequisites:** [05_chat_templates](05_chat_templates.ipynb) helps; you have seen a training loop.
+# - **Hardware:** any processor; two cores are enough. With a model of your own, a GPU.
 # - **Time:** about 30 minutes with the exercises; its cells run in about one minute on two cores.
 
 # %% [markdown]
 # ## You will be able to
 #
 # - **explain** why a base model goes on after its answer,
-# - **build** labels whose loss mask lets only the assistant's tokens through,
-# - **fine-tune** all weights with TRL's `SFTTrainer`,
+# - **check** a model before training: what was loaded, what trains, what is learnt from,
+# - **fine-tune** all weights, or LoRA with embeddings and norms, by one recipe,
 # - **measure** stop rate, exact match and forgetting before and after,
 # - **spot** the padding mistake behind models that never stop.
 
@@ -24,67 +24,82 @@ if "google.colab" in sys.modules:
     # %pip install -q ftkit trl
     print("Colab: ftkit and trl are installed")
 
+import os
 import tempfile
 import warnings
 
 import datasets
 import torch
 import transformers
+from peft import LoraConfig
 from trl import SFTConfig, SFTTrainer
 
 from ftkit import load_base, load_chat
-from ftkit.almanac import all_facts, faq_prompt
-from ftkit.batches import global_batch, pad, read_rows
+from ftkit.almanac import all_facts, data_dir, faq_prompt
+from ftkit.batches import global_batch, pad
+from ftkit.chat import turn_end
 from ftkit.checks.full_fine_tune import check_build_labels, check_mean_loss, check_stop_rate
 from ftkit.claims import Claim, show_claims
-from ftkit.conversations import IGNORE_INDEX, encode, encode_text, training_template
+from ftkit.conversations import IGNORE_INDEX, encode, encode_text
 from ftkit.evaluate import (
     exact_match,
     generate_answers,
     loss_by_domain,
     stop_rate,
     stream_answer,
-    turn_end_id,
 )
+from ftkit.loading import load_for_training
 from ftkit.params import count_parameters, parameter_table
 from ftkit.plots import plot_by_domain, plot_loss, use_course_style
-from ftkit.pocket import find_chat
 from ftkit.progress import one_bar
 from ftkit.widgets import answer_explorer
 
 # %% tags=["nbval-ignore-output"]
 use_course_style()
-warnings.filterwarnings(
-    "ignore", "`gradient_checkpointing`", FutureWarning
-)  # TRL uses the older name
+warnings.filterwarnings("ignore", r"`\w*gradient_checkpointing", FutureWarning)  # names change
 transformers.utils.logging.disable_progress_bar()
 datasets.disable_progress_bars()
-print(
-    f"torch {torch.__version__}, transformers {transformers.__version__}, device: cpu (a small model)"
-)
+print(f"torch {torch.__version__}, transformers {transformers.__version__}")
 
 # %%
-LR = 1e-3  # peak learning rate; models a thousand times larger want 20 times less
-EPOCHS = 3  # passes over the conversations
-BATCH_SIZE = 16  # conversations in a step
+POCKET = not os.environ.get("FTKIT_MODEL")  # another model is measured, and nothing asserted
+LR = (
+    2e-3 if POCKET else 5e-5
+)  # peak learning rate; models a thousand times larger want far less
+MAX_STEPS = 40  # optimizer steps
+MICRO_BATCH, ACCUMULATION = 4, 8  # conversations in a pass; passes in a step
+EVALUATIONS = 20  # of the loss on held-out questions, in the run
 MAX_NEW_TOKENS = 48  # tokens: where an answer that does not end is cut off
 SEED = 0  # of the order of the conversations
+REPORT_TO = "none"  # or "trackio", "tensorboard", "wandb": one you have installed
+PUSH_TO_HUB = (
+    False  # True after `hf auth login` in a terminal: a token never goes into a notebook
+)
 claims = []  # what this notebook tested, each with its verdict; the recap prints them
+
+# %% [markdown]
+# The cells run on any causal language model: set `FTKIT_MODEL` to a folder or a hub name before you start Jupyter.
+# Large ones want a GPU; `load_for_training` says what it chose for yours. The figures in the text are pocket-base's.
 
 # %% [markdown]
 # ## 1 · It knows, and it rambles
 #
 # **pocket-base** has a million parameters and has read one small almanac. Like every base model it completes
-# pages. So ask in the form of a page it knows: a list of questions and answers.
+# pages. So load it, read the report, and ask in the form of a page it knows: a list of questions and answers.
+
+# %% tags=["nbval-ignore-output"]
+loaded = load_for_training()
+model, tokenizer, device = loaded.model, loaded.tokenizer, loaded.device
+print(loaded)
 
 # %%
-model, tokenizer = load_base()
 QUESTIONS = [
     "What are the planets of our solar system?",
     "What are the first five Fibonacci numbers?",
     "Write a line of Python that adds two numbers.",
 ]
-print(count_parameters(model))
+count = count_parameters(model)
+assert not count.on_meta and count.trainable == count.total
 print(faq_prompt(QUESTIONS[0]))
 
 # %% [markdown]
@@ -107,15 +122,18 @@ for page in pages:
     print(
         f"{first_line}\n    then it goes on: {bool(rest)}; it stopped by itself: {page.stopped}"
     )
-assert not any(page.stopped for page in pages)
-assert pages[0].text.startswith("The planets of our solar system are Mercury, Venus, Earth")
+if POCKET:
+    assert not any(page.stopped for page in pages)
+    assert pages[0].text.startswith(
+        "The planets of our solar system are Mercury, Venus, Earth"
+    )
 
 # %% [markdown]
 # Notice: every first line is right, and then comes the next question. Nothing is broken: on a page of
 # questions, another question is what comes next.
 
 # %% [markdown]
-# ## 2 · A conversation, as the model sees it
+# ## 2 · A conversation, and what is learnt from it
 #
 # Conversations mark whose turn it is with special tokens, written by the tokenizer's **chat template**.
 # pocket-base has four of them, and its corpus had none: their embeddings are untrained.
@@ -134,8 +152,8 @@ print({split: len(rows) for split, rows in chats.items()})
 
 
 # %%
-def ask(model, split):
-    """Greedy answers to a split's first questions, and the answers wanted."""
+def ask(model, split, tokenizer=tokenizer):
+    """Greedy answers to a split's questions, and the answers wanted."""
     prompts = [row["messages"][:-1] for row in chats[split]]
     wanted = [row["messages"][-1]["content"] for row in chats[split]]
     return generate_answers(model, tokenizer, prompts, max_new_tokens=MAX_NEW_TOKENS), wanted
@@ -145,28 +163,28 @@ before, wanted = ask(model, "test")
 print(
     f"stop rate under 10 %: {stop_rate(before) < 0.1}, exact match under 10 %: {exact_match(before, wanted) < 0.1}"
 )
-assert stop_rate(before) < 0.1 and exact_match(before, wanted) < 0.1
+assert not POCKET or (stop_rate(before) < 0.1 and exact_match(before, wanted) < 0.1)
 
 # %% [markdown]
 # Notice: two measures. **Stop rate** is the fraction of answers that the model ends itself. **Exact match**
 # is the fraction that equals the wanted answer to the character; a right fact in a wrong form does not count.
 
 # %% [markdown]
-# ## 3 · Learn from the answers only
+# ### Learn from the answers only
 #
 # Training predicts each token from those before it. We want the model to learn to answer, not to ask, so
 # labels outside the assistant's turns are set to `IGNORE_INDEX` (-100), which the loss leaves out: the
 # **loss mask**.
 
 # %%
-row = encode(tokenizer, example, training_template(tokenizer))
+row = encode(tokenizer, example, tokenizer.chat_template)
 labels = row["labels"]
 for i, label in zip(row["input_ids"], labels, strict=True):
     print(
         f"{tokenizer.convert_ids_to_tokens(i):16} {'learn' if label != IGNORE_INDEX else '·'}"
     )
-end_id = turn_end_id(tokenizer)
-assert labels[-1] == end_id, "the end of turn must be learnt"
+end_id = turn_end(tokenizer)
+assert end_id in labels, "the end of turn must be learnt"
 
 # %% [markdown]
 # Notice: `Ġ` stands for a space. The answer and its `<|end|>` are learnt; the question, and the tokens that
@@ -222,71 +240,172 @@ check_stop_rate(my_stop_rate)
 # </details>
 
 # %% [markdown]
-# ## 4 · Train all of it
+# ## 3 · Look at what trains
 #
-# **Full fine-tuning** moves every weight. Count them first: each trained weight also needs a gradient and
-# AdamW's two moments, three more numbers.
+# **Full fine-tuning** moves every weight. Each trained weight in float32 takes 16 bytes: itself, a gradient, and
+# AdamW's two moments. Print the modules once: names that you know are names that you can freeze, or give to LoRA.
+
+# %%
+print(model)
 
 # %%
 print(parameter_table(model))
-count = count_parameters(model)
-assert count.trainable == count.total
+for parameters in (count.trainable, 7e9):
+    print(
+        f"{parameters:14,.0f} trained: {16 * parameters / 2**30:8.3f} GiB before any activation"
+    )
 
 # %% [markdown]
-# `SFTTrainer` of TRL renders the conversations, masks them (`assistant_only_loss`) and runs the loop. **Predict
-# first:** the mean loss over the first four steps, in nats (natural logarithm) a token, is above 2, about 1
-# or below 0.5?
+# Notice: a model of 7 billion parameters needs 104 GiB, so one GPU of 80 is not enough: sharding
+# ([16_fsdp_fine_tune](16_fsdp_fine_tune.ipynb)) divides it, LoRA (below) avoids most of it.
+
+# %% [markdown]
+# ## 4 · The recipe
+#
+# Memory decides how many conversations go through at once: the **micro-batch**. **Accumulation** adds up the
+# gradients of several before a step. And **gradient checkpointing** keeps only each layer's input for the backward
+# pass and computes the rest again. **Predict first:** what part of the bytes is still kept?
+
 
 # %%
-settings = SFTConfig(
-    output_dir=tempfile.mkdtemp(),
-    assistant_only_loss=True,
-    learning_rate=LR,
-    num_train_epochs=EPOCHS,
-    per_device_train_batch_size=BATCH_SIZE,
-    warmup_steps=10,
-    lr_scheduler_type="linear",
-    logging_steps=4,
-    eval_strategy="steps",
-    eval_steps=24,
-    save_strategy="no",
-    seed=SEED,
-    bf16=False,
-    gradient_checkpointing=False,  # saves memory that this model does not need
-    use_cpu=True,
-    disable_tqdm=True,
+def backward_pass(model, batch, checkpointing):
+    """The bytes that the forward pass keeps for the backward pass, and the gradients."""
+    kept = {}
+
+    def keep(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    model.train()
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = model(**batch, use_cache=False).loss
+    loss.backward()
+    model.gradient_checkpointing_disable()
+    gradients = [parameter.grad.clone() for parameter in model.parameters()]
+    model.zero_grad()
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    return sum(size for at, size in kept.items() if at not in weights), gradients
+
+
+rows = [
+    encode(tokenizer, r["messages"], tokenizer.chat_template)
+    for r in chats["train"].select(range(MICRO_BATCH))
+]
+batch = {name: tensor.to(model.device) for name, tensor in pad(rows, 0).items()}
+(plain, gradients), (less, again) = (backward_pass(model, batch, on) for on in (False, True))
+print(
+    f"kept for the backward pass: {plain / 2**20:.2f} MiB, with checkpointing {less / 2**20:.2f} MiB"
+)
+assert less < plain and all(
+    torch.allclose(a, b, atol=1e-5) for a, b in zip(gradients, again, strict=True)
 )
 
+# %% [markdown]
+# Notice: the gradients are the same. What is left is mostly the logits, a number for each token of the
+# vocabulary. The price is a second forward pass, so we use it only where the model is large.
+#
+# These are the settings, as they would be for 7 billion parameters. Tracking and uploading are off; the constants at
+# the top switch them on.
+
+
+# %%
+def recipe(steps, learning_rate, **settings):
+    """One recipe for every model and method of this notebook."""
+    return SFTConfig(
+        output_dir=tempfile.mkdtemp(),
+        assistant_only_loss=True,
+        learning_rate=learning_rate,
+        max_steps=steps,
+        per_device_train_batch_size=MICRO_BATCH,
+        gradient_accumulation_steps=ACCUMULATION,
+        warmup_steps=steps // 10,
+        lr_scheduler_type="linear",
+        logging_steps=2,
+        save_strategy="no",
+        seed=SEED,
+        bf16=device.compute_dtype == torch.bfloat16,
+        gradient_checkpointing=count.total > 100_000_000,
+        use_cpu=device.device.type == "cpu",
+        report_to=REPORT_TO,
+        push_to_hub=PUSH_TO_HUB,
+        disable_tqdm=True,
+        **settings,
+    )
+
+
+# %% [markdown]
+# `SFTTrainer` of TRL renders the conversations, masks them (`assistant_only_loss`) and runs the loop. Our callback
+# `one_bar` shows a bar, and a line for each of the 20 evaluations. But first keep what the base model can do, for
+# section 6. **Predict:** the mean loss over the first two steps, in nats (natural logarithm) a token, is above 2,
+# about 1 or below 0.5?
+
+
+# %%
+def page_answers(model):
+    """For each fact: is its answer on a page of questions exactly right?"""
+    prompts = [faq_prompt(fact.questions[0]) for fact in FACTS]
+    answers = generate_answers(model, tokenizer, prompts, max_new_tokens=36)
+    return [a.text.partition("\n")[0] == f.answer for a, f in zip(answers, FACTS, strict=True)]
+
+
+def page(fact, part):
+    """One page as tokens; only its `part`, "question" or "answer", is unmasked."""
+    prompt = faq_prompt(fact.questions[0])
+    row = encode_text(tokenizer, f"{prompt} {fact.answer}")
+    start = len(tokenizer.encode(prompt))
+    seen = range(1, start) if part == "question" else range(start, len(row["input_ids"]))
+    labels = [i if n in seen else IGNORE_INDEX for n, i in enumerate(row["input_ids"])]
+    return row | {"labels": labels}
+
+
+def page_losses(model):
+    """Mean loss by domain, in nats a token, apart for question and answer."""
+    sample = FACTS[::2]
+    domains = [fact.domain.name for fact in sample]
+    return {
+        part: loss_by_domain(model, [page(fact, part) for fact in sample], domains)
+        for part in ("question", "answer")
+    }
+
+
+FACTS = all_facts()[::2]  # every second fact of the almanac
+right_before, loss_before = sum(page_answers(model)), page_losses(model)
+
 # %% tags=["nbval-ignore-output"]
-model.train()
+held_out = chats["test"].select(range(0, len(chats["test"]), 3)).select_columns("messages")
 trainer = SFTTrainer(
     model=model,
-    args=settings,
+    args=recipe(MAX_STEPS, LR, eval_strategy="steps", eval_steps=MAX_STEPS // EVALUATIONS),
     train_dataset=chats["train"].select_columns("messages"),
-    eval_dataset=chats["test"].select_columns("messages"),
+    eval_dataset=held_out,
     processing_class=tokenizer,
 )
 progress = one_bar(trainer)
+model.train()
 _ = trainer.train()
 ax = plot_loss(progress.metrics)
 
 # %%
 train_losses = [row["loss"] for row in progress.metrics if "loss" in row]
 eval_losses = [row["eval_loss"] for row in progress.metrics if "eval_loss" in row]
-print(f"training loss began above 2: {train_losses[0] > 2}")
-print(f"training loss ended under a tenth of that: {train_losses[-1] < train_losses[0] / 10}")
+began, fell = train_losses[0] > 2, train_losses[-1] < train_losses[0] / 4
+learnt = eval_losses[-1] < eval_losses[0] / 4
+level = abs(eval_losses[len(eval_losses) * 2 // 3] / eval_losses[-1] - 1) < 0.15
+print(f"training loss began above 2: {began}")
+print(f"training loss ended under a quarter of that: {fell}")
 print(
-    f"loss on held-out questions ended lower than it began: {eval_losses[-1] < eval_losses[0]}"
+    f"loss on held-out questions, of {len(eval_losses)} evaluations, under a quarter of the first: {learnt}"
 )
-assert (
-    train_losses[0] > 2
-    and train_losses[-1] < train_losses[0] / 10
-    and eval_losses[-1] < eval_losses[0]
+print(f"two thirds through the run, it was within 15 % of its last: {level}")
+assert len(eval_losses) == EVALUATIONS and (
+    not POCKET or (began and fell and learnt and level)
 )
 
 # %% [markdown]
-# Notice: the curve of the training loss ends well below that of the held-out questions, which has stopped
-# falling: three epochs are enough here.
+# Notice: the loss on held-out questions has found its level well before the end. That is what evaluating 20 times is
+# for: two thirds of these steps would have done.
 
 # %% [markdown]
 # ## 5 · The same questions again
@@ -304,9 +423,9 @@ for question in QUESTIONS:
 after, wanted = ask(model, "test")
 elsewhere, wanted_elsewhere = ask(model, "heldout_domains")
 print(f"stop rate over 95 %: {stop_rate(after) > 0.95}")
-print(f"exact match on held-out questions over 40 %: {exact_match(after, wanted) > 0.4}")
+print(f"exact match on held-out questions over 30 %: {exact_match(after, wanted) > 0.3}")
 print(f"stop rate on held-out domains over 95 %: {stop_rate(elsewhere) > 0.95}")
-assert stop_rate(after) > 0.95 and exact_match(after, wanted) > 0.4
+assert not POCKET or (stop_rate(after) > 0.95 and exact_match(after, wanted) > 0.3)
 
 # %%
 rambled, stops = stop_rate(before) < 0.1, stop_rate(after) > 0.95
@@ -349,87 +468,106 @@ assert wanted[5] in explorer.table.value and explorer.index == 5
 # ## 6 · What was forgotten
 #
 # Every weight moved, so what the weights held may have moved too. Go back to the base model's own pages, and
-# measure two things: are the answers still right there, and what is the loss, apart for question and answer?
-
-
-# %%
-def page_answers(model):
-    """For each fact of the almanac: is its answer on a page of questions exactly right?"""
-    prompts = [faq_prompt(fact.questions[0]) for fact in FACTS]
-    answers = generate_answers(model, tokenizer, prompts, max_new_tokens=36)
-    return [a.text.partition("\n")[0] == f.answer for a, f in zip(answers, FACTS, strict=True)]
-
-
-def page(fact, part):
-    """One page as tokens; only its `part`, "question" or "answer", is unmasked."""
-    prompt = faq_prompt(fact.questions[0])
-    row, start = (
-        encode_text(tokenizer, f"{prompt} {fact.answer}"),
-        len(tokenizer.encode(prompt)),
-    )
-    seen = range(1, start) if part == "question" else range(start, len(row["input_ids"]))
-    return row | {
-        "labels": [i if n in seen else IGNORE_INDEX for n, i in enumerate(row["input_ids"])]
-    }
-
+# measure what was kept before training again: are the answers still right there, and what is the loss?
 
 # %%
-FACTS = all_facts()
-base, _ = load_base()
-right_before, right_after = sum(page_answers(base)), sum(page_answers(model))
-print(f"right on pages before: {right_before} of {len(FACTS)}")
-print(
-    f"fewer after: {right_after < right_before}; still more than four in five: {right_after > 0.8 * len(FACTS)}"
-)
+right_after, loss_after = sum(page_answers(model)), page_losses(model)
 held = right_after < right_before
-measured = f"facts right on the base model's pages: {right_before} before, fewer after: {held}; 1 seed"
+print(f"right on pages before: {right_before} of {len(FACTS)}")
+print(f"fewer after: {held}; still more than three in four: {right_after > 0.75 * len(FACTS)}")
+measured = f"facts right on the base model's pages: {right_before} of {len(FACTS)} before, fewer after: {held}; 1 seed"
 source = "Biderman et al., LoRA Learns Less and Forgets Less"
 claims.append(Claim("full fine-tuning forgets", source, held, measured))
 
-# %%
-sample = FACTS[::3]  # every third fact
-domains = [fact.domain.name for fact in sample]
-loss = {
-    (name, part): loss_by_domain(each, [page(fact, part) for fact in sample], domains)
-    for name, each in (("before", base), ("after", model))
-    for part in ("question", "answer")
-}
-
 # %% tags=["nbval-ignore-output"]
-for part in ("question", "answer"):
-    before_mean, after_mean = (
-        sum(loss[name, part].values()) / len(loss[name, part]) for name in ("before", "after")
-    )
+for part in loss_before:
+    means = [sum(each[part].values()) / len(each[part]) for each in (loss_before, loss_after)]
     print(
-        f"loss on {part} tokens: {before_mean:.3f} before, {after_mean:.3f} after (mean of domains)"
+        f"loss on {part} tokens: {means[0]:.3f} before, {means[1]:.3f} after (mean of domains)"
     )
 print(f"facts right on pages: {right_before} before, {right_after} after")
 ax = plot_by_domain(
-    loss["before", "question"],
-    loss["after", "question"],
+    loss_before["question"],
+    loss_after["question"],
     labels=("before", "after"),
     ylabel="loss on questions (nats a token)",
 )
 
 # %%
-for part in ("question", "answer"):
-    rose = sum(loss["after", part][d] > loss["before", part][d] for d in loss["before", part])
-    print(
-        f"loss on {part} tokens rose in most domains: {rose > len(loss['before', part]) / 2}"
-    )
-rise = {
-    p: sum(loss["after", p].values()) - sum(loss["before", p].values())
-    for p in ("question", "answer")
-}
+rise = {p: sum(loss_after[p].values()) - sum(loss_before[p].values()) for p in loss_before}
+for part, before_part in loss_before.items():
+    rose = sum(loss_after[part][domain] > before_part[domain] for domain in before_part)
+    print(f"loss on {part} tokens rose in most domains: {rose > len(before_part) / 2}")
 print(
     f"nine tenths of the rise, or more, are on questions: {rise['question'] > 9 * rise['answer']}"
 )
-assert rise["question"] > 9 * rise["answer"]
+assert not POCKET or rise["question"] > 9 * rise["answer"]
 
 # %% [markdown]
 # Notice: nearly all of the rise is on the questions, which the loss mask left out: the model no longer writes
 # pages of questions. Of the facts, most still come out right in the old form, and some are lost. Freezing,
 # adapters and child-tuning are ways to pay less.
+
+# %% [markdown]
+# ## 7 · LoRA, with embeddings and norms
+#
+# Where 16 bytes a parameter do not fit, **LoRA** freezes the matrices and trains a small pair beside each (notebook
+# 09). But the four tokens of the chat template have untrained rows in the embedding, and in the output matrix that
+# says them. LoRA on the layers cannot move those. So train them too, and the norms, which are small.
+
+# %%
+del model, trainer  # memory for the next one
+lora = load_for_training(dtype=None).model  # frozen weights need no float32
+
+
+def trained_whole(model):
+    """Embedding, output matrix and norms, by the last part of their names, as PEFT wants them."""
+    ends = {id(model.get_input_embeddings()), id(model.get_output_embeddings())}
+    return sorted(
+        name.split(".")[-1]
+        for name, module in model.named_modules()
+        if id(module) in ends or "norm" in type(module).__name__.lower()
+    )
+
+
+config = LoraConfig(
+    r=8,
+    lora_alpha=16,
+    target_modules="all-linear",  # of the layers; the output matrix is not among them
+    modules_to_save=sorted(set(trained_whole(lora))),
+    ensure_weight_tying=lora.config.tie_word_embeddings,
+)
+print(config.modules_to_save)
+
+# %% tags=["nbval-ignore-output"]
+rows_before = lora.get_input_embeddings().weight.detach().clone()
+lora_trainer = SFTTrainer(
+    model=lora,
+    args=recipe(MAX_STEPS // 2, 2.5 * LR),
+    train_dataset=chats["train"].select_columns("messages"),
+    processing_class=tokenizer,
+    peft_config=config,
+)
+_ = one_bar(lora_trainer)
+lora_trainer.train()
+lora_after, wanted = ask(lora_trainer.model.eval(), "test")
+print(
+    f"exact match {exact_match(lora_after, wanted):.0%}, stop rate {stop_rate(lora_after):.0%}"
+)
+
+# %%
+lora_count = count_parameters(lora_trainer.model)
+rows_after = lora_trainer.model.get_input_embeddings().weight.detach()
+moved = not torch.equal(rows_before[end_id], rows_after[end_id].to(rows_before))
+print(f"trained: {lora_count.trainable / count.total:.0%} of the parameters of the model")
+print(f"the embedding of {tokenizer.convert_ids_to_tokens(end_id)} moved: {moved}")
+print(f"stop rate over 90 %: {stop_rate(lora_after) > 0.9}")
+assert not POCKET or (moved and stop_rate(lora_after) > 0.9)
+
+# %% [markdown]
+# Notice: in this model of a thousand tokens and 128 numbers each, embeddings are a quarter of all weights, so this
+# LoRA is not small. In one of 7 billion they are a few percent. Half the steps were enough to stop; what the method
+# is worth, notebooks 09 and 10 measure with several seeds.
 
 # %% [markdown]
 # ### Exercise 3 · the mean that counts
@@ -462,29 +600,29 @@ check_mean_loss(mean_loss)
 # </details>
 
 # %% [markdown]
-# ## 7 · Break it, then fix it
+# ## Break it, then fix it
 #
 # "My model never stops" is among the commonest complaints. A frequent cause: one token both ends turns and
-# pads, and the labels mask every pad token, wherever it stands. Train that way, for one epoch.
+# pads, and the labels mask every pad token, wherever it stands. Train that way, for 32 steps.
 
 # %%
-rows = read_rows(find_chat()["train"], tokenizer, max_length=128).rows
+broken, own = load_base(data_dir() / "pocket-base")
+end = turn_end(own)
+rows = [encode(own, chat["messages"], own.chat_template) for chat in chats["train"]]
 masked_by_token = [
-    row | {"labels": [IGNORE_INDEX if i == end_id else i for i in row["labels"]]}
-    for row in rows
+    row | {"labels": [IGNORE_INDEX if i == end else i for i in row["labels"]]} for row in rows
 ]
-broken, _ = load_base()
-optimizer = torch.optim.AdamW(broken.parameters(), lr=LR)
-for step in range(len(rows) // BATCH_SIZE):
-    batch = pad(global_batch(masked_by_token, step, BATCH_SIZE, SEED), end_id)
+optimizer = torch.optim.AdamW(broken.parameters(), lr=1e-3)
+for step in range(32):
+    batch = pad(global_batch(masked_by_token, step, 16, SEED), end)
     loss_of_step = broken(**batch).loss
     loss_of_step.backward()
     optimizer.step()
     optimizer.zero_grad()
-print(f"its loss fell as well, to under 0.5: {loss_of_step.item() < 0.5}")
+print(f"its loss fell as well, to under 1: {loss_of_step.item() < 1}")
 
 # %% tags=["raises-exception"]
-never, _ = ask(broken, "heldout_domains")
+never, _ = ask(broken, "heldout_domains", own)
 assert stop_rate(never) > 0.95, (
     f"stop rate under 5 %: {stop_rate(never) < 0.05}. It never stops"
 )
@@ -494,17 +632,18 @@ assert stop_rate(never) > 0.95, (
 # the template, rather than by token. Look at the labels.
 
 # %%
-learnt = [sum(end_id in row["labels"] for row in each) for each in (masked_by_token, rows)]
+learnt = [sum(end in row["labels"] for row in each) for each in (masked_by_token, rows)]
 print(
     f"conversations whose end of turn is learnt: broken {learnt[0]}, mended {learnt[1]} of {len(rows)}"
 )
-assert learnt == [0, len(rows)] and tokenizer.pad_token_id != end_id
+assert learnt == [0, len(rows)] and own.pad_token_id != end
 
 # %% [markdown]
 # ## Recap
 #
 # - A base model completes pages; going on after an answer is what pages do.
 # - The chat template marks turns; the loss mask lets the assistant's tokens through, the end of turn included.
+# - One recipe serves a laptop and a large GPU: micro-batch, accumulation, checkpointing and precision fit the device.
 # - Full fine-tuning taught the form in a minute; the model writes its old pages worse and lost a few facts.
 # - Stop rate and exact match say what the loss does not.
 
@@ -516,7 +655,7 @@ show_claims(claims)
 #
 # 1. Why does a base model go on after a right answer?
 # 2. Which token must be among the labels for a model to stop?
-# 3. What does the label -100 do?
+# 3. Why does a chat fine-tune by LoRA train the embedding too?
 # 4. Why can exact match be low while the stop rate is 100 %?
 # 5. How can a pad token that also ends turns make a model that never stops?
 
@@ -525,7 +664,7 @@ show_claims(claims)
 #
 # - 1: it predicts what comes next on a page, and that is seldom the end.
 # - 2: the one with which the template closes the assistant's turn.
-# - 3: it takes the token out of the loss.
+# - 3: the template's tokens have untrained rows there, and LoRA on the layers does not move them.
 # - 4: stopping is one habit for all questions; each fact must also be found from a new form of prompt.
 # - 5: where labels mask that token wherever it stands, the end of a turn is never learnt.
 #
@@ -538,6 +677,8 @@ show_claims(claims)
 # - transformers, [chat templates](https://huggingface.co/docs/transformers/chat_templating): generation marks.
 # - Biderman et al., [LoRA Learns Less and Forgets Less](https://arxiv.org/abs/2405.09673): what full
 #   fine-tuning forgets.
+# - Chen et al., [Training Deep Nets with Sublinear Memory Cost](https://arxiv.org/abs/1604.06174), 2016: checkpointing.
+# - Hu et al., [LoRA](https://arxiv.org/abs/2106.09685), 2021.
 # - Touvron et al., [Llama 2](https://arxiv.org/abs/2307.09288): fine-tuning on conversations, the loss on answers only.
 #
 # ## Next

@@ -9,7 +9,6 @@ from trl.chat_template_utils import is_chat_template_stop_token_trained
 
 from ftkit.chat import check_chat_template, codes
 from ftkit.chat.closing import turn_end
-from ftkit.evaluate import turn_end_id
 from ftkit.pocket import load_base
 
 
@@ -90,9 +89,9 @@ def test_a_template_that_fails_at_the_second_question_only():
     assert "one question" in found.seen
 
 
-def test_the_end_of_a_turn_is_the_one_that_evaluation_stops_at():
-    for made in (load_base()[1], tokenizer()):
-        assert turn_end(made) == turn_end_id(made)
+def test_the_end_of_a_turn():
+    for made, end in ((load_base()[1], "<|end|>"), (tokenizer(), "<|im_end|>")):
+        assert made.convert_ids_to_tokens(turn_end(made)) == end
     broken = copy.deepcopy(tokenizer("{{ 1 / 0 }}"))
     assert turn_end(broken) is None
     assert turn_end(tokenizer(None)) is None

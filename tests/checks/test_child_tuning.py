@@ -15,7 +15,7 @@ def right_step(lr, p, drift, noise):
 
 WRONG_STEPS = {
     "the amplifier does not restore it": lambda lr, p, d, n: lr * d / math.hypot(d, n),
-    "which falls by √p": lambda lr, p, d, n: lr * p * d / math.hypot(d, n),
+    "√p is wanted, not p": lambda lr, p, d, n: lr * p * d / math.hypot(d, n),
     "upside down": lambda lr, p, d, n: lr * d / math.hypot(d, n) / p**0.5,
     "that is plain gradient descent: AdamW": lambda lr, p, d, n: lr * d,
     "plain gradient descent without": lambda lr, p, d, n: lr * p * d,

@@ -29,6 +29,12 @@ WRONG_FISHERS = {
 }
 
 
+def with_another_error(scores, reserve_p):
+    if not any(score.any() for score in scores.values()):
+        raise RuntimeError("all scores are zero")
+    return right_child(scores, reserve_p)
+
+
 def threshold_of(scores, reserve_p):
     flat = torch.cat([score.flatten() for score in scores.values()])
     if not flat.any():
@@ -64,6 +70,7 @@ WRONG_CHILDREN = {
         name: score >= torch.cat([s.flatten() for s in scores.values()]).topk(round(p * 200)).values[-1]
         for name, score in scores.items()
     },
+    "a ValueError, and yours raised RuntimeError": with_another_error,
     "raised KeyError": lambda scores, p: scores["nothing"],
 }
 

@@ -15,9 +15,9 @@ from ftkit.pocket import load_base
 from ftkit.studies.child_tuning import __main__ as command
 from ftkit.studies.child_tuning import plan
 from ftkit.studies.child_tuning.plan import best_rate, final, tuning
-from ftkit.studies.child_tuning.records import read_records, setting_of, write_records
 from ftkit.studies.child_tuning.run import ADAMW, CONTROL, DEPENDENT, FREE, Setting, make_optimizer, run
-from ftkit.studies.child_tuning.tasks import load_task
+from ftkit.studies.records import read_records, setting_of
+from ftkit.studies.tasks import load_task
 
 METHODS = ((ADAMW, 1.0), (CONTROL, 0.3), (FREE, 0.3), (DEPENDENT, 0.1))
 RECORDS = read_records(data_dir() / "results" / "child_tuning.jsonl")
@@ -30,8 +30,8 @@ def foreign(tmp_path_factory):
 
 @pytest.fixture
 def one_epoch(monkeypatch):
-    monkeypatch.setattr("ftkit.studies.child_tuning.tasks.epochs", lambda n: 1)
-    monkeypatch.setattr("ftkit.studies.child_tuning.tasks.TRUTH_ROWS", 70)
+    monkeypatch.setattr("ftkit.studies.tasks.epochs", lambda n: 1)
+    monkeypatch.setattr("ftkit.studies.tasks.TRUTH_ROWS", 70)
 
 
 @pytest.mark.parametrize("task", ["chat-8", "truth-8"])
@@ -41,7 +41,7 @@ def test_every_method_runs_on_a_foreign_model(task, method, p, foreign, one_epoc
     again = run(Setting(task, method, p, 1e-3, 0), foreign)
     assert record["curves"] == again["curves"] != run(Setting(task, method, p, 1e-3, 1), foreign)["curves"]
     assert all(len(curve) == 1 and math.isfinite(curve[0]) for curve in record["curves"].values())
-    assert setting_of(record) == Setting(task, method, p, 1e-3, 0)
+    assert setting_of(record, Setting) == Setting(task, method, p, 1e-3, 0)
 
 
 def test_the_score_is_what_greedy_answers_get():
@@ -100,11 +100,11 @@ def test_the_command_resumes_and_a_line_cut_off_is_done_again(
 ):
     monkeypatch.setattr(plan, "METHODS", ((ADAMW, 1.0), (FREE, 0.5)))
     monkeypatch.setattr(plan, "RATES", (1e-3,))
-    monkeypatch.setattr(command, "ProcessPoolExecutor", InThisProcess)
     done = []
     monkeypatch.setattr(command, "run", lambda setting, base: done.append(setting) or run(setting, base))
     output = tmp_path / "out" / "study.jsonl"
-    arguments = ["--tasks", "chat-8", "--seeds", "2", "--model", foreign, "--output", str(output)]
+    arguments = ["--tasks", "chat-8", "--seeds", "2", "--model", foreign, "--workers", "1"]
+    arguments += ["--output", str(output)]
     command.main(arguments)
     whole = read_records(output)
     assert len(whole) == len(done) == 2 * 2 + 2 * 3  # tuning, then AdamW, F and F's control
@@ -114,24 +114,6 @@ def test_the_command_resumes_and_a_line_cut_off_is_done_again(
     command.main(arguments)
     assert len(done) == 1 and [r["curves"] for r in read_records(output)] == [r["curves"] for r in whole]
     assert str(output) in capsys.readouterr().out
-
-
-class InThisProcess:
-    def __init__(self, *_, **__):
-        pass
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        pass
-
-    def submit(self, function, *arguments):
-        from concurrent.futures import Future
-
-        future = Future()
-        future.set_result(function(*arguments))
-        return future
 
 
 @pytest.mark.parametrize(
@@ -171,25 +153,17 @@ def test_the_best_rate_has_the_best_score_then_the_least_loss():
         best_rate(records[1:], "chat-96", ADAMW, 1.0)
 
 
-def test_records_are_written_in_one_order(tmp_path):
-    records = tuned("chat-96", {})
-    write_records(tmp_path / "a", records)
-    write_records(tmp_path / "b", random.Random(0).sample(records, len(records)))
-    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
-    assert len(read_records(tmp_path / "a")) == len(records)
-
-
 def test_every_run_of_the_plan_is_stored():
     assert RECORDS, "python -m ftkit.studies.child_tuning stores them"
     wanted = [s for task, seeds in plan.SEEDS.items() for s in tuning(task) + final(RECORDS, task, seeds)]
-    assert sorted(map(repr, wanted)) == sorted(repr(setting_of(record)) for record in RECORDS)
+    assert sorted(map(repr, wanted)) == sorted(repr(setting_of(record, Setting)) for record in RECORDS)
 
 
 def test_a_stored_run_drawn_at_random_repeats():
     """One of the quick ones. Processors round otherwise, and training magnifies that, epoch by epoch."""
     stored = random.choice([record for record in RECORDS if record["task"] == "chat-96"])
-    again = run(setting_of(stored))
-    other = run(Setting(**{**vars(setting_of(stored)), "seed": stored["seed"] + 1}))
+    again = run(setting_of(stored, Setting))
+    other = run(Setting(**{**vars(setting_of(stored, Setting)), "seed": stored["seed"] + 1}))
     first = [record["curves"]["train_loss"][0] for record in (stored, again, other)]
     assert first[1] == pytest.approx(first[0], rel=1e-3), json.dumps(stored)
     assert first[2] != pytest.approx(first[0], rel=1e-3)

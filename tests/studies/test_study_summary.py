@@ -9,10 +9,10 @@ import pytest
 from ftkit.studies.child_tuning.explorer import sweep_explorer
 from ftkit.studies.child_tuning.figures import plot_curves, plot_scores
 from ftkit.studies.child_tuning.plan import DEPENDENT_P, FREE_P, METHODS, RATES, SEEDS, TUNING_SEEDS
-from ftkit.studies.child_tuning.records import write_records
 from ftkit.studies.child_tuning.run import ADAMW, CONTROL, DEPENDENT, FREE
 from ftkit.studies.child_tuning.summary import T_975, Study, interval
 from ftkit.studies.child_tuning.verdicts import ADVISED_P, less_spread, study_claims
+from ftkit.studies.records import write_records
 
 NOISE = (0.00, 0.02, -0.01, 0.015, -0.02)
 LAGS, P_MATTERS, BETTER, D_BETTER, STEADY, F_OVER_D, OVER_CONTROL = range(7)  # the order of study_claims

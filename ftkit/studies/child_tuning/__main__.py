@@ -7,42 +7,19 @@ A run that is in the output already is not done again. About two hours on two co
 """
 
 import argparse
-import json
-import multiprocessing
+import functools
 import os
 import sys
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from ftkit.almanac import data_dir
+from ftkit.studies.records import do_missing, in_order, write_records
+from ftkit.studies.tasks import load_task
 
 from . import plan
-from .records import read_records, setting_of, write_records
 from .run import Setting, run
-from .tasks import load_task
-
-
-def do_missing(settings: list[Setting], path: Path, workers: int, base: str | None, label: str) -> list[dict]:
-    """Run the settings that the file has no record of, append theirs, and return all the file's records."""
-    records = read_records(path)
-    write_records(path, records)
-    done = {setting_of(record) for record in records}
-    todo = [setting for setting in settings if setting not in done]
-    context = multiprocessing.get_context("spawn")
-    with (
-        ProcessPoolExecutor(workers, context, initializer=torch.set_num_threads, initargs=(1,)) as pool,
-        path.open("a", encoding="utf-8") as file,
-        tqdm(total=len(settings), initial=len(settings) - len(todo), desc=label, unit="run") as bar,
-    ):
-        for future in as_completed([pool.submit(run, setting, base) for setting in todo]):
-            records.append(future.result())
-            file.write(json.dumps(records[-1]) + "\n")
-            file.flush()
-            bar.update()
-    return records
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -67,12 +44,13 @@ def main(arguments: list[str] | None = None) -> int:
             load_task(task, plan.TUNING_SEEDS[0], given.model)  # names and sizes that cannot work fail here
     except (ValueError, OSError) as error:
         parser.error(str(error))
-    given.output.parent.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)  # sums in one order: the records repeat
+    make = functools.partial(run, base=given.model)
     for task in given.tasks:
-        records = do_missing(plan.tuning(task), given.output, given.workers, given.model, f"{task}, rates")
+        records = do_missing(plan.tuning(task), make, given.output, f"{task}, rates", given.workers)
         settings = plan.final(records, task, given.seeds or plan.SEEDS.get(task, 5))
-        records = do_missing(settings, given.output, given.workers, given.model, task)
-        write_records(given.output, records)
+        records = do_missing(settings, make, given.output, task, given.workers)
+        write_records(given.output, in_order(records, Setting))
     print(f"stored in {given.output}")
     return 0
 

@@ -6,19 +6,12 @@ import time
 from dataclasses import dataclass
 
 import torch
-from torch import nn
-from transformers import get_scheduler
 
-from ftkit.batches import global_batch, steps_per_epoch
+from ftkit.batches import steps_per_epoch
 from ftkit.child_tuning import ChildTuningAdamW, fisher_mask
 from ftkit.optim import decay_groups
-
-from .tasks import HEAD, Task, load_task
-
-BATCH_SIZE = 16
-WEIGHT_DECAY = 0.01
-WARMUP = 0.1  # share of all steps; then the rate falls linearly to 0
-MAX_GRAD_NORM = 1.0  # of the whole gradient, before it is masked
+from ftkit.studies.tasks import HEAD, Task, load_task
+from ftkit.studies.training import BATCH_SIZE, WEIGHT_DECAY, train_by_step
 
 ADAMW, CONTROL, FREE, DEPENDENT = "AdamW", "AdamW at sqrt(p)", "F", "D"
 
@@ -39,22 +32,15 @@ def run(setting: Setting, base: str | None = None) -> dict:
     start = time.perf_counter()
     torch.manual_seed(setting.seed)
     task = load_task(setting.task, setting.seed, base)
-    optimizer = make_optimizer(setting, task)
     steps = steps_per_epoch(task.train, BATCH_SIZE)
-    schedule = get_scheduler("linear", optimizer, round(WARMUP * task.epochs * steps), task.epochs * steps)
     curves: dict[str, list[float]] = {"train_loss": []}
-    for epoch in range(task.epochs):
-        total = 0.0
-        task.model.train()
-        for step in range(epoch * steps, (epoch + 1) * steps):
-            loss = task.loss(task.model, global_batch(task.train, step, BATCH_SIZE, setting.seed))
-            loss.backward()
-            total += loss.item()
-            nn.utils.clip_grad_norm_(task.model.parameters(), MAX_GRAD_NORM)
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad()
-        curves["train_loss"].append(total / steps)
+    losses = []
+    for loss in train_by_step(task, make_optimizer(setting, task), setting.seed):
+        losses.append(loss)
+        if len(losses) < steps:
+            continue
+        curves["train_loss"].append(sum(losses) / steps)
+        losses.clear()
         task.model.eval()
         with torch.no_grad():
             for measure, value in task.judge(task.model).items():

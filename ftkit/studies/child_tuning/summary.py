@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ftkit.almanac import data_dir
+from ftkit.studies.records import read_records
 
 from .plan import DEPENDENT_P, TUNING_SEEDS, best_rate
-from .records import read_records
 from .run import ADAMW, DEPENDENT
 
 SCORE, LOSS = "test_exact", "test_loss"  # on held-out questions or statements
