@@ -33,6 +33,7 @@ from pathlib import Path
 
 import torch
 import transformers
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling as TrlCollator
 
 from ftkit import chat, load_base, load_chat
 from ftkit.almanac import data_dir
@@ -175,6 +176,8 @@ print(f"of {len(published)} published templates, {marked} have the markers,")
 print(
     f"for {len(replaced)} more TRL has a training version, for {len(no_version)} it has none"
 )
+
+# %%
 held = marked == len(published)
 claim = "a published chat template marks what the assistant writes"
 measured = (
@@ -185,8 +188,8 @@ claims.append(
 )
 
 # %% [markdown]
-# Notice: without the markers no label can be made, and `assistant_masks` is all zeros. So you will have to write
-# them yourself one day:
+# Notice: where neither has them, you write them yourself. Here is pocket-base's template without its markers;
+# nothing tells an answer from a question, and no label can be made:
 
 # %%
 UNMARKED = """\
@@ -204,15 +207,17 @@ UNMARKED = """\
 {%- endif %}"""
 unmarked = copy.deepcopy(tokenizer)
 unmarked.chat_template = UNMARKED
-print(
-    [finding for finding in chat.check_chat_template(unmarked) if finding.severity == "error"]
+encoded = unmarked.apply_chat_template(
+    conversation, return_dict=True, return_assistant_tokens_mask=True
 )
+print(f"{sum(encoded['assistant_masks'])} of {len(encoded['input_ids'])} tokens are marked")
+assert "no-generation-markers" in chat.codes(chat.check_chat_template(unmarked))
 
 # %% [markdown]
 # ## Exercise 1 · Mark what is learnt
 #
 # Difficulty ●●○, 7 minutes. Return `UNMARKED` with `{%- generation %}` and `{%- endgeneration %}` in the
-# right places: copy the text, or use `UNMARKED.replace`. Expected: 14 tokens of the checker's conversation
+# right places: copy the text, or use `UNMARKED.replace`. Expected: 12 tokens of the checker's conversation
 # are learnt.
 
 
@@ -288,8 +293,12 @@ short = {
     split: [row["messages"] for row in chats[split] if len(row["messages"]) == 2]
     for split in ("train", "test")
 }
+print(
+    {split: len(rows_of_two) for split, rows_of_two in short.items()}, "questions and answers"
+)
 
 
+# %%
 def train_in(its):
     """pocket-base after a short training in the format of a tokenizer."""
     trained, _ = load_base()
@@ -348,10 +357,18 @@ measured = (
 )
 claims.append(Claim("any prompt format will do", "a usual hope", lost == 0, measured))
 
+# %%
+untrained = chat.untrained_rows(model.get_input_embeddings().weight)
+for marks in ("<|user|><|assistant|><|end|>", "[INST][/INST]</s>"):
+    its_ids = tokenizer.encode(marks, add_special_tokens=False)
+    print(
+        f"{marks:30} {int(untrained[its_ids].sum())} of {len(its_ids)} tokens look untrained"
+    )
+
 # %% [markdown]
-# Notice: the words were the same, and the answers are gone. A model is used in the format that it was trained
-# in, to the last space. Both trainings are short: judge no format by the diagonal. `[INST]` has a head start
-# here, for it is made of tokens that pocket-base has read.
+# Notice: the words were the same, and the answers are gone. A model is used in the format that it was trained in,
+# to the last space. Judge no format by the diagonal: after so short a training, marks that pocket-base has read
+# before have a head start.
 
 # %% [markdown]
 # ## 4 · Break it, then fix it: pad = EOS
@@ -399,8 +416,6 @@ assert not findings and ends.all()
 # So is the advice always wrong? Give three collators the same rows, with EOS as pad:
 
 # %%
-from trl.trainer.sft_trainer import DataCollatorForLanguageModeling as TrlCollator
-
 end = llama.eos_token_id
 careless = copy.deepcopy(llama)
 careless.pad_token = careless.eos_token
@@ -550,6 +565,8 @@ for max_length in (24, 128):
     print(f"max_length {max_length}: {found or 'no findings'}")
     cut = int((lengths["course"] > max_length).sum())
     assert (f"{cut} of {len(rows)} rows" in found[0].seen) if cut else not found
+nothing = torch.full_like(alone, IGNORE_INDEX)
+print("loss without any label:", model(input_ids=alone, labels=nothing).loss.item())
 
 # %% [markdown]
 # Notice: at 24 nearly half of the rows teach the model to break off. Raise the length, or leave those rows out. A
@@ -608,6 +625,11 @@ endless = with_template(
 )
 merging = with_template(llama, " [/INST]'", " [/INST] '")
 merging.chat_template = merging.chat_template.replace("{{- ' ' + m.content", "{{- m.content")
+assert all(
+    merging.apply_chat_template(row, tokenize=False)
+    == llama.apply_chat_template(row, tokenize=False)
+    for row in rows[:50]
+)
 choices = {
     **formats,
     "Llama 2, pad = EOS": careless,
@@ -619,7 +641,7 @@ choices = {
 # %%
 longest_row = max(rows, key=lambda messages: len(str(messages)))
 explorer = ChatExplorer(
-    choices, {"two capitals": conversation, "a sum": rows[0], "the longest": longest_row}
+    choices, {"two capitals": conversation, "a sound": rows[0], "the longest": longest_row}
 )
 explorer
 
@@ -650,6 +672,7 @@ def check(model_folder, data, cwd):
     return subprocess.Popen(command, cwd=cwd, stdout=pipe, stderr=pipe, text=True)
 
 
+# %%
 with tempfile.TemporaryDirectory() as folder:
     shutil.copy(data_dir() / "chat" / "test.jsonl", folder)
     model.save_pretrained(Path(folder, "mine"))
@@ -754,6 +777,7 @@ def draw_features(node):
     return features[near[torch.randperm(len(near), generator=generator)[:SAMPLE]]]
 
 
+# %%
 unbiased = {}
 print("neighbours   mean: all  sampled   sum: all  sampled")
 for node, near in neighbours.items():

@@ -124,6 +124,10 @@ def test_other_roads_to_the_right_answer_are_right():
     assert check_never_stop(lambda labels, stops: set(never_right(labels, stops))).right
 
 
+def test_the_notebook_may_promise_twelve_tokens():
+    assert "12 of 42 tokens" in check_marked_template(lambda: MARKED).message
+
+
 def test_a_checker_never_raises():
     def angry(*args):
         raise SyntaxError("no")
