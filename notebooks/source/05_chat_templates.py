@@ -26,10 +26,7 @@ if "google.colab" in sys.modules:
 
 import copy
 import json
-import shutil
 import subprocess
-import tempfile
-from pathlib import Path
 
 import torch
 import transformers
@@ -661,37 +658,17 @@ explorer.length_slider.value = explorer.length_slider.max
 
 # %% [markdown]
 # On a model of your own you run the command. It reads model, tokenizer, template and data, and exits with 0 only
-# where it finds no error. Here on pocket-base and the course's data, and, beside it, on a copy with the template
-# whose end is outside:
-
+# where it finds no error. Here on pocket-base and the course's data:
 
 # %%
-def check(model_folder, data, cwd):
-    command = [sys.executable, "-m", "ftkit.chat", model_folder, data]
-    pipe = subprocess.PIPE
-    return subprocess.Popen(command, cwd=cwd, stdout=pipe, stderr=pipe, text=True)
-
-
-# %%
-with tempfile.TemporaryDirectory() as folder:
-    shutil.copy(data_dir() / "chat" / "test.jsonl", folder)
-    model.save_pretrained(Path(folder, "mine"))
-    endless.save_pretrained(Path(folder, "mine"))
-    runs = [
-        check("pocket-base", "chat/train.jsonl", data_dir()),
-        check("mine", "test.jsonl", folder),
-    ]
-    reports, errors = zip(*(run.communicate() for run in runs), strict=True)
-print(reports[0])
-assert [run.returncode for run in runs] == [0, 1], errors
+command = [sys.executable, "-m", "ftkit.chat", "pocket-base", "chat/train.jsonl"]
+done = subprocess.run(command, cwd=data_dir(), capture_output=True, text=True, check=False)
+print(done.stdout)
+assert done.returncode == 0, done.stderr
 
 # %% [markdown]
 # Notice the second warning: generation stops at EOS, and this template closes with `<|end|>`. The course's
 # `generate_answers` stops at both; plain `model.generate` needs what the remedy says.
-
-# %%
-print("\n".join(reports[1].splitlines()[:5]), f"\n…\nexit code {runs[1].returncode}")
-assert "stop-not-in-loss" in reports[1] and "stop-not-in-loss" not in reports[0]
 
 # %% [markdown]
 # ## 8 · The same discipline outside text
