@@ -142,6 +142,8 @@ def _box_html(token: Token) -> str:
         "background": TINTS.get(token.role, TINTS["text"]),
         "color": "#000000",
         "font-family": "monospace",
+        "display": "inline-block",  # a long run may go on in the next line
+        "line-height": "1.4",
         "padding": "0.1em 0.2em",
         "margin": "0 1px",
         "border": f"1px {'solid' if token.attended else 'dashed'} #888888",

@@ -80,6 +80,7 @@ def test_the_page_says_in_words_all_that_it_says_in_colour():
     learnt = sum(token.learnt for token in view.tokens)
     assert f"{len(view.tokens)} tokens, {learnt} of them in the loss" in text
     assert 'aria-label="Tokens by role"' in page
+    assert page.count("display: inline-block") == len(view.tokens)  # else a long run does not wrap
     assert re.sub(r"\s", "", repr(view)).startswith("[template]‹<|im_start|>›")
 
 
