@@ -820,4 +820,5 @@ show_claims(claims)
 #
 # ## Next
 #
-# [07_overfit_one_batch](07_overfit_one_batch.ipynb): the rows are right; can the model learn eight of them by heart?
+# [06_optimizer_and_schedule](06_optimizer_and_schedule.ipynb): the rows are right; which weights decay, and how fast
+# should they learn?
