@@ -1,6 +1,6 @@
 """05's checkers: a solution is right, a stub "Not solved yet", a wrong answer gets the hint meant for it."""
 
-import pytest
+from exercises import checker_tests
 
 from ftkit.checks.chat_templates import check_marked_template, check_never_stop, check_pad_choice
 from ftkit.conversations import IGNORE_INDEX
@@ -91,29 +91,8 @@ EXERCISES = [
     (check_pad_choice, pad_right, WRONG_PADS),
     (check_never_stop, never_right, WRONG_ROWS),
 ]
-WRONG = [(check, hint, answer) for check, _, wrong in EXERCISES for hint, answer in wrong.items()]
 
-
-@pytest.mark.parametrize(("check", "solution"), [(check, solution) for check, solution, _ in EXERCISES])
-def test_the_solution_is_right(check, solution):
-    verdict = check(solution)
-    assert verdict.right, verdict
-    assert repr(verdict).startswith("Right: ")
-
-
-@pytest.mark.parametrize("stub", [lambda *args: None, lambda *args: ...], ids=["None", "ellipsis"])
-@pytest.mark.parametrize("check", [check for check, _, _ in EXERCISES])
-def test_the_empty_stub_is_not_solved_yet(check, stub):
-    verdict = check(stub)
-    assert verdict.empty
-    assert not verdict.right
-
-
-@pytest.mark.parametrize(("check", "hint", "answer"), WRONG, ids=[f"{c.__name__}: {h}" for c, h, _ in WRONG])
-def test_a_wrong_answer_gets_the_hint_meant_for_it(check, hint, answer):
-    verdict = check(answer)
-    assert repr(verdict).startswith("Not yet: ")
-    assert hint in verdict.message
+test_solution, test_stub, test_wrong_answer = checker_tests(EXERCISES)
 
 
 def test_other_roads_to_the_right_answer_are_right():

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from exercises import checker_tests
 
 from ftkit.checks.child_tuning import check_accumulated_child, check_steady_step
 from ftkit.child_tuning import ChildTuningAdamW
@@ -66,26 +67,8 @@ EXERCISES = [
     (check_steady_step, right_step, WRONG_STEPS),
     (check_accumulated_child, right_child, WRONG_CHILDREN),
 ]
-WRONG = [(check, hint, answer) for check, _, wrong in EXERCISES for hint, answer in wrong.items()]
 
-
-@pytest.mark.parametrize(("check", "solution"), [(check, solution) for check, solution, _ in EXERCISES])
-def test_the_solution_is_right(check, solution):
-    verdict = check(solution)
-    assert verdict.right, verdict
-
-
-@pytest.mark.parametrize("stub", [lambda *args: None, lambda *args: ...], ids=["None", "ellipsis"])
-@pytest.mark.parametrize("check", [check for check, _, _ in EXERCISES])
-def test_the_empty_stub_is_not_solved_yet(check, stub):
-    assert check(stub).empty
-
-
-@pytest.mark.parametrize(("check", "hint", "answer"), WRONG, ids=[f"{c.__name__}: {h}" for c, h, _ in WRONG])
-def test_a_wrong_answer_gets_the_hint_meant_for_it(check, hint, answer):
-    verdict = check(answer)
-    assert repr(verdict).startswith("Not yet: ")
-    assert hint in verdict.message
+test_solution, test_stub, test_wrong_answer = checker_tests(EXERCISES)
 
 
 def test_other_roads_to_the_right_answer_are_right():

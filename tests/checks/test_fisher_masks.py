@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from exercises import checker_tests
 
 from ftkit.checks.fisher_masks import check_child, check_compact_bytes, check_fisher
 
@@ -93,27 +94,8 @@ EXERCISES = [
     (check_child, right_child, WRONG_CHILDREN),
     (check_compact_bytes, lambda n, p: 12 * round(p * n), WRONG_BYTES),
 ]
-WRONG = [(check, hint, answer) for check, _, wrong in EXERCISES for hint, answer in wrong.items()]
 
-
-@pytest.mark.parametrize(("check", "solution"), [(check, solution) for check, solution, _ in EXERCISES])
-def test_the_solution_is_right(check, solution):
-    verdict = check(solution)
-    assert verdict.right, verdict
-
-
-@pytest.mark.parametrize("stub", [lambda *args: None, lambda *args: ...], ids=["None", "ellipsis"])
-@pytest.mark.parametrize("check", [check for check, _, _ in EXERCISES])
-def test_the_empty_stub_is_not_solved_yet(check, stub):
-    assert repr(check(stub)).startswith("Not solved yet: ")
-
-
-@pytest.mark.parametrize(("check", "hint", "answer"), WRONG, ids=[f"{c.__name__}: {h}" for c, h, _ in WRONG])
-def test_a_wrong_answer_gets_the_hint_meant_for_it(check, hint, answer):
-    verdict = check(answer)
-    assert repr(verdict).startswith("Not yet: ")
-    assert hint in verdict.message
-    assert not verdict.right and not verdict.empty
+test_solution, test_stub, test_wrong_answer = checker_tests(EXERCISES)
 
 
 def test_other_roads_to_the_right_answer_are_right():

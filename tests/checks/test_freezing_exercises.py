@@ -1,6 +1,6 @@
 """The checkers of 04_freezing: a solution is right, a stub is not solved yet, a wrong answer gets its hint."""
 
-import pytest
+from exercises import checker_tests
 
 from ftkit.checks.freezing import check_first_two_blocks, check_moment_bytes, check_train_biases
 
@@ -87,25 +87,8 @@ EXERCISES = [
         },
     ),
 ]
-WRONG = [(check, hint, answer) for check, _, wrong in EXERCISES for hint, answer in wrong.items()]
 
-
-@pytest.mark.parametrize(("check", "solution"), [(check, solution) for check, solution, _ in EXERCISES])
-def test_the_solution_is_right(check, solution):
-    assert repr(check(solution)).startswith("Right: ")
-
-
-@pytest.mark.parametrize("stub", [lambda *args: None, lambda *args: ...], ids=["None", "ellipsis"])
-@pytest.mark.parametrize("check", [check for check, _, _ in EXERCISES])
-def test_the_empty_stub_is_not_solved_yet(check, stub):
-    assert check(stub).empty
-
-
-@pytest.mark.parametrize(("check", "hint", "answer"), WRONG, ids=[f"{c.__name__}: {h}" for c, h, _ in WRONG])
-def test_a_wrong_answer_gets_the_hint_meant_for_it(check, hint, answer):
-    verdict = check(answer)
-    assert repr(verdict).startswith("Not yet: ") and hint in verdict.message, verdict
-    assert not verdict.empty
+test_solution, test_stub, test_wrong_answer = checker_tests(EXERCISES)
 
 
 def test_other_roads_to_the_right_answer_are_right():

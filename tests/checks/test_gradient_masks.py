@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from exercises import checker_tests
 
 from ftkit.checks import NotYet, Verdict, checker, filled, filled_tensor
 from ftkit.checks.gradient_masks import check_child_gradient, check_child_variance, check_masked_descent
@@ -86,33 +87,8 @@ EXERCISES = [
     (check_child_variance, lambda g, p: g**2 * (1 - p) / p, WRONG_VARIANCES),
     (check_masked_descent, descend, WRONG_DESCENTS),
 ]
-WRONG = [(check, hint, answer) for check, _, wrong in EXERCISES for hint, answer in wrong.items()]
 
-
-@pytest.mark.parametrize(("check", "solution"), [(check, solution) for check, solution, _ in EXERCISES])
-def test_the_solution_is_right(check, solution):
-    verdict = check(solution)
-    assert verdict.right, verdict
-    assert not verdict.empty
-    assert repr(verdict).startswith("Right: ")
-
-
-@pytest.mark.parametrize("stub", [lambda *args: None, lambda *args: ...], ids=["None", "ellipsis"])
-@pytest.mark.parametrize("check", [check for check, _, _ in EXERCISES])
-def test_the_empty_stub_is_not_solved_yet(check, stub):
-    verdict = check(stub)
-    assert verdict.empty
-    assert not verdict.right
-    assert repr(verdict).startswith("Not solved yet: ")
-
-
-@pytest.mark.parametrize(("check", "hint", "answer"), WRONG, ids=[f"{c.__name__}: {h}" for c, h, _ in WRONG])
-def test_a_wrong_answer_gets_the_hint_meant_for_it(check, hint, answer):
-    verdict = check(answer)
-    assert repr(verdict).startswith("Not yet: ")
-    assert hint in verdict.message
-    assert not verdict.right
-    assert not verdict.empty
+test_solution, test_stub, test_wrong_answer = checker_tests(EXERCISES)
 
 
 @pytest.mark.parametrize("check", [check for check, _, _ in EXERCISES])

@@ -2,7 +2,7 @@
 
 import math
 
-import pytest
+from exercises import checker_tests
 
 from ftkit.checks.optimizer_and_schedule import check_decays, check_rate_at, check_warmup_steps
 
@@ -57,24 +57,5 @@ EXERCISES = [
         },
     ),
 ]
-WRONG = [(check, hint, answer) for check, _, wrong in EXERCISES for hint, answer in wrong.items()]
 
-
-@pytest.mark.parametrize(("check", "solution"), [(check, solution) for check, solution, _ in EXERCISES])
-def test_the_solution_is_right(check, solution):
-    verdict = check(solution)
-    assert verdict.right and not verdict.empty, verdict
-
-
-@pytest.mark.parametrize("stub", [lambda *args: None, lambda *args: ...], ids=["None", "ellipsis"])
-@pytest.mark.parametrize("check", [check for check, _, _ in EXERCISES])
-def test_the_empty_stub_is_not_solved_yet(check, stub):
-    verdict = check(stub)
-    assert verdict.empty and not verdict.right
-
-
-@pytest.mark.parametrize(("check", "hint", "answer"), WRONG, ids=[f"{c.__name__}: {h}" for c, h, _ in WRONG])
-def test_a_wrong_answer_gets_the_hint_meant_for_it(check, hint, answer):
-    verdict = check(answer)
-    assert not verdict.right and not verdict.empty
-    assert hint in verdict.message, verdict
+test_solution, test_stub, test_wrong_answer = checker_tests(EXERCISES)
