@@ -39,5 +39,8 @@ def test_notebook_08_on_a_model_of_ones_own(own, tmp_path):
         out.get("text", "") for cell in nb.cells if cell.cell_type == "code" for out in cell.outputs
     )
     assert "ChatML added, 0 new tokens" in printed  # the tokenizer had them, and no format
-    assert "Qwen3ForCausalLM(" in printed and "'lm_head'" in printed.split("LoRA")[-1]
+    assert "Qwen3ForCausalLM(" in printed
+    assert (
+        "['embed_tokens', 'input_layernorm', 'k_norm'" in printed
+    )  # what LoRA trains whole, on another design
     assert "2 evaluations" in printed and "stop rate" in printed
