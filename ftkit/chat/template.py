@@ -13,7 +13,7 @@ from .closing import (
     find_closing,
     stop_ids,
 )
-from .findings import Finding, finding
+from .findings import Finding, codes, finding
 from .render import Renderer, TemplateFailed, find_training_template, own_template
 
 SYSTEM = "Answer like a pirate."
@@ -44,7 +44,7 @@ def check_chat_template(
         found += _check_system(own) + _check_whitespace(trained) + _check_bos(own) + _check_date(template)
         found += _check_closing(trained, model)
         if training:
-            found += _check_loss_mask(own, trained)
+            found += [f for f in _check_loss_mask(own, trained) if f.code not in codes(found)]
         found += check_boundaries(own, trained, CHAT) + check_history(trained) + _check_round_trip(trained)
     except TemplateFailed as error:
         found.append(finding("template-fails", f"with two questions and answers: {error}"))

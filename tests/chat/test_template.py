@@ -52,6 +52,11 @@ def test_the_last_turn_is_looked_at_too_where_trl_does_not_look():
     assert codes(template(text)) == ["stop-not-in-loss"]
 
 
+def test_an_end_outside_the_loss_is_said_once_for_all_turns():
+    outside = CHATML.replace("<|im_end|>{% endgeneration %}", "{% endgeneration %}<|im_end|>")
+    assert [f.code for f in template(outside)] == ["stop-not-in-loss"]
+
+
 def test_a_second_token_may_be_the_one_that_stops():
     both = CHATML.replace("<|im_end|>{% endgen", "<|im_end|><|endoftext|>{% endgen")
     assert "turn-end-is-not-eos" not in codes(template(both, eos_token="<|endoftext|>"))
