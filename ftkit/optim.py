@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 from torch import nn
 
-# Norm gains and biases, by the ends of their names in GPT-2, Llama, Qwen, Gemma and OPT.
-NO_DECAY = r"(^|\.)bias$|(norm\w*|ln_\w+)\.weight$"
+# Norm gains and biases, by the ends of their names in GPT-2, Llama, Qwen, Gemma, OPT and ViT. "normal_proj" is no norm,
+# and attention in one module has its biases as `in_proj_bias` and `bias_k`.
+NO_DECAY = r"(^|[._])bias(_\w+)?$|(norm(\d+|_\w+)?|ln_\w+)\.weight$"
 
 Named = Iterable[tuple[str, nn.Parameter]]
 
@@ -51,13 +52,14 @@ def _groups(named: Named, weight_decay: float, spared: Callable[[str, nn.Paramet
 def gains_and_biases(model: nn.Module) -> Iterator[str]:
     """Names of the parameters that are gains or biases by their module, whatever they are called or shaped.
 
-    A gain is a parameter of a module whose class has "norm" in its name, as LayerNorm and LlamaRMSNorm have.
+    A gain is a parameter of a module whose class has "norm" in its name, as LayerNorm and LlamaRMSNorm have; a bias is
+    one whose own name begins or ends with "bias".
     """
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     for module in model.modules():
         is_norm = "norm" in type(module).__name__.lower()
         for own, parameter in module.named_parameters(recurse=False):
-            if is_norm or own == "bias":
+            if is_norm or own.startswith("bias") or own.endswith("bias"):
                 yield names[id(parameter)]
 
 

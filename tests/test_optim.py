@@ -86,6 +86,31 @@ def test_gains_and_biases_are_the_vectors_of_usual_models(make):
     assert set(gains_and_biases(model)) == {name for name, p in model.named_parameters() if p.ndim == 1}
 
 
+def test_biases_of_attention_in_one_module_do_not_decay():
+    attention = nn.MultiheadAttention(4, 2, add_bias_kv=True)
+    biases = {"in_proj_bias", "out_proj.bias", "bias_k", "bias_v"}
+    assert set(gains_and_biases(attention)) == biases
+    for group in (decay_groups, groups_by_name):  # bias_k has three dimensions: the shape does not tell
+        _, spared = group(attention.named_parameters(), 0.1)
+        assert {name for name, _ in spared["params"]} == biases
+    with pytest.raises(ValueError, match="bias_k, bias_v is a norm gain or a bias and decays"):
+        check_decay_groups(attention, groups_by_shape(attention.named_parameters(), 0.1))
+
+
+@pytest.mark.parametrize(
+    ("name", "spared"),
+    [
+        ("model.norm.weight", True), ("norm1.weight", True), ("backbone.norm_f.weight", True),
+        ("h.0.ln_1.weight", True),
+        ("post_attention_layernorm.weight", True), ("layernorm_before.weight", True), ("fc.bias", True),
+        ("normal_proj.weight", False), ("normalize.weight", False), ("unbiased.weight", False),
+    ],
+)  # fmt: skip
+def test_what_a_matrix_of_that_name_is_taken_for(name, spared):
+    groups = decay_groups([(name, nn.Parameter(torch.zeros(2, 2)))], 0.1)
+    assert groups[0]["weight_decay"] == (0.0 if spared else 0.1)
+
+
 def test_a_pattern_for_other_names_misses_the_gains_of_a_llama():
     model = gpt2()
     groups = groups_by_name(model.named_parameters(), 0.1, SOURCE_PATTERN)

@@ -10,6 +10,8 @@ import tiny
 from nbclient import NotebookClient
 from test_notebooks import target
 
+from ftkit import load_base
+
 
 @pytest.fixture
 def own(tmp_path, monkeypatch):
@@ -28,7 +30,9 @@ def own(tmp_path, monkeypatch):
 def test_notebook_08_on_a_model_of_ones_own(own, tmp_path):
     nb = nbformat.read(target("08_full_fine_tune"), as_version=4)
     constants = next(cell for cell in nb.cells if "MAX_STEPS = " in cell.source)
-    constants.source += "\nMAX_STEPS, EVALUATIONS = 4, 2"  # the learner is in a hurry
+    constants.source += (
+        f"\nMAX_STEPS, EVALUATIONS, OUTPUT = 4, 2, {str(tmp_path / 'kept')!r}"  # the learner is in a hurry
+    )
     client = NotebookClient(
         nb, timeout=300, kernel_name="python3", resources={"metadata": {"path": tmp_path}}
     )
@@ -44,3 +48,5 @@ def test_notebook_08_on_a_model_of_ones_own(own, tmp_path):
         "['embed_tokens', 'input_layernorm', 'k_norm'" in printed
     )  # what LoRA trains whole, on another design
     assert "2 evaluations" in printed and "stop rate" in printed
+    kept, tokenizer = load_base(tmp_path / "kept")
+    assert kept.config.model_type == "qwen3" and "<|im_start|>" in tokenizer.chat_template

@@ -4,7 +4,7 @@
     python -m ftkit.studies.optimizer --model MODEL --output mine.jsonl
 
 On few chat questions: rates, the decay of biases and gains, optimizers and schedules, each changed alone. A run that
-is in the output already is not done again. About fifteen minutes on two cores.
+is in the output already is not done again. About half an hour on two cores.
 """
 
 import argparse
@@ -31,7 +31,12 @@ SGD_RATES = (0.01, 0.03, 0.1, 0.3, 1.0)
 DECAYS = (0.01, 0.1, 10.0)  # usual, large, and absurd: to see any effect in so few steps
 MATRICES, EVERYTHING = "matrices", "everything"  # what decays
 HIGH = 5e-3  # a peak rate that is too high for most: does a schedule help?
-SCHEDULES = (("linear", 0.0), ("constant_with_warmup", 0.1), ("constant", 0.0), ("cosine", 0.1))
+SCHEDULES = (
+    ("linear", 0.0),
+    ("constant_with_warmup", 0.1),
+    ("constant", 0.0),
+    ("cosine", 0.1),
+)  # beside the usual
 SEEDS = 5
 STEPS = {"chat-96": 60, "chat-500": 160}  # of a run: 10 epochs of 6, 5 of 32
 LONG_WARMUP = 100  # steps: more than the smaller task has
@@ -64,12 +69,10 @@ def plan(seeds: int = SEEDS, model: str = "") -> list[Setting]:
             for decay in DECAYS
             for what in (MATRICES, EVERYTHING)
         ]
-        settings += [replace(usual, beta2=0.95, lr=lr) for lr in RATES[2:]]
+        settings += [replace(usual, beta2=0.95, lr=lr) for lr in RATES]
         settings += [replace(usual, optimizer="sgd", lr=lr) for lr in SGD_RATES]
         settings += [
-            replace(usual, lr=lr, schedule=name, warmup=share)
-            for lr in (usual.lr, HIGH)
-            for name, share in SCHEDULES
+            replace(usual, lr=lr, schedule=name, warmup=share) for lr in RATES for name, share in SCHEDULES
         ]
         # The same number of warmup steps, carried from one size of data to another.
         settings += [replace(usual, task=task, warmup=LONG_WARMUP / steps) for task, steps in STEPS.items()]

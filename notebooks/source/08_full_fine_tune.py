@@ -1,12 +1,12 @@
 # %% [markdown]
 # # 08 · Full fine-tuning: from a model that rambles to one that answers
 #
-# A base model knows the answer and cannot stop talking. A minute of training on conversations teaches it the
-# form of an answer, and you measure what that cost. The cells are the recipe for a model a thousand times larger.
+# A base model knows the answer and cannot stop talking. A few hundred conversations teach it the form of an
+# answer, and you measure what that cost. The cells are a recipe for models a thousand times larger.
 #
 # - **Prerequisites:** [05_chat_templates](05_chat_templates.ipynb) helps; you have seen a training loop.
 # - **Hardware:** any processor; two cores are enough. With a model of your own, a GPU.
-# - **Time:** about 30 minutes with the exercises; its cells run in about one minute on two cores.
+# - **Time:** about 30 minutes with the exercises; its cells run in one to two minutes on two cores.
 
 # %% [markdown]
 # ## You will be able to
@@ -24,13 +24,11 @@ if "google.colab" in sys.modules:
     # %pip install -q ftkit trl
     print("Colab: ftkit and trl are installed")
 
+import gc
 import os
 import tempfile
-import warnings
 
-import datasets
 import torch
-import transformers
 from peft import LoraConfig
 from trl import SFTConfig, SFTTrainer
 
@@ -56,33 +54,43 @@ from ftkit.widgets import answer_explorer
 
 # %% tags=["nbval-ignore-output"]
 use_course_style()
+
+import warnings  # these three are to be quiet
+
+import datasets
+import transformers
+
 warnings.filterwarnings("ignore", r"`\w*gradient_checkpointing", FutureWarning)  # names change
 transformers.utils.logging.disable_progress_bar()
 datasets.disable_progress_bars()
 print(f"torch {torch.__version__}, transformers {transformers.__version__}")
 
 # %%
-POCKET = not os.environ.get("FTKIT_MODEL")  # another model is measured, and nothing asserted
+OWN = os.environ.get("FTKIT_MODEL") or os.environ.get("FTKIT_DATA")
+POCKET = not OWN  # another model, or other data, is measured, and nothing is expected of it
 LR = (
     2e-3 if POCKET else 5e-5
 )  # peak learning rate; models a thousand times larger want far less
 MAX_STEPS = 40  # optimizer steps
 MICRO_BATCH, ACCUMULATION = 4, 8  # conversations in a pass; passes in a step
 EVALUATIONS = 20  # of the loss on held-out questions, in the run
-MAX_NEW_TOKENS = 48  # tokens: where an answer that does not end is cut off
+MAX_NEW_TOKENS = 48  # tokens: an answer is cut off there; more than your longest has
 SEED = 0  # of the order of the conversations
 REPORT_TO = "none"  # or "trackio", "tensorboard", "wandb": one you have installed
+OUTPUT = ""  # a folder in which to keep the trained model
 PUSH_TO_HUB = (
-    False  # True after `hf auth login` in a terminal: a token never goes into a notebook
+    ""  # or "NAME/MODEL", after `hf auth login` in a terminal: no token in a notebook
 )
 claims = []  # what this notebook tested, each with its verdict; the recap prints them
 
 # %% [markdown]
-# The cells run on any causal language model: set `FTKIT_MODEL` to a folder or a hub name before you start Jupyter.
-# Large ones want a GPU; `load_for_training` says what it chose for yours. The figures in the text are pocket-base's.
+# For a model of your own set `FTKIT_MODEL` to a folder or a hub name before you start Jupyter, for your own
+# conversations `FTKIT_DATA` to a folder with `train.jsonl`, `test.jsonl` and `heldout_domains.jsonl`. Where a model is
+# too large to be trained whole, a cell says so; section 7 is for it. The figures in the text, and those of the other
+# notebooks, are pocket-base's: take both variables back before you go on.
 
 # %% [markdown]
-# ## 1 · It knows, and it rambles
+# ## 1 · Ask the base model
 #
 # **pocket-base** has a million parameters and has read one small almanac. Like every base model it completes
 # pages. So load it, read the report, and ask in the form of a page it knows: a list of questions and answers.
@@ -103,8 +111,7 @@ assert not count.on_meta and count.trainable == count.total
 print(faq_prompt(QUESTIONS[0]))
 
 # %% [markdown]
-# **Predict first.** The prompt ends with `A:`. What follows the right answer: the end, another question,
-# or other words for the same answer?
+# **Predict first.** The prompt ends with `A:`. After a right answer, how does the text go on, and when does it stop?
 
 # %% tags=["nbval-ignore-output"]
 for question in QUESTIONS:
@@ -123,10 +130,10 @@ for page in pages:
         f"{first_line}\n    then it goes on: {bool(rest)}; it stopped by itself: {page.stopped}"
     )
 if POCKET:
-    assert not any(page.stopped for page in pages)
-    assert pages[0].text.startswith(
-        "The planets of our solar system are Mercury, Venus, Earth"
-    )
+    answers = {question: fact.answer for fact in all_facts() for question in fact.questions}
+    firsts = [page.text.partition("\n")[0].strip() for page in pages]
+    assert firsts == [answers[question] for question in QUESTIONS]
+    assert not any(page.stopped for page in pages) and all("\nQ:" in p.text for p in pages)
 
 # %% [markdown]
 # Notice: every first line is right, and then comes the next question. Nothing is broken: on a page of
@@ -140,6 +147,7 @@ if POCKET:
 
 # %%
 chats = load_chat()
+assert {"train", "test", "heldout_domains"} <= set(chats), "FTKIT_DATA wants these three files"
 example = chats["test"][0]["messages"]
 print(tokenizer.apply_chat_template(example, tokenize=False))
 print({split: len(rows) for split, rows in chats.items()})
@@ -242,7 +250,7 @@ check_stop_rate(my_stop_rate)
 # %% [markdown]
 # ## 3 · Look at what trains
 #
-# **Full fine-tuning** moves every weight. Each trained weight in float32 takes 16 bytes: itself, a gradient, and
+# **Full fine-tuning** trains every weight. Each trained weight in float32 takes 16 bytes: itself, a gradient, and
 # AdamW's two moments. Print the modules once: names that you know are names that you can freeze, or give to LoRA.
 
 # %%
@@ -251,9 +259,11 @@ print(model)
 # %%
 print(parameter_table(model))
 for parameters in (count.trainable, 7e9):
-    print(
-        f"{parameters:14,.0f} trained: {16 * parameters / 2**30:8.3f} GiB before any activation"
-    )
+    gib = 16 * parameters / 2**30
+    print(f"{parameters:14,.0f} trained: {gib:8.3f} GiB before any activation")
+if device.device.type == "cuda":  # the weights are there already: 12 bytes more
+    fits = 12 * count.trainable < torch.cuda.mem_get_info()[0]
+    assert fits, "no room for full fine-tuning: go on with section 7, or with notebook 16"
 
 # %% [markdown]
 # Notice: a model of 7 billion parameters needs 104 GiB, so one GPU of 80 is not enough: sharding
@@ -269,13 +279,14 @@ for parameters in (count.trainable, 7e9):
 
 # %%
 def backward_pass(model, batch, checkpointing):
-    """The bytes that the forward pass keeps for the backward pass, and the gradients."""
+    """The bytes that the forward pass keeps for the backward pass, and each gradient's norm."""
     kept = {}
 
     def keep(tensor):
         kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
+    torch.manual_seed(SEED)  # of dropout, if there is any
     model.train()
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -283,30 +294,34 @@ def backward_pass(model, batch, checkpointing):
         loss = model(**batch, use_cache=False).loss
     loss.backward()
     model.gradient_checkpointing_disable()
-    gradients = [parameter.grad.clone() for parameter in model.parameters()]
+    norms = torch.stack([p.grad.norm() for p in model.parameters() if p.grad is not None])
     model.zero_grad()
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    return sum(size for at, size in kept.items() if at not in weights), gradients
+    return sum(size for at, size in kept.items() if at not in weights), norms
 
 
+# %%
 rows = [
     encode(tokenizer, r["messages"], tokenizer.chat_template)
     for r in chats["train"].select(range(MICRO_BATCH))
 ]
 batch = {name: tensor.to(model.device) for name, tensor in pad(rows, 0).items()}
-(plain, gradients), (less, again) = (backward_pass(model, batch, on) for on in (False, True))
+(plain, norms), (less, again) = (backward_pass(model, batch, on) for on in (False, True))
 logits = 4 * batch["input_ids"].numel() * model.config.get_text_config().vocab_size
 for name, size in (("plain", plain), ("checkpointing", less), ("the logits alone", logits)):
     print(f"kept for the backward pass, {name}: {size / 2**20:.2f} MiB")
-assert less < plain and (not POCKET or less < 2 * logits)
-assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(gradients, again, strict=True))
+print(f"checkpointing keeps {less / plain:.0%}")
+print(f"the gradients agree: {torch.allclose(norms, again, rtol=1e-4)}")
+if POCKET:
+    assert less < 2 * logits < plain and torch.allclose(norms, again, rtol=1e-4)
 
 # %% [markdown]
 # Notice: the gradients are the same. Most of what is left are the logits, for each token a number for every
-# token of the vocabulary. The price is a second forward pass, so we use it only where the model is large.
+# token of the vocabulary; TRL's trainer computes its loss in pieces and avoids even these. The price of checkpointing
+# is a second forward pass, so we use it only where the model is large.
 #
-# These are the settings, as they would be for 7 billion parameters. Tracking and uploading are off; the constants at
-# the top switch them on.
+# These are the settings, as they would be for 7 billion parameters. Tracking is off; a constant at the top switches
+# it on.
 
 
 # %%
@@ -328,7 +343,6 @@ def recipe(steps, learning_rate, **settings):
         gradient_checkpointing=count.total > 100_000_000,
         use_cpu=device.device.type == "cpu",
         report_to=REPORT_TO,
-        push_to_hub=PUSH_TO_HUB,
         disable_tqdm=True,
         **settings,
     )
@@ -404,12 +418,21 @@ assert len(eval_losses) == EVALUATIONS and (
 
 # %% [markdown]
 # Notice: the loss on held-out questions has found its level well before the end. That is what evaluating 20 times is
-# for: two thirds of these steps would have done.
+# for: by this loss, two thirds of these steps would have done.
+#
+# A model worth keeping is saved with its tokenizer, here or on the hub:
+
+# %%
+if OUTPUT:
+    trainer.save_model(OUTPUT)
+if PUSH_TO_HUB:
+    model.push_to_hub(PUSH_TO_HUB, private=True)
+    tokenizer.push_to_hub(PUSH_TO_HUB, private=True)
 
 # %% [markdown]
 # ## 5 · The same questions again
 #
-# Now in the chat template, as the training was. Two of the three were among its questions.
+# Now in the chat template, as the training was. The first and the third were among its questions.
 
 # %% tags=["nbval-ignore-output"]
 for question in QUESTIONS:
@@ -430,13 +453,11 @@ assert not POCKET or (stop_rate(after) > 0.95 and exact_match(after, wanted) > 0
 rambled, stops = stop_rate(before) < 0.1, stop_rate(after) > 0.95
 claim = "fine-tuning on conversations makes a base model that rambles answer and stop"
 measured = f"stop rate under 10 % before: {rambled}; over 95 % after: {stops}; {len(wanted)} questions, 1 seed"
-claims.append(
-    Claim(claim, "the chat fine-tunes that this course follows", rambled and stops, measured)
-)
+claims.append(Claim(claim, "chat fine-tunes such as Llama 2's", rambled and stops, measured))
 
 carried = stop_rate(elsewhere) > 0.95
 claim = "stopping carries over to kinds of questions never trained on"
-measured = f"stop rate over 95 %: {carried}; {len(wanted_elsewhere)} questions of 4 other domains, 1 seed"
+measured = f"stop rate over 95 %: {carried}; {len(wanted_elsewhere)} questions of other domains, 1 seed"
 claims.append(Claim(claim, "this course", carried, measured))
 
 # %% tags=["nbval-ignore-output"]
@@ -448,9 +469,10 @@ print(f"on held-out domains: stop rate {stop_rate(elsewhere):.0%}, ", end="")
 print(f"exact match {exact_match(elsewhere, wanted_elsewhere):.0%}")
 
 # %% [markdown]
-# Notice: stopping carries over to every domain. Being exactly right carries over less, though the base model
-# has every one of these facts: it often answers with another fact of the same kind. Choose a question and
-# compare; *before* got the same chat tokens, whose embeddings were untrained.
+# Notice: stopping carries over. It is one habit for all questions, while each fact must be found from a new form of
+# prompt: being exactly right hardly carries over to other domains, and above, a question that the base model had
+# right may get another question's answer. Choose one and compare; *before* got the same chat tokens, whose
+# embeddings were untrained.
 
 # %%
 asked = [row["messages"][0]["content"] for row in chats["test"]]
@@ -460,13 +482,14 @@ explorer = answer_explorer(
 explorer
 
 # %%
-explorer.menu.value = 5
-assert wanted[5] in explorer.table.value and explorer.index == 5
+explorer.menu.value = len(wanted) - 1
+assert explorer.index == len(wanted) - 1
+assert not POCKET or wanted[-1] in explorer.table.value
 
 # %% [markdown]
 # ## 6 · What was forgotten
 #
-# Every weight moved, so what the weights held may have moved too. Go back to the base model's own pages, and
+# Every weight could move, so what the weights held may have changed. Go back to the base model's own pages, and
 # measure what was kept before training again: are the answers still right there, and what is the loss?
 
 # %%
@@ -504,19 +527,24 @@ assert not POCKET or rise["question"] > 9 * rise["answer"]
 
 # %% [markdown]
 # Notice: nearly all of the rise is on the questions, which the loss mask left out: the model no longer writes
-# pages of questions. Of the facts, most still come out right in the old form, and some are lost. Freezing,
+# pages of questions. Of the facts, most still come out right in the old form; about one in six does not. Freezing,
 # adapters and child-tuning are ways to pay less.
 
 # %% [markdown]
 # ## 7 · LoRA, with embeddings and norms
 #
 # Where 16 bytes a parameter do not fit, **LoRA** freezes the matrices and trains a small pair beside each (notebook
-# 09). But the four tokens of the chat template have untrained rows in the embedding, and in the output matrix that
-# says them. LoRA on the layers cannot move those. So train them too, and the norms, which are small.
+# 09). But the four tokens of the chat template have untrained rows in the embedding, and rows in the output matrix
+# that were only ever trained to be unlikely. LoRA on the layers cannot move those. So train these two matrices
+# whole, and the norms, which are small.
 
 # %%
-del model, trainer  # memory for the next one
-lora = load_for_training(dtype=None).model  # frozen weights need no float32
+del loaded, model, trainer  # memory for the next one
+gc.collect()
+torch.cuda.empty_cache()
+lora = (
+    load_for_training().model
+)  # in float32: bfloat16 would round small steps of what trains away
 
 
 def trained_whole(model):
@@ -539,7 +567,8 @@ config = LoraConfig(
 print(config.modules_to_save)
 
 # %% tags=["nbval-ignore-output"]
-rows_before = lora.get_input_embeddings().weight.detach().clone()
+row_before = lora.get_input_embeddings().weight[end_id].detach().clone()
+norm_before = lora.model.norm.weight.detach().clone() if POCKET else None
 lora_trainer = SFTTrainer(
     model=lora,
     args=recipe(MAX_STEPS // 2, 2.5 * LR),
@@ -556,23 +585,26 @@ print(
 
 # %%
 lora_count = count_parameters(lora_trainer.model)
-rows_after = lora_trainer.model.get_input_embeddings().weight.detach()
-moved = not torch.equal(rows_before[end_id], rows_after[end_id].to(rows_before))
+row_after = lora_trainer.model.get_input_embeddings().weight[end_id].detach()
+moved = not torch.equal(row_before, row_after)
 print(f"trained: {lora_count.trainable / count.total:.0%} of the parameters of the model")
 print(f"the embedding of {tokenizer.convert_ids_to_tokens(end_id)} moved: {moved}")
 print(f"stop rate over 90 %: {stop_rate(lora_after) > 0.9}")
-assert not POCKET or (moved and stop_rate(lora_after) > 0.9)
+if POCKET:
+    norm = lora.model.norm.modules_to_save["default"].weight
+    assert moved and not torch.equal(norm_before, norm) and stop_rate(lora_after) > 0.9
 
 # %% [markdown]
-# Notice: in this model of a thousand tokens and 128 numbers each, embeddings are a quarter of all weights, so this
-# LoRA is not small. In one of 7 billion they are a few percent. Half the steps were enough to stop; what the method
-# is worth, notebooks 09 and 10 measure with several seeds.
+# Notice: in this model of a thousand tokens and 128 numbers each, the two matrices are a quarter of all weights, so
+# this LoRA is not small. They are 4 % of Llama 2 7B and 14 % of Qwen2.5 7B, whose vocabulary is larger. Half the
+# steps were enough to stop; what the method is worth, notebooks 09 and 10 measure with several seeds.
 
 # %% [markdown]
 # ### Exercise 3 · the mean that counts
 #
 # Difficulty ●●○, 6 minutes. Answers differ in length. The loss of a batch is the mean over **all** its
-# unmasked tokens, not the mean of each row's mean. Expected: for the checker's batch, 12.25.
+# unmasked tokens, not the mean of each row's mean. Expected: of losses 1, 2, 3, 4 and 10, 20, 30, 40, with the last
+# three of the first row and the last of the second unmasked, 12.25.
 
 
 # %% tags=["exercise"]
@@ -602,23 +634,35 @@ check_mean_loss(mean_loss)
 # ## Break it, then fix it
 #
 # "My model never stops" is among the commonest complaints. A frequent cause: one token both ends turns and
-# pads, and the labels mask every pad token, wherever it stands. Train that way, for 32 steps.
+# pads, and the labels mask every pad token, wherever it stands. Train that way, for 24 steps.
+
 
 # %%
-broken, own = load_base(data_dir() / "pocket-base")
+def trained_on(rows):
+    """pocket-base after 24 steps on these rows, its tokenizer, and the last loss."""
+    model, tokenizer = load_base(data_dir() / "pocket-base")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    for step in range(24):
+        batch = pad(global_batch(rows, step, 16, SEED), tokenizer.pad_token_id)
+        loss = model(**batch).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model, tokenizer, loss.item()
+
+
+# %%
+own, conversations = (
+    load_base(data_dir() / "pocket-base")[1],
+    load_chat(data_dir() / "chat")["train"],
+)
 end = turn_end(own)
-rows = [encode(own, chat["messages"], own.chat_template) for chat in chats["train"]]
+rows = [encode(own, chat["messages"], own.chat_template) for chat in conversations]
 masked_by_token = [
     row | {"labels": [IGNORE_INDEX if i == end else i for i in row["labels"]]} for row in rows
 ]
-optimizer = torch.optim.AdamW(broken.parameters(), lr=1e-3)
-for step in range(32):
-    batch = pad(global_batch(masked_by_token, step, 16, SEED), end)
-    loss_of_step = broken(**batch).loss
-    loss_of_step.backward()
-    optimizer.step()
-    optimizer.zero_grad()
-print(f"its loss fell as well, to under 1: {loss_of_step.item() < 1}")
+broken, own, last_loss = trained_on(masked_by_token)
+print(f"its loss fell as well, to under 1.5: {last_loss < 1.5}")
 
 # %% tags=["raises-exception"]
 never, _ = ask(broken, "heldout_domains", own)
@@ -628,14 +672,18 @@ assert stop_rate(never) > 0.95, (
 
 # %% [markdown]
 # Notice: nothing in the loss gave it away. The fix: a pad token of its own, and a mask by **position**, from
-# the template, rather than by token. Look at the labels.
+# the template, rather than by token. Count the labels, and train again.
 
 # %%
 learnt = [sum(end in row["labels"] for row in each) for each in (masked_by_token, rows)]
 print(
-    f"conversations whose end of turn is learnt: broken {learnt[0]}, mended {learnt[1]} of {len(rows)}"
+    f"conversations whose end is learnt: broken {learnt[0]}, mended {learnt[1]} of {len(rows)}"
 )
+mended, own, last_loss = trained_on(rows)
+stops_now, _ = ask(mended, "heldout_domains", own)
+print(f"mended, stop rate over 95 %: {stop_rate(stops_now) > 0.95}")
 assert learnt == [0, len(rows)] and own.pad_token_id != end
+assert not POCKET or stop_rate(stops_now) > 0.95
 
 # %% [markdown]
 # ## Recap
@@ -643,7 +691,7 @@ assert learnt == [0, len(rows)] and own.pad_token_id != end
 # - A base model completes pages; going on after an answer is what pages do.
 # - The chat template marks turns; the loss mask lets the assistant's tokens through, the end of turn included.
 # - One recipe serves a laptop and a large GPU: micro-batch, accumulation, checkpointing and precision fit the device.
-# - Full fine-tuning taught the form in a minute; the model writes its old pages worse and lost a few facts.
+# - Full fine-tuning taught the form in 40 steps; the model writes its old pages worse, and one fact in six is lost.
 # - Stop rate and exact match say what the loss does not.
 
 # %%
@@ -663,7 +711,7 @@ show_claims(claims)
 #
 # - 1: it predicts what comes next on a page, and that is seldom the end.
 # - 2: the one with which the template closes the assistant's turn.
-# - 3: the template's tokens have untrained rows there, and LoRA on the layers does not move them.
+# - 3: the template's tokens have untrained rows there, which LoRA on the layers does not move.
 # - 4: stopping is one habit for all questions; each fact must also be found from a new form of prompt.
 # - 5: where labels mask that token wherever it stands, the end of a turn is never learnt.
 #
@@ -674,11 +722,11 @@ show_claims(claims)
 #
 # - TRL, [SFT trainer](https://huggingface.co/docs/trl/sft_trainer): conversations, `assistant_only_loss`.
 # - transformers, [chat templates](https://huggingface.co/docs/transformers/chat_templating): generation marks.
-# - Biderman et al., [LoRA Learns Less and Forgets Less](https://arxiv.org/abs/2405.09673): what full
+# - Biderman et al., [LoRA Learns Less and Forgets Less](https://arxiv.org/abs/2405.09673), 2024: what full
 #   fine-tuning forgets.
 # - Chen et al., [Training Deep Nets with Sublinear Memory Cost](https://arxiv.org/abs/1604.06174), 2016: checkpointing.
 # - Hu et al., [LoRA](https://arxiv.org/abs/2106.09685), 2021.
-# - Touvron et al., [Llama 2](https://arxiv.org/abs/2307.09288): fine-tuning on conversations, the loss on answers only.
+# - Touvron et al., [Llama 2](https://arxiv.org/abs/2307.09288), 2023: chat fine-tuning, the loss on answers only.
 #
 # ## Next
 #
