@@ -4,6 +4,7 @@ import difflib
 import re
 import warnings
 
+import torch
 from peft import LoraConfig
 from torch import nn
 from transformers import PreTrainedModel
@@ -13,7 +14,9 @@ from transformers.pytorch_utils import Conv1D
 def check_lora(
     model: PreTrainedModel, target_modules: str | list[str], modules_to_save: list[str], r: int
 ) -> None:
-    """Raises ValueError for a target or a module to save that matches nothing, and for an `r` that is no rank."""
+    """Raises ValueError for a target or a module to save that matches nothing, a target that is no matrix, and an `r`
+    that is no rank of one.
+    """
     modules = {name: module for name, module in model.named_modules() if name}
     targets = targeted(model, target_modules)
     if not targets:
@@ -27,6 +30,12 @@ def check_lora(
     if r < 1:
         raise ValueError(f"r is {r}: a rank is 1 or more")
     for name, module in targets.items():
+        # A norm, or a block of several layers; quantised layers may keep their weights under another name.
+        if getattr(module, "weight", torch.empty(1)).ndim < 2 and not hasattr(module, "qweight"):
+            raise ValueError(
+                f"{name} is a {type(module).__name__}, and LoRA goes beside matrices: name the layers in it, or "
+                "train it whole with modules_to_save"
+            )
         if isinstance(module, nn.Linear | nn.Embedding | Conv1D) and r > min(module.weight.shape):
             shape = "×".join(map(str, module.weight.shape))
             raise ValueError(

@@ -5,7 +5,7 @@ import inspect
 from collections.abc import Callable
 
 import torch
-from peft import AdaptionPromptConfig, LoraConfig, PrefixTuningConfig, TaskType, get_peft_model
+from peft import AdaptionPromptConfig, LoraConfig, PeftModel, PrefixTuningConfig, TaskType, get_peft_model
 from peft.optimizers import create_loraplus_optimizer
 from peft.tuners.adaption_prompt.config import TRANSFORMERS_MODEL_CONFIG
 from torch import nn
@@ -130,6 +130,8 @@ def attach(model: PreTrainedModel, method: str, **options) -> nn.Module:
     An adapter changes the model in place and returns PEFT's wrapper of it. Raises ValueError for a method or an
     option that does not exist and for what the method cannot do with this model; the model is then as it was.
     """
+    if isinstance(model, PeftModel):
+        raise ValueError("the model has an adapter already: give its base, or use PEFT's add_adapter")
     if method not in METHODS:
         near = difflib.get_close_matches(method, METHODS, n=1) or sorted(METHODS)
         raise ValueError(f"there is no method {method!r}; did you mean {', '.join(near)}?")

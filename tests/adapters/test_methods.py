@@ -102,6 +102,12 @@ def test_child_tuning_moves_its_share_of_the_entries():
         ("lora", {"target_modules": ["q_proj", "gate"]}, "'gate' of target_modules matches no module"),
         ("lora", {"target_modules": r".*\.q_projj"}, "near names: q_proj"),
         ("lora", {"modules_to_save": ["embed"]}, "'embed' of modules_to_save matches no module"),
+        (
+            "lora",
+            {"target_modules": ["input_layernorm"]},
+            "input_layernorm is a LlamaRMSNorm, and LoRA goes beside",
+        ),
+        ("lora", {"target_modules": ["q_proj", "mlp"]}, "mlp is a LlamaMLP"),
         ("lora", {"r": 17}, "k_proj is 16×32: its rank is 16 at most"),
         ("lora", {"r": 0}, "a rank is 1 or more"),
         ("prefix", {"num_virtual_tokens": 0}, "give 1 or more"),
@@ -115,6 +121,11 @@ def test_what_cannot_be_is_refused_before_the_model_changes(method, options, sai
     with pytest.raises(ValueError, match=said):
         attach(base, method, **options)
     assert [type(m) for m in base.modules()] == modules and all(p.requires_grad for p in base.parameters())
+
+
+def test_a_second_adapter_is_refused():
+    with pytest.raises(ValueError, match="has an adapter already"):
+        attach(attach(model(), "lora"), "dora")
 
 
 @pytest.mark.parametrize("method", METHODS)
