@@ -1,0 +1,93 @@
+"""Fold an adapter into its base, and prove that the result says what the adapter said.
+
+Rounding alone changes logits, so equality is judged by how far the working precision itself is off: the same model
+in the next higher precision is the reference.
+"""
+
+import copy
+import itertools
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from peft import PeftModel
+from torch import nn
+
+HIGHER = {torch.float32: torch.float64, torch.bfloat16: torch.float32, torch.float16: torch.float32}
+# How many times the unmerged model's rounding error the merged one may have. On four tiny designs with four seeds each,
+# right merges had 0.7 to 2.0 times; a scale wrong by a tenth made it 10 and more in bfloat16, 260,000 in float32.
+ALLOWED = 4.0
+
+
+class MergeError(Exception):
+    """The merged model does not say what the adapter said."""
+
+
+@dataclass(frozen=True)
+class MergeReport:
+    logit_error: float  # largest difference between merged and unmerged logits, in the working precision
+    rounding: float  # largest error of the unmerged logits themselves, against the higher precision
+    positions: int  # real tokens compared
+    flips: int  # positions whose likeliest token changed, all of them with a margin below `logit_error`
+
+    def __str__(self) -> str:
+        return (
+            f"merged: logits differ by {self.logit_error:.2g} at most (rounding alone: {self.rounding:.2g}); "
+            f"{self.flips} of {self.positions} greedy tokens differ, none with a margin above that"
+        )
+
+
+@torch.no_grad()
+def merge_and_verify(model: PeftModel, batch: Mapping[str, torch.Tensor]) -> tuple[nn.Module, MergeReport]:
+    """The merged copy of `model`, and how far its logits are off on `batch` (input_ids, attention_mask; (B, T)).
+
+    `model` stays as it is: there has to be room for it twice. Raises MergeError where the difference is more than
+    rounding, or where a greedy token changes although the top two are further apart than the difference; TypeError for
+    what is no adapter, and ValueError for one that cannot be merged.
+    """
+    if not isinstance(model, PeftModel):
+        raise TypeError(f"{type(model).__name__} has no adapter to merge: give what attach returned")
+    if not hasattr(model.base_model, "merge_and_unload"):
+        kind = model.peft_config[model.active_adapter].peft_type.value
+        raise ValueError(f"{kind} adds inputs, not weights, and cannot be merged: save it with save_adapter")
+    batch = {name: batch[name].to(model.device) for name in ("input_ids", "attention_mask")}
+    real = batch["attention_mask"].bool()
+    training = model.training
+    model.eval()
+    try:
+        before = model(**batch).logits[real]
+        with _in_higher_precision(model):
+            reference = model(**batch).logits[real].double()
+        merged = copy.deepcopy(model).merge_and_unload(safe_merge=True)
+        after = merged(**batch).logits[real]
+    finally:
+        model.train(training)
+    rounding = (before.double() - reference).abs().max().item()
+    beyond = (after.double() - reference).abs().max().item()
+    if not beyond <= ALLOWED * rounding:  # NaN is refused too
+        raise MergeError(
+            f"the merged logits are off by {beyond:.2g}, and rounding in {before.dtype} explains {rounding:.2g}: "
+            "do not use the merged model; merge in float32 (model.float()) and compare again"
+        )
+    error = (after.double() - before.double()).abs().max().item()
+    top = before.double().topk(2).values
+    differ = before.argmax(-1) != after.argmax(-1)
+    if sure := int((differ & (top[:, 0] - top[:, 1] > error)).sum()):
+        raise MergeError(f"{sure} greedy tokens changed, although the logits differ by {error:.2g} at most")
+    return merged, MergeReport(error, rounding, int(real.sum()), int(differ.sum()))
+
+
+@contextmanager
+def _in_higher_precision(model: nn.Module) -> Iterator[None]:
+    """Every floating tensor one precision up, and exactly as it was afterwards."""
+    tensors = [t for t in itertools.chain(model.parameters(), model.buffers()) if t.is_floating_point()]
+    dtypes = [t.dtype for t in tensors]
+    higher = HIGHER[model.dtype]
+    try:
+        for tensor in tensors:
+            tensor.data = tensor.data.to(higher)
+        yield
+    finally:
+        for tensor, dtype in zip(tensors, dtypes, strict=True):
+            tensor.data = tensor.data.to(dtype)
