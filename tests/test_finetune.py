@@ -62,7 +62,7 @@ def alone(setting):
 
 @pytest.fixture(scope="module")
 def sharded(setting):
-    torchrun("-m", "ftkit.finetune", *flags(setting, "sharded"), ranks=2, quiet=True, timeout=120)
+    torchrun("-m", "ftkit.finetune", *flags(setting, "sharded"), ranks=2, quiet=True)
     return setting / "sharded"
 
 
@@ -96,7 +96,7 @@ def test_two_ranks_compute_what_one_does(setting, alone, sharded):
 
 
 def test_three_ranks_on_batches_that_do_not_divide(setting, alone):
-    torchrun("-m", "ftkit.finetune", *flags(setting, "three"), ranks=3, quiet=True, timeout=120)
+    torchrun("-m", "ftkit.finetune", *flags(setting, "three"), ranks=3, quiet=True)
     for one, three in zip(metrics(alone), metrics(setting / "three"), strict=True):
         assert one["loss"] == pytest.approx(three["loss"], abs=2e-5)
 
@@ -118,7 +118,7 @@ def test_resume_on_another_number_of_ranks(setting, alone, first, second):
         if ranks == 1:
             finetune.main(command)
         else:
-            torchrun("-m", "ftkit.finetune", *command, ranks=ranks, quiet=True, timeout=120)
+            torchrun("-m", "ftkit.finetune", *command, ranks=ranks, quiet=True)
         assert (setting / name / "model").exists() == ("resume" in settings)
     rows = metrics(setting / name)
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
@@ -171,7 +171,7 @@ def weights_of_base(setting):
 def test_frozen_and_trainable_in_one_layer(setting):
     settings = {"freeze": r"mlp|q_proj", "max_steps": 2}
     finetune.main(flags(setting, "mixed_alone", **settings))
-    torchrun("-m", "ftkit.finetune", *flags(setting, "mixed", **settings), ranks=2, quiet=True, timeout=120)
+    torchrun("-m", "ftkit.finetune", *flags(setting, "mixed", **settings), ranks=2, quiet=True)
     base = weights_of_base(setting)
     for name, tensor in weights(setting / "mixed").items():
         if "mlp" in name or "q_proj" in name:
@@ -227,7 +227,7 @@ def test_a_restarted_launcher_goes_on_by_itself(setting, monkeypatch):
 
 def test_errors_of_ranks_come_back_in_one_line(setting):
     with pytest.raises(LaunchError, match="give a probability above 0") as error:
-        torchrun("-m", "ftkit.finetune", *flags(setting, "bad", reserve_p=2), ranks=2, quiet=True, timeout=60)
+        torchrun("-m", "ftkit.finetune", *flags(setting, "bad", reserve_p=2), ranks=2, quiet=True)
     assert len(str(error.value).splitlines()) < 5
     assert not (setting / "bad").exists()
     shutil.rmtree(setting / "bad", ignore_errors=True)

@@ -264,7 +264,7 @@ CASES = {
 
 def main() -> None:
     cases, folder = sys.argv[1].split(","), Path(sys.argv[2])
-    dist.init_process_group("gloo", timeout=timedelta(seconds=60))
+    dist.init_process_group("gloo", timeout=timedelta(seconds=300))
     for case in cases:
         results = CASES[case](folder)
         if dist.get_rank() == 0:

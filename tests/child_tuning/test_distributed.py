@@ -38,7 +38,7 @@ def launch(cases: list[str], world_size: int, folder: Path) -> dict[str, dict[st
         for rank in range(world_size)
     ]
     try:
-        outputs = [process.communicate(timeout=150)[0] for process in processes]
+        outputs = [process.communicate(timeout=300)[0] for process in processes]
     finally:
         for process in processes:
             process.kill()

@@ -47,9 +47,9 @@ def test_time_runs_out_and_nobody_is_left(tmp_path):
         f"import os, time; open(f'{tmp_path}/' + os.environ['RANK'], 'w').write(str(os.getpid())); time.sleep(600)",
     )
     start = time.time()
-    with pytest.raises(LaunchError, match="ran for more than 15 seconds"):
-        torchrun(program, ranks=2, quiet=True, timeout=15)
-    assert time.time() - start < 40
+    with pytest.raises(LaunchError, match="ran for more than 30 seconds"):
+        torchrun(program, ranks=2, quiet=True, timeout=30)
+    assert time.time() - start < 60
     pids = [int((tmp_path / str(rank)).read_text()) for rank in range(2)]
     deadline = time.time() + 5
     while any(map(alive, pids)) and time.time() < deadline:

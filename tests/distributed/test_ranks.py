@@ -24,7 +24,7 @@ def folder(tmp_path_factory):
 
 
 def on_ranks(case: str, folder: Path, ranks: int = 2) -> dict:
-    torchrun(PROGRAM, case, folder, ranks=ranks, quiet=True, timeout=90)
+    torchrun(PROGRAM, case, folder, ranks=ranks, quiet=True)
     return json.loads((folder / f"{case}.json").read_text())
 
 
@@ -92,7 +92,7 @@ def test_several_ranks_end_in_run_with_code_0_and_a_failure_does_not(tmp_path):
         "print('never', flush=True)",
     ]
     program.write_text("\n".join(lines))
-    said = torchrun(program, ranks=2, quiet=True, timeout=60)
+    said = torchrun(program, ranks=2, quiet=True)
     assert said.count("inside") == 2 and "never" not in said
     with pytest.raises(LaunchError, match="no good"):
-        torchrun(program, "fail", ranks=2, quiet=True, timeout=60)
+        torchrun(program, "fail", ranks=2, quiet=True)
