@@ -44,13 +44,15 @@ def merge_and_verify(model: PeftModel, batch: Mapping[str, torch.Tensor]) -> tup
 
     `model` stays as it is: there has to be room for it twice. Raises MergeError where the difference is more than
     rounding, or where a greedy token changes although the top two are further apart than the difference; TypeError for
-    what is no adapter, and ValueError for one that cannot be merged.
+    what is no adapter, and ValueError for one that cannot be merged and for another precision.
     """
     if not isinstance(model, PeftModel):
         raise TypeError(f"{type(model).__name__} has no adapter to merge: give what attach returned")
     if not hasattr(model.base_model, "merge_and_unload"):
         kind = model.peft_config[model.active_adapter].peft_type.value
         raise ValueError(f"{kind} adds inputs, not weights, and cannot be merged: save it with save_adapter")
+    if model.dtype not in HIGHER:
+        raise ValueError(f"the model is in {model.dtype}: load it in float32, bfloat16 or float16 to merge")
     batch = {name: batch[name].to(model.device) for name in ("input_ids", "attention_mask")}
     real = batch["attention_mask"].bool()
     training = model.training

@@ -62,6 +62,8 @@ def test_nan_is_refused():
 def test_what_cannot_be_merged_says_so_and_the_mode_comes_back():
     with pytest.raises(ValueError, match="PREFIX_TUNING adds inputs"):
         merge_and_verify(attach(model(), "prefix"), batch())
+    with pytest.raises(ValueError, match=r"in torch\.float64: load it in float32"):
+        merge_and_verify(attach(model(dtype=torch.float64), "lora"), batch())
     with pytest.raises(TypeError, match="has no adapter"):
         merge_and_verify(model(), batch())
     tuned = trained().train()
