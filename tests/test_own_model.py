@@ -44,9 +44,8 @@ def test_notebook_08_on_a_model_of_ones_own(own, tmp_path):
     )
     assert "ChatML added, 0 new tokens" in printed  # the tokenizer had them, and no format
     assert "Qwen3ForCausalLM(" in printed
-    assert (
-        "['embed_tokens', 'input_layernorm', 'k_norm'" in printed
-    )  # what LoRA trains whole, on another design
+    # What LoRA trains whole, on another design.
+    assert "['embed_tokens', 'input_layernorm', 'k_norm', 'lm_head'" in printed
     assert "2 evaluations" in printed and "stop rate" in printed
     kept, tokenizer = load_base(tmp_path / "kept")
     assert kept.config.model_type == "qwen3" and "<|im_start|>" in tokenizer.chat_template
