@@ -122,7 +122,8 @@ def pages(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> dict[str, dic
         chunk = facts[first : first + EVAL_ROWS]
         prompts = [faq_prompt(fact.questions[0]) for fact in chunk]
         ids = [tokenizer.encode(f"{p} {fact.answer}") for p, fact in zip(prompts, chunk, strict=True)]
-        batch = pad([{"input_ids": row, "labels": row} for row in ids], 0)
+        rows = pad([{"input_ids": row, "labels": row} for row in ids], 0)
+        batch = {name: tensor.to(model.device) for name, tensor in rows.items()}
         labels = batch.pop("labels")[:, 1:]  # (B, T - 1)
         logits = model(**batch, use_cache=False).logits[:, :-1].float()  # (B, T - 1, V)
         losses = nn.functional.cross_entropy(logits.transpose(1, 2), labels.clamp(min=0), reduction="none")

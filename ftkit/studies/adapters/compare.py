@@ -1,0 +1,158 @@
+"""Fine-tune a model by every method, on your conversations, and write what came out as a table.
+
+    python -m ftkit.adapters compare
+    python -m ftkit.adapters compare --model MODEL --data chats.jsonl --output mine.jsonl
+
+For each method a learning rate is searched with a seed of its own; then other seeds are run at the best one. The raw
+runs go to OUTPUT, one JSON object a line, and the table beside it as .md and .json. A run that is in OUTPUT already is
+not done again: after an interruption, the same command goes on.
+"""
+
+import argparse
+import functools
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+import transformers
+
+from ftkit.adapters import attach
+from ftkit.loading import load_for_training
+from ftkit.studies.adapters.data import digest, load_conversations
+from ftkit.studies.adapters.rates import GRID, rates_to_try
+from ftkit.studies.adapters.rows import BASE, REFERENCE, ROWS, options_for
+from ftkit.studies.adapters.table import TUNING_SEED, best_rate, markdown, of_task, open_ends, scores, summarise
+from ftkit.studies.adapters.trial import Setting, run
+from ftkit.studies.freezing import base_of
+from ftkit.studies.records import do_missing, in_order, read_records, write_records
+from ftkit.studies.training import BATCH_SIZE
+
+SEEDS = 3
+
+
+def possible_rows(rows: list[str], model: str, dtype: torch.dtype) -> list[str]:
+    """The rows that the model can take; says why of the others."""
+    possible = []
+    for name in rows:
+        loaded = load_for_training(base_of(model), dtype)
+        try:
+            attach(loaded.model, ROWS[name].method, **options_for(ROWS[name], loaded.model))
+            possible.append(name)
+        except ValueError as error:
+            print(f"without {name!r}: {error}", file=sys.stderr)
+    return possible
+
+
+def compare(usual: Setting, rows: list[str], seeds: int, lr: float | None, output: Path, workers: int, once) -> None:
+    """Search each row's rate, unless `lr` is given, and run the seeds; every run is appended to `output`."""
+
+    def at(row: str, lr: float, seed: int) -> Setting:
+        return Setting(**{**vars(usual), "row": row, "lr": lr, "seed": seed})
+
+    def mine() -> list[dict]:
+        return [r for r in of_task(read_records(output), usual.task, usual.model) if r["row"] in (BASE, *rows)]
+
+    def search() -> list[Setting]:
+        if lr:
+            return [at(row, lr, TUNING_SEED) for row in rows if lr not in scores(mine(), row)]
+        return [
+            at(row, each, TUNING_SEED)
+            for row in rows
+            for each in rates_to_try(scores(mine(), row), ROWS[row].start)
+        ]
+
+    while todo := search():
+        do_missing(todo, once, output, f"{usual.task}: rates", workers)
+    found = mine()
+    best = {row: best_rate(found, row) for row in rows}
+    # LoRA+ at LoRA's own rate as well: that is how it is tried first, and where it may diverge.
+    kept = [row for row in rows if ROWS[row].method == "lora+"] if REFERENCE in rows else []
+    final = [
+        setting
+        for seed in range(seeds)
+        for setting in [
+            at(BASE, 0.0, seed),
+            *(at(row, best[row], seed) for row in rows),
+            *(at(row, best[REFERENCE], seed) for row in kept if best[row] != best[REFERENCE]),
+        ]
+    ]
+    do_missing(final, once, output, f"{usual.task}: seeds", workers)
+    for row in rows:
+        if not lr and (note := open_ends(mine(), row)):
+            print(note, file=sys.stderr)
+
+
+def write_tables(output: Path, tasks: list[str], model: str) -> list[Path]:
+    """OUTPUT's table as .md and .json, beside it."""
+    records = read_records(output)
+    tables = {task: summarise(records, task, model) for task in tasks}
+    text = "\n".join(f"## {task}\n\n{markdown(lines)}" for task, lines in tables.items())
+    paths = [output.with_suffix(".md"), output.with_suffix(".json")]
+    for path, content in zip(paths, (text, json.dumps(tables, indent=1) + "\n"), strict=True):
+        path.write_text(content, encoding="utf-8")
+    return paths
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        prog="python -m ftkit.adapters",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.add_argument("command", choices=["compare"], help="the one there is")
+    made.add_argument("--model", default="", help="a model folder or hub name (pocket-base)")
+    made.add_argument(
+        "--data",
+        nargs="+",
+        default=["chat-200", "calls-200"],
+        help="a .jsonl file of conversations, a folder with train.jsonl and test.jsonl, or the almanac's chat-N and "
+        "calls-N (%(default)s)",
+    )
+    made.add_argument("--rows", nargs="+", default=list(ROWS), metavar="ROW", help=f"of: {'; '.join(ROWS)} (all)")
+    made.add_argument("--seeds", type=int, default=SEEDS, help="runs of each method at its best rate (%(default)s)")
+    made.add_argument("--epochs", type=int, default=0, help="passes over the data (3; 7 for chat-200)")
+    made.add_argument("--lr", type=float, help="this rate for every method, instead of the search")
+    made.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the base's weights")
+    made.add_argument("--micro_batch", type=int, default=BATCH_SIZE, help="rows at once, of a step's %(default)s")
+    made.add_argument("--workers", type=int, default=0, help="processes (one a core; one where there is a GPU)")
+    made.add_argument("--output", type=Path, default=Path("adapters.jsonl"), help="raw runs (%(default)s)")
+    return made
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parse = parser()
+    given = parse.parse_args(arguments)
+    if min(given.seeds, given.micro_batch) < 1 or min(given.epochs, given.workers) < 0:
+        parse.error("--seeds and --micro_batch must be at least 1, --epochs and --workers at least 0")
+    if unknown := [row for row in given.rows if row not in ROWS]:
+        parse.error(f"there is no row {unknown[0]!r}; the rows: {'; '.join(ROWS)}")
+    if given.lr is not None and not 0 < given.lr < 10:
+        parse.error(f"--lr is {given.lr:g}: a rate lies above 0; those of the search are {GRID[0]:g} to {GRID[-1]:g}")
+    transformers.utils.logging.disable_progress_bar()  # of loading: one bar is enough
+    torch.set_num_threads(1)  # sums in one order: the records repeat
+    workers = given.workers or (1 if torch.cuda.is_available() else os.cpu_count() or 1)
+    try:
+        tokenizer = load_for_training(base_of(given.model)).tokenizer
+        sets = {task: load_conversations(task, tokenizer, TUNING_SEED) for task in given.data}
+        rows = possible_rows(given.rows, given.model, getattr(torch, given.dtype))
+    except (ValueError, OSError) as error:
+        parse.error(str(error))
+    if not rows:
+        parse.error("no method is left that this model can take")
+    once = functools.partial(run, micro_batch=given.micro_batch)
+    try:
+        for task, conversations in sets.items():
+            usual = Setting(
+                given.model, task, BASE, 0.0, 0, given.epochs or conversations.epochs, given.dtype, digest(task)
+            )
+            compare(usual, rows, given.seeds, given.lr, given.output, workers, once)
+    except KeyboardInterrupt:
+        print(f"\nstopped: the runs so far are in {given.output}, and the same command goes on", file=sys.stderr)
+        return 130
+    write_records(given.output, in_order(read_records(given.output), Setting))
+    paths = write_tables(given.output, given.data, given.model)
+    print(paths[0].read_text(encoding="utf-8"))
+    print(f"stored in {given.output}, {paths[0]} and {paths[1]}")
+    return 0

@@ -1,0 +1,134 @@
+"""One run of the comparison: attach, train, judge, and measure what it cost.
+
+Shapes: B rows of a batch, T tokens (padded on the right), V vocabulary.
+"""
+
+import math
+import statistics
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from safetensors.torch import save_file
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from ftkit.adapters import attach, make_optimizer, save_adapter
+from ftkit.batches import Row as Tokens
+from ftkit.batches import pad
+from ftkit.calls import calls_exact
+from ftkit.conversations import IGNORE_INDEX
+from ftkit.evaluate import exact_match, generate_answers, stop_rate
+from ftkit.loading import load_for_training
+from ftkit.params import count_parameters
+from ftkit.studies.adapters.data import Conversations, load_conversations
+from ftkit.studies.adapters.rows import BASE, ROWS, options_for
+from ftkit.studies.freezing import base_of, pages
+from ftkit.studies.tasks import EVAL_ROWS, Task
+from ftkit.studies.training import BATCH_SIZE, WEIGHT_DECAY, train_by_step
+
+MOST_NEW_TOKENS = 256  # of an answer
+ROOM = 8  # tokens that an answer may be longer than the longest wanted one
+
+
+@dataclass(frozen=True)
+class Setting:
+    model: str  # folder or hub name, "" for pocket-base
+    task: str  # "chat-N", "calls-N", or a user's file or folder
+    row: str  # a name of ROWS, or BASE
+    lr: float  # peak
+    seed: int  # of data, order and fresh weights: equal seeds see equal data
+    epochs: int
+    dtype: str = "float32"  # of the base's weights
+    digest: str = ""  # of a user's data
+
+
+def run(setting: Setting, micro_batch: int = BATCH_SIZE) -> dict:
+    """The setting with what was counted and measured.
+
+    `trainable` parameters; `adapter_bytes` of the file that holds the fine-tune; `train_loss` by step and `test_loss`
+    (nats a token); `test_exact`, `test_stop`, `test_calls` (fractions; None without calls); by domain of the almanac,
+    what `pages` gives; `step_ms` of the median step, processor time on a CPU; `peak_bytes` of a CUDA device. A run
+    whose loss is no number any more ends there; its `train_loss` ends with None, and nothing of it is judged.
+    """
+    torch.manual_seed(setting.seed)
+    dtype = getattr(torch, setting.dtype)
+    loaded = load_for_training(base_of(setting.model), dtype)
+    conversations = load_conversations(setting.task, loaded.tokenizer, setting.seed)
+    model, losses, times = loaded.model, [], []
+    if setting.row != BASE:
+        row = ROWS[setting.row]
+        model = attach(model, row.method, **options_for(row, model))
+        optimizer = make_optimizer(
+            model, row.method, setting.lr, weight_decay=WEIGHT_DECAY, seed=setting.seed, **row.optimizer
+        )
+        task = Task(model, conversations.train, setting.epochs, _loss, judge=dict)
+        before = _now(model)
+        for loss in train_by_step(task, optimizer, setting.seed, micro_batch=micro_batch):
+            times.append((after := _now(model)) - before)
+            losses.append(round(loss, 4) if math.isfinite(loss) else None)
+            if losses[-1] is None:
+                break
+            before = after
+    diverged = None in losses
+    return {
+        **asdict(setting),
+        "trainable": count_parameters(model).trainable if losses else 0,
+        "adapter_bytes": saved_bytes(model) if losses else 0,
+        "step_ms": round(1000 * statistics.median(times), 1) if times else None,
+        "peak_bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
+        "train_loss": losses,
+        **({} if diverged else judge(model.eval(), loaded.tokenizer, conversations)),
+    }
+
+
+@torch.no_grad()
+def judge(model: nn.Module, tokenizer: PreTrainedTokenizerBase, conversations: Conversations) -> dict:
+    total, tokens = 0.0, 0
+    for first in range(0, len(conversations.test), EVAL_ROWS):
+        rows = conversations.test[first : first + EVAL_ROWS]
+        count = sum(label != IGNORE_INDEX for row in rows for label in row["labels"])
+        total, tokens = total + float(_loss(model, rows)) * count, tokens + count
+    longest = max(len(tokenizer.encode(reference)) for reference in conversations.references)
+    answers = generate_answers(
+        model, tokenizer, conversations.prompts, max_new_tokens=min(longest + ROOM, MOST_NEW_TOKENS)
+    )
+    calls = calls_exact([answer.text for answer in answers], conversations.references)
+    return {
+        "test_loss": round(total / tokens, 4),
+        "test_exact": round(exact_match(answers, conversations.references), 4),
+        "test_stop": round(stop_rate(answers), 4),
+        "test_calls": None if calls is None else round(calls, 4),
+        **pages(model, tokenizer),
+    }
+
+
+def saved_bytes(model: nn.Module) -> int:
+    """The size of the file that holds the fine-tune: PEFT's adapter, or else every weight that trains."""
+    with tempfile.TemporaryDirectory() as folder:
+        if isinstance(model, PeftModel):
+            return (save_adapter(model, folder) / "adapter_model.safetensors").stat().st_size
+        path = Path(folder) / "trained.safetensors"
+        trained = {n: p.detach().contiguous() for n, p in model.named_parameters() if p.requires_grad}
+        save_file(trained, path)
+        return path.stat().st_size
+
+
+def _loss(model: nn.Module, rows: list[Tokens]) -> torch.Tensor:
+    """Mean over the rows' labels, in nats."""
+    batch = {name: tensor.to(model.device) for name, tensor in pad(rows, 0).items()}
+    labels = batch.pop("labels")[:, 1:]  # (B, T - 1)
+    logits = model(**batch, use_cache=False).logits[:, :-1].float()  # (B, T - 1, V)
+    return nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE_INDEX)
+
+
+def _now(model: nn.Module) -> float:
+    """Seconds: of the processor where it computes, for other programs slow the clock on the wall down."""
+    if model.device.type == "cpu":
+        return time.process_time()
+    if model.device.type == "cuda":
+        torch.cuda.synchronize(model.device)
+    return time.perf_counter()
