@@ -13,7 +13,7 @@ class Call(NamedTuple):
 
 def write_call(name: str, **arguments: str) -> str:
     """The call in Python's form, as Llama 4 and others write it: `add(a="1", b="2")`."""
-    return f"{name}({', '.join(f'{key}={json.dumps(value)}' for key, value in arguments.items())})"
+    return f"{name}({', '.join(f'{key}={json.dumps(value, ensure_ascii=False)}' for key, value in arguments.items())})"
 
 
 def read_call(text: str) -> Call | None:
@@ -50,8 +50,9 @@ def _read_python(text: str) -> Call | None:
     """Nothing is evaluated: the text is parsed, and only literals are taken as arguments."""
     try:
         call = ast.parse(text.strip().removeprefix("[").removesuffix("]"), mode="eval").body
-        if not isinstance(call, ast.Call) or call.args or not call.keywords:  # an answer in code is no such call
-            return None
-        return Call(ast.unparse(call.func), {k.arg: ast.literal_eval(k.value) for k in call.keywords if k.arg})
+        named = isinstance(call, ast.Call) and call.keywords and not call.args
+        if not named or None in {keyword.arg for keyword in call.keywords}:
+            return None  # an answer in code, such as len(x), is no such call: its arguments have no names
+        return Call(ast.unparse(call.func), {k.arg: ast.literal_eval(k.value) for k in call.keywords})
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None

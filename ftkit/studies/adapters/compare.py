@@ -23,7 +23,7 @@ from ftkit.loading import load_for_training
 from ftkit.studies.adapters.data import digest, load_conversations
 from ftkit.studies.adapters.rates import GRID, rates_to_try
 from ftkit.studies.adapters.rows import BASE, REFERENCE, ROWS, options_for
-from ftkit.studies.adapters.table import TUNING_SEED, best_rate, markdown, of_task, open_ends, scores, summarise
+from ftkit.studies.adapters.table import TUNING_SEED, best_rate, markdown, open_ends, scores, summarise
 from ftkit.studies.adapters.trial import Setting, run
 from ftkit.studies.freezing import base_of
 from ftkit.studies.records import do_missing, in_order, read_records, write_records
@@ -45,14 +45,16 @@ def possible_rows(rows: list[str], model: str, dtype: torch.dtype) -> list[str]:
     return possible
 
 
-def compare(usual: Setting, rows: list[str], seeds: int, lr: float | None, output: Path, workers: int, once) -> None:
+def compare(
+    usual: Setting, rows: list[str], seeds: int, lr: float | None, output: Path, workers: int, once
+) -> None:
     """Search each row's rate, unless `lr` is given, and run the seeds; every run is appended to `output`."""
 
     def at(row: str, lr: float, seed: int) -> Setting:
         return Setting(**{**vars(usual), "row": row, "lr": lr, "seed": seed})
 
     def mine() -> list[dict]:
-        return [r for r in of_task(read_records(output), usual.task, usual.model) if r["row"] in (BASE, *rows)]
+        return alike(read_records(output), usual)
 
     def search() -> list[Setting]:
         if lr:
@@ -84,10 +86,16 @@ def compare(usual: Setting, rows: list[str], seeds: int, lr: float | None, outpu
             print(note, file=sys.stderr)
 
 
-def write_tables(output: Path, tasks: list[str], model: str) -> list[Path]:
+def alike(records: list[dict], usual: Setting) -> list[dict]:
+    """The records of this comparison: same model, data, passes and precision, whatever else the file holds."""
+    fields = ("model", "task", "digest", "epochs", "dtype")
+    return [r for r in records if all(r[field] == getattr(usual, field) for field in fields)]
+
+
+def write_tables(output: Path, comparisons: list[Setting]) -> list[Path]:
     """OUTPUT's table as .md and .json, beside it."""
     records = read_records(output)
-    tables = {task: summarise(records, task, model) for task in tasks}
+    tables = {c.task: summarise(alike(records, c), c.task, c.model) for c in comparisons}
     text = "\n".join(f"## {task}\n\n{markdown(lines)}" for task, lines in tables.items())
     paths = [output.with_suffix(".md"), output.with_suffix(".json")]
     for path, content in zip(paths, (text, json.dumps(tables, indent=1) + "\n"), strict=True):
@@ -110,13 +118,23 @@ def parser() -> argparse.ArgumentParser:
         help="a .jsonl file of conversations, a folder with train.jsonl and test.jsonl, or the almanac's chat-N and "
         "calls-N (%(default)s)",
     )
-    made.add_argument("--rows", nargs="+", default=list(ROWS), metavar="ROW", help=f"of: {'; '.join(ROWS)} (all)")
-    made.add_argument("--seeds", type=int, default=SEEDS, help="runs of each method at its best rate (%(default)s)")
+    made.add_argument(
+        "--rows", nargs="+", default=list(ROWS), metavar="ROW", help=f"of: {'; '.join(ROWS)} (all)"
+    )
+    made.add_argument(
+        "--seeds", type=int, default=SEEDS, help="runs of each method at its best rate (%(default)s)"
+    )
     made.add_argument("--epochs", type=int, default=0, help="passes over the data (3; 7 for chat-200)")
     made.add_argument("--lr", type=float, help="this rate for every method, instead of the search")
-    made.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the base's weights")
-    made.add_argument("--micro_batch", type=int, default=BATCH_SIZE, help="rows at once, of a step's %(default)s")
-    made.add_argument("--workers", type=int, default=0, help="processes (one a core; one where there is a GPU)")
+    made.add_argument(
+        "--dtype", choices=["float32", "bfloat16"], default="float32", help="of the base's weights"
+    )
+    made.add_argument(
+        "--micro_batch", type=int, default=BATCH_SIZE, help="rows at once, of a step's %(default)s"
+    )
+    made.add_argument(
+        "--workers", type=int, default=0, help="processes (one a core; one where there is a GPU)"
+    )
     made.add_argument("--output", type=Path, default=Path("adapters.jsonl"), help="raw runs (%(default)s)")
     return made
 
@@ -129,7 +147,9 @@ def main(arguments: list[str] | None = None) -> int:
     if unknown := [row for row in given.rows if row not in ROWS]:
         parse.error(f"there is no row {unknown[0]!r}; the rows: {'; '.join(ROWS)}")
     if given.lr is not None and not 0 < given.lr < 10:
-        parse.error(f"--lr is {given.lr:g}: a rate lies above 0; those of the search are {GRID[0]:g} to {GRID[-1]:g}")
+        parse.error(
+            f"--lr is {given.lr:g}: a rate lies above 0; those of the search are {GRID[0]:g} to {GRID[-1]:g}"
+        )
     transformers.utils.logging.disable_progress_bar()  # of loading: one bar is enough
     torch.set_num_threads(1)  # sums in one order: the records repeat
     workers = given.workers or (1 if torch.cuda.is_available() else os.cpu_count() or 1)
@@ -141,18 +161,21 @@ def main(arguments: list[str] | None = None) -> int:
         parse.error(str(error))
     if not rows:
         parse.error("no method is left that this model can take")
+    comparisons = [
+        Setting(given.model, task, BASE, 0.0, 0, given.epochs or each.epochs, given.dtype, digest(task))
+        for task, each in sets.items()
+    ]
     once = functools.partial(run, micro_batch=given.micro_batch)
     try:
-        for task, conversations in sets.items():
-            usual = Setting(
-                given.model, task, BASE, 0.0, 0, given.epochs or conversations.epochs, given.dtype, digest(task)
-            )
+        for usual in comparisons:
             compare(usual, rows, given.seeds, given.lr, given.output, workers, once)
     except KeyboardInterrupt:
-        print(f"\nstopped: the runs so far are in {given.output}, and the same command goes on", file=sys.stderr)
+        print(
+            f"\nstopped: the runs so far are in {given.output}, and the same command goes on", file=sys.stderr
+        )
         return 130
     write_records(given.output, in_order(read_records(given.output), Setting))
-    paths = write_tables(given.output, given.data, given.model)
+    paths = write_tables(given.output, comparisons)
     print(paths[0].read_text(encoding="utf-8"))
     print(f"stored in {given.output}, {paths[0]} and {paths[1]}")
     return 0

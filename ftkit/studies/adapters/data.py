@@ -31,7 +31,7 @@ class Conversations:
 
 
 def load_conversations(name: str, tokenizer: PreTrainedTokenizerBase, seed: int) -> Conversations:
-    """"chat-N" or "calls-N" of the almanac, else what `find_chat` finds; the tokenizer's template marks the answers.
+    """ "chat-N" or "calls-N" of the almanac, else what `find_chat` finds; the tokenizer's template marks the answers.
 
     The seed chooses rows, and what is held out for the test where there is no split of that name. Raises
     FileNotFoundError, ConversationError or ValueError for what cannot be compared on.
@@ -41,7 +41,11 @@ def load_conversations(name: str, tokenizer: PreTrainedTokenizerBase, seed: int)
         splits, passes = ALMANAC[kind](int(n), seed), epochs(int(n))
     else:
         splits, passes = _own_splits(name, seed), OWN_EPOCHS
-    tests = [messages for row in splits["test"][:MOST_TESTS] if (messages := _to_last_answer(row["messages"]))]
+    tests = [
+        messages for row in splits["test"][:MOST_TESTS] if (messages := _to_last_answer(row["messages"]))
+    ]
+    if not tests:
+        raise ValueError(f"{name}: no conversation to test on has an assistant turn that answers something")
 
     def rows(conversations: Sequence[list[dict]]) -> list[Row]:
         return [encode(tokenizer, messages, tokenizer.chat_template) for messages in conversations]
@@ -68,12 +72,16 @@ def digest(name: str) -> str:
 def _own_splits(name: str, seed: int) -> dict[str, list[dict]]:
     files = find_chat(name)
     if "train" not in files:
-        raise ValueError(f"{name} has no train.jsonl: it has {', '.join(path.name for path in files.values())}")
+        raise ValueError(
+            f"{name} has no train.jsonl: it has {', '.join(path.name for path in files.values())}"
+        )
     train = read_conversations(files["train"])
     if "test" in files:
         return {"train": train, "test": read_conversations(files["test"])}
     if len(train) < 2:
-        raise ValueError(f"{files['train']} has one conversation: at least two are wanted, one of them to test on")
+        raise ValueError(
+            f"{files['train']} has one conversation: at least two are wanted, one of them to test on"
+        )
     random.Random(seed).shuffle(train)
     cut = max(1, round(HELD_OUT * len(train)))
     return {"train": train[cut:], "test": train[:cut]}

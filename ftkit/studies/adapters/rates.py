@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-STEPS = range(-10, 3)  # half decades: 1e-5, 3e-5, 1e-4, … 3
+STEPS = range(-10, 2)  # half decades: 1e-5, 3e-5, 1e-4, … 3
 
 
 def rate(step: int) -> float:

@@ -57,7 +57,8 @@ def attention_matrices(model: nn.Module) -> list[str]:
     found = [
         name
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | Conv1D) and "attn" in name.rpartition(".")[0].replace("attention", "attn")
+        if isinstance(module, nn.Linear | Conv1D)
+        and "attn" in name.rpartition(".")[0].replace("attention", "attn")
     ]
     if not found:
         raise ValueError(f"{type(model).__name__} has no linear layer under a name with attn or attention")

@@ -55,12 +55,10 @@ def summarise(records: Sequence[dict], task: str, model: str = "") -> list[dict]
     not; `time` the median step in that of the row "lora" with the same seed.
     """
     mine = of_task(records, task, model)
-    base, reference = ({r["seed"]: r for r in judged(mine, task, row, model)} for row in (BASE, REFERENCE))
-    return [
-        line(row, runs, base, reference)
-        for row in (BASE, *ROWS)
-        if any(r["row"] == row for r in mine) and (runs := judged(mine, task, row, model))
-    ]
+    run_rows = [row for row in (BASE, *ROWS) if any(r["row"] == row for r in mine)]
+    runs = {row: judged(mine, task, row, model) for row in run_rows}
+    base, reference = ({r["seed"]: r for r in runs.get(row, ())} for row in (BASE, REFERENCE))
+    return [line(row, each, base, reference) for row, each in runs.items() if each]
 
 
 def line(row: str, runs: list[dict], base: dict[int, dict], reference: dict[int, dict]) -> dict:
@@ -72,7 +70,11 @@ def line(row: str, runs: list[dict], base: dict[int, dict], reference: dict[int,
     found["forgotten"] = spread([statistics.fmean(by_domain.values()) for by_domain in lost])
     by_domain = {d: statistics.fmean(each[d] for each in lost) for d in (lost[0] if lost else ())}
     found["forgotten_by_domain"] = {domain: round(share, 4) for domain, share in by_domain.items()}
-    times = [r["step_ms"] / reference[r["seed"]]["step_ms"] for r in runs if r["step_ms"] and r["seed"] in reference]
+    times = [
+        r["step_ms"] / reference[r["seed"]]["step_ms"]
+        for r in runs
+        if r["step_ms"] and r["seed"] in reference
+    ]
     found["time"] = spread(times)
     return found | {"trainable": runs[0]["trainable"], "adapter_bytes": runs[0]["adapter_bytes"]}
 
@@ -90,7 +92,7 @@ def spread(values: Sequence[float]) -> dict[str, float] | None:
 
 
 def open_ends(records: Sequence[dict], row: str) -> str:
-    """"" where the best rate has a worse one on either side; else which end of the grid, or of the search, it is at."""
+    """What to say of a best rate without a worse one on either side; an empty text where it has both."""
     lr = best_rate(records, row)
     if lr in (GRID[0], GRID[-1]):
         return f"{row}: the best rate, {lr:g}, is the last of the grid"
@@ -109,7 +111,9 @@ def markdown(lines: Sequence[dict]) -> str:
 
 def _cell(head: str, line: dict) -> str:
     if head == "row":
-        return line["row"] + (f" ({line['diverged']} of {line['seeds']} diverged)" if line["diverged"] else "")
+        return line["row"] + (
+            f" ({line['diverged']} of {line['seeds']} diverged)" if line["diverged"] else ""
+        )
     if head == "lr":
         return f"{line['lr']:g}" if line["lr"] else ""
     if head == "most_forgotten":
