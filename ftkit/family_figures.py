@@ -63,9 +63,7 @@ class ForgettingExplorer(ipywidgets.VBox):
         figure, ax = new_axes(6.0, 0.24 * len(self.lost) + 0.8)
         order = sorted(self.lost, key=lambda domain: (-self.lost[domain], domain))
         ax.barh(order, [self.lost[domain] for domain in order], color=OKABE_ITO[0], label=row)
-        ax.plot(
-            [other[domain] for domain in order], order, "D", color=OKABE_ITO[5], label=self.beside
-        )
+        ax.plot([other[domain] for domain in order], order, "D", color=OKABE_ITO[5], label=self.beside)
         ax.set_xlim(0, 1.02)
         ax.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
         ax.set_xlabel("facts lost")

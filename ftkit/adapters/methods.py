@@ -16,6 +16,7 @@ from ftkit import freezing_presets as presets
 from ftkit.child_tuning import ChildTuningAdamW
 from ftkit.optim import decay_groups
 
+from .adaption_bias import without_second_bias
 from .confusions import check_lora, warn_of_confusions
 
 CAUSAL = TaskType.CAUSAL_LM
@@ -103,12 +104,10 @@ def llama_adapter(model: PreTrainedModel, adapter_len: int = 8, adapter_layers: 
         raise ValueError(
             f"adapter_layers is {adapter_layers}, and the model has {layers}: give 0 to {layers}"
         )
-    return get_peft_model(
-        model,
-        AdaptionPromptConfig(
-            task_type=CAUSAL, adapter_len=adapter_len, adapter_layers=adapter_layers or layers
-        ),
+    prompts = AdaptionPromptConfig(
+        task_type=CAUSAL, adapter_len=adapter_len, adapter_layers=adapter_layers or layers
     )
+    return without_second_bias(get_peft_model(model, prompts))
 
 
 METHODS: dict[str, Callable[..., nn.Module]] = {

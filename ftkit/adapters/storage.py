@@ -9,6 +9,8 @@ import torch
 from peft import PeftModel, get_peft_model_state_dict
 from torch import nn
 
+from .adaption_bias import without_second_bias
+
 BASE = "base.json"
 SAMPLE = 256  # elements of each tensor that go into the fingerprint
 
@@ -67,7 +69,9 @@ def load_adapter(base: nn.Module, folder: str | Path) -> PeftModel:
     except RuntimeError as error:  # shapes
         said = str(error).strip().splitlines()
         raise ValueError(f"the adapter in {folder} does not fit this model: {said[-1].strip()}") from error
-    return loaded.requires_grad_(False)  # with prompts PEFT leaves the base as it found it
+    return without_second_bias(loaded).requires_grad_(
+        False
+    )  # with prompts PEFT leaves the base as it found it
 
 
 def _is_base(name: str) -> bool:
