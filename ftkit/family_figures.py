@@ -34,6 +34,20 @@ def plot_family(panels: Mapping[str, Mapping[str, Sequence[float]]], *, percent:
     return axes
 
 
+def plot_movement(panels: Mapping[str, Sequence[Sequence[tuple[float, float]]]]):
+    """Draw one panel a method: each matrix a point, at its change of direction and of length; return the Axes.
+
+    `panels` maps a title to the points of each seed, which has a sign of its own.
+    """
+    _, axes = new_axes(3 * len(panels), 2.6, columns=len(panels))
+    for ax, (title, seeds) in zip(axes, panels.items(), strict=True):
+        for sign, colour, points in zip("osD", OKABE_ITO, seeds, strict=False):
+            ax.plot(*zip(*points, strict=True), sign, markersize=4, alpha=0.7, color=colour)
+        ax.set(title=title, xlabel="turn (1 - cosine)", xlim=(0, None), ylim=(0, None))
+    axes[0].set_ylabel("change of length")
+    return axes
+
+
 class ForgettingExplorer(ipywidgets.VBox):
     """A menu of methods over bars: the share of each domain's facts that the method's fine-tune has lost.
 

@@ -47,8 +47,10 @@ def save_adapter(model: PeftModel, folder: str | Path) -> Path:
     return folder
 
 
-def load_adapter(base: nn.Module, folder: str | Path) -> PeftModel:
+def load_adapter(base: nn.Module, folder: str | Path, adapter_name: str = "default") -> PeftModel:
     """The base with the adapter of `folder` on it, frozen, whoever saved that. Only safetensors are read.
+
+    More adapters can be put beside it by PEFT's own `load_adapter(folder, adapter_name)` of what is returned.
 
     Raises FileNotFoundError where there is no adapter, and ValueError for one that was saved from another base.
     """
@@ -65,7 +67,7 @@ def load_adapter(base: nn.Module, folder: str | Path) -> PeftModel:
                 f" ({named.get('base_model_name_or_path') or 'unnamed'}): load it on that one, with its own weights"
             )
     try:
-        loaded = PeftModel.from_pretrained(base, folder, use_safetensors=True)
+        loaded = PeftModel.from_pretrained(base, folder, adapter_name, use_safetensors=True)
     except RuntimeError as error:  # shapes
         said = str(error).strip().splitlines()
         raise ValueError(f"the adapter in {folder} does not fit this model: {said[-1].strip()}") from error

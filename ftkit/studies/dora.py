@@ -8,7 +8,9 @@ of four moments of a run. The rates are those that the comparison of adapters fo
 
 import argparse
 import copy
+import statistics
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -77,6 +79,20 @@ def run(setting: Setting) -> dict:
                 length, direction = movement(before[name], after)
                 points.append([moment, name, float(f"{length:.4g}"), float(f"{direction:.4g}")])
     return {**asdict(setting), "points": points}
+
+
+def correlation(records: list[dict], row: str, wanted: Callable[[int, str], bool]) -> list[float]:
+    """Of length with direction, a number a seed, over the points whose moment and matrix are `wanted`."""
+    return [
+        statistics.correlation(*zip(*chosen_points(record, wanted), strict=True))
+        for record in records
+        if record["row"] == row
+    ]
+
+
+def chosen_points(record: dict, wanted: Callable[[int, str], bool]) -> list[tuple[float, float]]:
+    """(change of direction, change of length) of the points that are wanted."""
+    return [(turn, length) for moment, name, length, turn in record["points"] if wanted(moment, name)]
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -25,51 +25,47 @@ if "google.colab" in sys.modules:
     print("Colab: ftkit and trl are installed")
 
 import math
+import os
+import random
 import statistics
 import tempfile
 import time
-from pathlib import Path
+import warnings
 
 import torch
 import transformers
 from IPython.display import Markdown
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config
 
 from ftkit import load_base
 from ftkit.adapters import attach, load_adapter, make_optimizer, save_adapter
-from ftkit.almanac import data_dir
+from ftkit.almanac import all_facts, data_dir
 from ftkit.almanac_calls import call_splits
-from ftkit.almanac_sets import low_resource_chat, topic_task
+from ftkit.almanac_sets import low_resource_chat
 from ftkit.batches import pad
-from ftkit.checks.adapter_family import (
-    check_dora_weight,
-    check_loraplus_rates,
-    check_neftune,
-)
+from ftkit.checks import adapter_family as checks
 from ftkit.claims import Claim, show_claims
 from ftkit.conversations import encode
 from ftkit.evaluate import exact_match, generate_answers, stop_rate
-from ftkit.family_figures import ForgettingExplorer, plot_family
+from ftkit.family_figures import ForgettingExplorer, plot_family, plot_movement
 from ftkit.params import count_parameters
-from ftkit.plots import OKABE_ITO, new_axes, use_course_style
+from ftkit.plots import use_course_style
+from ftkit.studies import dora, intervals, records, tasks, training
+from ftkit.studies.adapters import results, table
 from ftkit.studies.adapters.rows import BASE, FAMILY
-from ftkit.studies.adapters.table import judged, markdown, of_task, summarise
-from ftkit.studies.intervals import interval
-from ftkit.studies.records import read_records
-from ftkit.studies.tasks import Task
-from ftkit.studies.training import train_by_step
 
 # %% tags=["nbval-ignore-output"]
 use_course_style()
 transformers.utils.logging.disable_progress_bar()
+warnings.filterwarnings("ignore", r"`\w*gradient_checkpointing", FutureWarning)  # names change
 print(f"torch {torch.__version__}, transformers {transformers.__version__}, device: cpu")
 
 # %%
-CHAT, CALLS = "chat-200", "calls-200"  # the two tasks: 200 conversations each
+CHAT, CALLS = TASKS = ("chat-200", "calls-200")  # the two tasks: 200 conversations each
 ROUNDS = 12  # steps of each method when two are timed against each other
 LIVE_SEED = 0  # of the run made here; the stored runs have 0, 1 and 2
 SERVED_EPOCHS = 4  # passes over the data for each of three small adapters
-RUNS = read_records(data_dir() / "results" / "adapters.jsonl")
+RUNS = records.read_records(data_dir() / "results" / "adapters.jsonl")
+SOURCE = "a practitioner's chat fine-tune that compares LoRA, DoRA, LoRA+, NEFTune and Unsloth"
 claims = []  # what this notebook tested, each with its verdict; the recap prints them
 
 # %% [markdown]
@@ -157,10 +153,14 @@ assert not torch.allclose(
 # every forward pass, which LoRA never forms. **Predict first:** how much longer does a step take?
 
 # %%
-chat_row = low_resource_chat(16)["train"]
 tokenizer = load_base()[1]
-rows = [encode(tokenizer, row["messages"], tokenizer.chat_template) for row in chat_row]
-batch = pad(rows, tokenizer.pad_token_id)
+
+
+def conversations(rows):
+    return [encode(tokenizer, row["messages"], tokenizer.chat_template) for row in rows]
+
+
+batch = pad(conversations(low_resource_chat(16)["train"]), tokenizer.pad_token_id)
 
 
 def step(tuned, optimizer):
@@ -186,100 +186,65 @@ print(f"a step of DoRA takes {ratio:.2f} times as long as LoRA's")
 
 # %%
 print("DoRA's step is dearer:", ratio > 1.05)
-
-
-def paired(row, other, measure, task=CHAT):
-    """Ratios of a measure, seed by seed, at the best rate of each."""
-    pairs = zip(judged(RUNS, task, row), judged(RUNS, task, other), strict=True)
-    return [a[measure] / b[measure] for a, b in pairs]
-
-
-slower = paired("dora", "lora", "step_ms") + paired("dora", "lora", "step_ms", CALLS)
-print(f"stored runs: {min(slower):.2f} to {max(slower):.2f} times, {len(slower)} pairs")
-claims.append(
-    Claim(
-        "DoRA is slower than LoRA by a factor of two",
-        "a chat fine-tune that compares LoRA, DoRA, LoRA+ and NEFTune",
-        min(slower) > 1.8,
-        f"{min(slower):.2f} to {max(slower):.2f} times LoRA's step, on a CPU, {len(slower)} pairs of runs",
-    )
-)
+slower = [r for task in TASKS for r in results.ratios(RUNS, task, "dora", "lora", "step_ms")]
+measured = f"{min(slower):.2f} to {max(slower):.2f} times LoRA's step on a CPU, {len(slower)} pairs of runs"
+print(f"stored runs: {measured}")
+claim = "DoRA is slower than LoRA by a factor of two"
+claims.append(Claim(claim, SOURCE, min(slower) > 1.8, measured))
+assert min(slower) > 1
 
 # %% [markdown]
-# Notice: dearer, and less than the source found, whose model and GPU were others. The larger the batch, the more the
-# work on W, which does not depend on it, is hidden.
+# Notice: dearer, and by how much depends on model, batch and device: what DoRA adds is work on W, which is the same
+# for a small batch as for a large one.
 
 # %% [markdown]
 # ### Does DoRA move like full fine-tuning?
 #
-# DoRA's paper says so. It plots, for a matrix at a moment of training, how far the lengths moved against how far the
-# directions did. Under full fine-tuning the two went against each other; under LoRA they rose together; and DoRA was
-# like full fine-tuning. Here is pocket-base.
+# DoRA's paper says so. For each matrix it plots how far the lengths moved against how far the directions did. Under
+# full fine-tuning one went up as the other went down; under LoRA they rose together; and DoRA was like full
+# fine-tuning. Here is pocket-base: each sign is a seed, each point a matrix at the end of its run.
 
 # %%
-MOVED = read_records(data_dir() / "results" / "dora.jsonl")
+MOVED = records.read_records(data_dir() / "results" / "dora.jsonl")
+METHODS_MOVED = ("full", "lora", "dora")
 
 
-def correlation(row, wanted):
-    """Over the points of each run that are wanted: mean, least and most over the seeds."""
-    found = []
-    for run in MOVED:
-        if run["row"] == row:
-            points = [
-                (turn, length) for *where, length, turn in run["points"] if wanted(*where)
-            ]
-            found.append(statistics.correlation(*zip(*points, strict=True)))
-    return statistics.fmean(found), min(found), max(found)
+def at_the_end(moment, matrix):
+    return moment == dora.MOMENTS
 
 
-def last(moment, name):
-    return moment == 4
+def queries(moment, matrix):
+    return matrix.endswith("q_proj")
 
 
-def queries(moment, name):
-    return name.endswith("q_proj")
+def points(row):
+    return [dora.chosen_points(run, at_the_end) for run in MOVED if run["row"] == row]
 
 
-figure, axes = new_axes(9, 2.6, columns=3)
-for ax, row in zip(axes, ("full", "lora", "dora"), strict=True):
-    for mark, colour, seed in zip("osD", OKABE_ITO, range(3), strict=False):
-        run = next(run for run in MOVED if (run["row"], run["seed"]) == (row, seed))
-        points = [(turn, length) for *where, length, turn in run["points"] if last(*where)]
-        ax.plot(*zip(*points, strict=True), mark, markersize=4, alpha=0.7, color=colour)
-    ax.set_title(f"{row}: correlation {correlation(row, last)[0]:+.2f}")
-    ax.set_xlabel("turn (1 - cosine)")
-    ax.set_xlim(0, None)
-    ax.set_ylim(0, None)
-_ = axes[0].set_ylabel("change of length")
+_ = plot_movement({row: points(row) for row in METHODS_MOVED})
 
 # %%
-results = {}
-for name, wanted in (("at the end, every matrix", last), ("queries, four moments", queries)):
-    results[name] = {row: correlation(row, wanted) for row in ("full", "lora", "dora")}
-    shown = "; ".join(
-        f"{row} {mean:+.2f} ({low:+.2f} to {high:+.2f})"
-        for row, (mean, low, high) in results[name].items()
-    )
-    print(f"{name}: {shown}")
-    results[name]["shown"] = shown
-end, paper = results["at the end, every matrix"], results["queries, four moments"]
-claims.append(
-    Claim(
-        "lengths and directions move against each other in full fine-tuning and DoRA, together in LoRA",
-        "Liu et al. 2024, DoRA, figure 2",
-        all(
-            found["full"][2] < 0 < found["lora"][1] and found["dora"][2] < 0
-            for found in (end, paper)
-        ),
-        f"correlations, 3 seeds: at the end {end['shown']}; queries at four moments {paper['shown']}",
-    )
+end, paper = (
+    {row: dora.correlation(MOVED, row, wanted) for row in METHODS_MOVED}
+    for wanted in (at_the_end, queries)
 )
-assert end["full"][0] < end["dora"][0] < end["lora"][0]
+
+
+def said(found):
+    return ", ".join(f"{row} {min(c):+.2f} to {max(c):+.2f}" for row, c in found.items())
+
+
+measured = f"correlations of 3 seeds: all matrices at the end {said(end)}; queries at four moments {said(paper)}"
+print(measured.replace("; ", "\n"))
+as_said = [max(c["full"] + c["dora"]) < 0 < min(c["lora"]) for c in (end, paper)]
+claim = "DoRA changes lengths against directions, as full fine-tuning does and LoRA does not"
+claims.append(Claim(claim, "Liu et al. 2024, DoRA, figure 2", any(as_said), measured))
+assert max(end["full"]) < min(end["dora"]) and max(end["dora"]) < min(end["lora"])
 
 # %% [markdown]
-# Notice: over all matrices at the end, DoRA lies between the two, and the paper's signs hold for full fine-tuning and
-# LoRA only. Over the queries at four moments, which is the paper's way, all three rise: as training goes on, both
-# grow. Four small layers are not the paper's model.
+# Notice: over all matrices at the end, the signs hold for full fine-tuning and LoRA, and DoRA lies between the two.
+# Over the queries at four moments, which is the paper's choice, all three rise, because both changes grow as training
+# goes on. Four small layers are not the paper's model; the figure is worth making for yours.
 
 # %% [markdown]
 # ## 3 · LoRA+: two learning rates
@@ -301,59 +266,45 @@ for group in optimizer.param_groups:
 # **Predict first:** take LoRA's best rate for A, and let B learn 20 times as fast. What comes out? And what if the rate
 # is searched anew for each ratio?
 
+
 # %%
-RATIOS = (2, 4, 16, 20)
-lora_rate = judged(RUNS, CHAT, "lora")[0]["lr"]
-
-
-def kept_rate(ratio, task=CHAT):
-    """LoRA+ at the rate that is best for LoRA, the seeds 0 to 2."""
-    lr = judged(RUNS, task, "lora")[0]["lr"]
-    runs = [r for r in of_task(RUNS, task) if r["row"] == f"lora+ {ratio}" and r["seed"] < 100]
-    return [run for run in runs if run["lr"] == lr]
-
-
 def exact(runs):
-    return statistics.fmean(run["test_exact"] for run in runs)
+    return results.mean(runs, "test_exact")
 
 
-print(f"LoRA at {lora_rate:g}: {exact(judged(RUNS, CHAT, 'lora')):.0%} exact")
-for ratio in RATIOS:
-    own = judged(RUNS, CHAT, f"lora+ {ratio}")
+alone = table.judged(RUNS, CHAT, "lora")
+print(f"LoRA at its best rate, {alone[0]['lr']:g}: {exact(alone):.0%} exact")
+for times_as_fast in (2, 4, 16, 20):
+    row = f"lora+ {times_as_fast}"
+    own, kept = table.judged(RUNS, CHAT, row), results.at_rate_of(RUNS, CHAT, row, "lora")
     print(
-        f"ratio {ratio:>2}: at that rate {exact(kept_rate(ratio)):4.0%}, at its own, {own[0]['lr']:g}, {exact(own):4.0%}"
+        f"ratio {times_as_fast:>2}: at that rate {exact(kept):3.0%}; at its own, {own[0]['lr']:g}, {exact(own):3.0%}"
     )
 
 # %%
-tasks = (CHAT, CALLS)
-broken = all(
-    exact(kept_rate(20, task)) < exact(judged(RUNS, task, "lora")) / 4 for task in tasks
-)
-fine = all(
-    exact(judged(RUNS, task, "lora+ 20")) > exact(judged(RUNS, task, "lora")) / 2
-    for task in tasks
-)
-shown = "; ".join(
-    f"{task} {exact(kept_rate(20, task)):.0%} exact at LoRA's best rate, {exact(judged(RUNS, task, 'lora+ 20')):.0%} "
-    f"at its own, LoRA {exact(judged(RUNS, task, 'lora')):.0%}"
-    for task in tasks
-)
-print(shown)
-claims.append(
-    Claim(
-        "LoRA+ at a ratio of 20 is unstable",
-        "a chat fine-tune that compares LoRA, DoRA, LoRA+ and NEFTune",
-        broken,
-        f"{shown}; 3 seeds",
-        only_if="at the rate that is best for LoRA; at a rate of its own it is not"
-        if broken and fine
-        else "",
+at_20 = {}
+for task in TASKS:
+    own, kept = (
+        table.judged(RUNS, task, "lora+ 20"),
+        results.at_rate_of(RUNS, task, "lora+ 20", "lora"),
     )
+    at_20[task] = exact(kept), exact(own), exact(table.judged(RUNS, task, "lora"))
+broken = all(kept < lora / 4 for kept, _, lora in at_20.values())
+mended = all(own > lora / 2 for _, own, lora in at_20.values())
+measured = "; ".join(
+    f"{task}: {kept:.0%} exact at LoRA's best rate, {own:.0%} at its own, LoRA {lora:.0%}"
+    for task, (kept, own, lora) in at_20.items()
 )
+print(measured.replace("; ", "\n"))
+only_if = (
+    "at the rate that is best for LoRA, not at one of its own" if broken and mended else ""
+)
+claim = "LoRA+ at a ratio of 20 is unstable"
+claims.append(Claim(claim, SOURCE, broken, f"{measured}; 3 seeds", only_if=only_if))
 
 # %% [markdown]
 # Notice: the ratio alone is not the reason. What breaks the run is B's rate, 20 times one that was chosen to be as
-# high as LoRA bears. Lower A's rate, and the same ratio is fine. A ratio is compared at the best rate of each.
+# high as LoRA bears. Lower A's rate, and the same ratio does well. So compare ratios at the best rate of each.
 
 # %% [markdown]
 # ## 4 · NEFTune: noise on the embeddings
@@ -373,24 +324,18 @@ with torch.no_grad():
     noise = embed.train()(ids) - clean  # (16, L, D)
     assert torch.equal(embed.eval()(ids), clean)
 bound = ALPHA / math.sqrt(L * config.hidden_size)
-beyond = float((noise.abs() > noise.std() * math.sqrt(3) * 1.02).float().mean())
 print(f"largest {noise.abs().max():.4f}, bound {bound:.4f}; in evaluation none at all")
-print(f"spread {noise.std():.4f}, of a uniform {bound / math.sqrt(3):.4f}")
-print(
-    f"beyond the bound: {beyond:.1%}; a Gaussian of this spread has {math.erfc(1.02 * math.sqrt(1.5)):.1%}"
-)
+print(f"spread {noise.std():.4f}, that of a uniform {bound / math.sqrt(3):.4f}")
 
 # %%
-gaussian = beyond > 0.01
-claims.append(
-    Claim(
-        "NEFTune's noise is Gaussian",
-        "an explanation of NEFTune for a chat fine-tune",
-        gaussian,
-        f"{beyond:.0%} of {noise.numel():,} draws beyond √3 standard deviations; a Gaussian has 8%",
-    )
-)
-assert not gaussian and noise.abs().max() <= bound
+far = 1.02 * math.sqrt(3)  # standard deviations: a uniform ends at √3 of them
+beyond = float((noise.abs() > far * noise.std()).float().mean())
+gauss = math.erfc(far / math.sqrt(2))
+measured = f"{beyond:.0%} of {noise.numel():,} draws lie beyond √3 standard deviations, of a Gaussian {gauss:.0%}"
+print(measured)
+source = "an explanation of NEFTune for a chat fine-tune"
+claims.append(Claim("NEFTune's noise is Gaussian", source, beyond > 0.01, measured))
+assert noise.abs().max() <= bound
 
 # %% [markdown]
 # Notice: uniform, with a sharp bound. L is the length after padding: the same short row gets **less** noise in a batch
@@ -398,28 +343,24 @@ assert not gaussian and noise.abs().max() <= bound
 
 # %%
 gains = {}
-for task in tasks:
+for task in TASKS:
     for row in ("lora", "dora"):
-        with_noise = judged(RUNS, task, f"{row}, NEFTune")
-        pairs = list(zip(with_noise, judged(RUNS, task, row), strict=True))
-        loss = interval([a["test_loss"] - b["test_loss"] for a, b in pairs])
-        gains[task, row] = loss
-        cost = statistics.fmean(a["step_ms"] / b["step_ms"] for a, b in pairs)
+        runs = results.pairs(RUNS, task, f"{row}, NEFTune", row)
+        gains[task, row] = intervals.interval(
+            [a["test_loss"] - b["test_loss"] for a, b in runs]
+        )
+        cost = statistics.fmean(a["step_ms"] / b["step_ms"] for a, b in runs)
+        g = gains[task, row]
         print(
-            f"{task}, {row}: loss {loss.mean:+.3f} ({loss.low:+.3f} to {loss.high:+.3f}) nats, step {cost:.2f}×"
+            f"{task}, {row}: loss {g.mean:+.2f} ({g.low:+.2f} to {g.high:+.2f}) nats, step {cost:.2f}×"
         )
 measured = "; ".join(
     f"{task} {row} {g.mean:+.2f} ({g.low:+.2f} to {g.high:+.2f})"
     for (task, row), g in gains.items()
 )
-claims.append(
-    Claim(
-        "NEFTune lowers the validation loss at no cost",
-        "a chat fine-tune that compares LoRA, DoRA, LoRA+ and NEFTune",
-        all(g.high < 0 for g in gains.values()),
-        f"validation loss with it less that without, nats: {measured}; 3 seeds",
-    )
-)
+measured = f"validation loss with it less that without, nats: {measured}; 3 seeds"
+lower = all(g.high < 0 for g in gains.values())
+claims.append(Claim("NEFTune lowers the validation loss at no cost", SOURCE, lower, measured))
 
 # %% [markdown]
 # Notice: an interval that holds zero means that three seeds cannot tell the two apart.
@@ -437,22 +378,21 @@ with torch.no_grad():
     for method in ("prefix", "llama-adapter"):
         torch.manual_seed(0)
         logits = attach(load_base()[0], method).eval()(**batch).logits
-        moved = (logits - base_logits)[batch["attention_mask"].bool()].abs().max()
-        print(f"{method}: logits moved by more than rounding before training: {moved > 1e-3}")
-        assert (moved > 1e-3) == (method == "prefix")
+        error = (logits - base_logits)[batch["attention_mask"].bool()].abs().max()
+        print(f"{method}: it begins as the base model: {bool(error < 1e-3)}")
+        assert (error > 1e-3) == (method == "prefix")
 
 # %% [markdown]
-# Notice: the gate makes LLaMA-Adapter begin as the base model, as `B = 0` does for LoRA. Prefix-tuning begins with a
-# disturbance. Neither can be merged, for there is no matrix to merge into, and not every model can take them:
+# Notice: the gate makes LLaMA-Adapter begin as the base model, as `B = 0` does for LoRA. (PEFT's own begins so only if
+# the output projection has no bias, which it adds twice; `attach` takes the second one back.) Prefix-tuning begins
+# with a disturbance. Neither can be merged, for there is no matrix to merge into, and not every model can take them:
 
 # %%
+tiny = transformers.Qwen3Config(
+    num_hidden_layers=1, hidden_size=32, intermediate_size=32, vocab_size=64
+)
 try:
-    attach(
-        transformers.AutoModelForCausalLM.from_config(
-            Qwen3Config(num_hidden_layers=1, vocab_size=64)
-        ),
-        "llama-adapter",
-    )
+    attach(transformers.AutoModelForCausalLM.from_config(tiny), "llama-adapter")
 except ValueError as refusal:
     print(refusal)
 else:
@@ -465,73 +405,67 @@ else:
 # question must become a function call with the right name and arguments. Each method got a search for its own learning
 # rate, then three seeds. One run is made here, and compared with its stored record.
 
-# %% tags=["nbval-ignore-output"]
-stored = next(run for run in judged(RUNS, CHAT, "lora") if run["seed"] == LIVE_SEED)
-
-
-def conversations(rows):
-    return [encode(tokenizer, row["messages"], tokenizer.chat_template) for row in rows]
+# %%
+print("\n".join(row["content"] for row in call_splits(200)["test"][0]["messages"]))
+stored = next(run for run in table.judged(RUNS, CHAT, "lora") if run["seed"] == LIVE_SEED)
 
 
 def loss_of(model, rows):
     return model(**pad(rows, tokenizer.pad_token_id), use_cache=False).loss
 
 
-def train(rows, epochs, lr, seed=0):
-    """A LoRA on a fresh base; returns it, and the losses by step."""
+def train(rows, epochs, seed=LIVE_SEED):
+    """A LoRA on a fresh base; returns it, and how many steps it was."""
     torch.manual_seed(seed)
     tuned = attach(load_base()[0], "lora")
-    optimizer = make_optimizer(tuned, "lora", lr, weight_decay=0.01)
-    task = Task(tuned, conversations(rows), epochs, loss_of, judge=dict)
-    return tuned, list(train_by_step(task, optimizer, seed))
+    optimizer = make_optimizer(tuned, "lora", stored["lr"], weight_decay=0.01)
+    task = tasks.Task(tuned, conversations(rows), epochs, loss_of, judge=dict)
+    return tuned, len(list(training.train_by_step(task, optimizer, seed)))
 
 
+# %% tags=["nbval-ignore-output"]
 splits = low_resource_chat(200, LIVE_SEED)
-live, losses = train(splits["train"], stored["epochs"], stored["lr"], LIVE_SEED)
+live, steps = train(splits["train"], stored["epochs"])
 prompts = [row["messages"][:-1] for row in splits["test"]]
 wanted = [row["messages"][-1]["content"] for row in splits["test"]]
 answers = generate_answers(live, tokenizer, prompts)
 right, stopped = exact_match(answers, wanted), stop_rate(answers)
-print(f"live: {right:.0%} exact, {stopped:.0%} stopped; stored: {stored['test_exact']:.0%}")
+print(
+    f"live: {right:.0%} exact, {stopped:.0%} stopped; stored: {stored['test_exact']:.0%} exact"
+)
 
 # %%
 near = abs(right - stored["test_exact"]) < 0.12  # processors sum in different orders
-print(f"{len(losses)} steps; as the stored run: {near}; it stops by itself: {stopped > 0.9}")
-assert len(losses) == len(stored["train_loss"]) and near
+print(f"{steps} steps; as the stored run: {near}; it stops by itself: {stopped > 0.9}")
+assert steps == len(stored["train_loss"]) and near
 
 # %%
-lines = {task: summarise(RUNS, task) for task in tasks}
-shown = {
-    task: [line for line in lines[task] if line["row"] in (BASE, *FAMILY)] for task in tasks
+lines = {task: table.summarise(RUNS, task) for task in TASKS}
+family = {
+    task: [line for line in lines[task] if line["row"] in (BASE, *FAMILY)] for task in TASKS
 }
-Markdown("\n".join(f"**{task}**\n\n{markdown(shown[task])}" for task in tasks))
+Markdown("\n".join(f"**{task}**\n\n{table.markdown(family[task])}" for task in TASKS))
 
 # %% [markdown]
 # In brackets the least and the most of three seeds. "Facts forgotten" asks, in the form of the base model's own pages,
 # for everything it knew. Step time is the processor's, relative to LoRA's. The same as a figure, every seed a dot:
 
+
 # %%
-names = [name for name in FAMILY]
-
-
 def by_seed(task, value):
-    return {name: [value(run) for run in judged(RUNS, task, name)] for name in names}
+    return {name: [value(run) for run in table.judged(RUNS, task, name)] for name in FAMILY}
 
 
-def kept(run):
-    return statistics.fmean(run["pages_right"].values())
-
-
-panels = {
+fractions = {
     "chat: exact": by_seed(CHAT, lambda run: run["test_exact"]),
     "calls: exact": by_seed(CALLS, lambda run: run["test_calls"]),
-    "chat: facts kept": by_seed(CHAT, kept),
-    "chat: validation loss": by_seed(CHAT, lambda run: run["test_loss"]),
+    "chat: facts kept": by_seed(CHAT, results.known),
 }
-_ = plot_family(panels, percent=["chat: exact", "calls: exact", "chat: facts kept"])
+losses = {"chat: validation loss": by_seed(CHAT, lambda run: run["test_loss"])}
+_ = plot_family(fractions | losses, percent=list(fractions))
 
 # %% [markdown]
-# Notice: the seeds of one method lie apart as far as many methods do. Then look at what was forgotten, domain by
+# Notice: the seeds of one method lie as far apart as many methods do. Then look at what was forgotten, domain by
 # domain, and move the menu.
 
 # %%
@@ -547,51 +481,38 @@ explorer.menu.value = "lora"
 
 # %% [markdown]
 # ### What the sources said
+#
+# LoRA, it is said, forgets less than full fine-tuning. **Predict first:** does the table say so?
 
 # %%
-forgets = interval(
-    [
-        100 * (kept(a) - kept(b))
-        for a, b in zip(judged(RUNS, CHAT, "lora"), judged(RUNS, CHAT, "full"), strict=True)
-    ]
-)
-measured = f"facts kept on chat-200, LoRA less full: {forgets.mean:+.0f} ({forgets.low:+.0f} to {forgets.high:+.0f}) points, each at its best rate; 3 seeds"
+runs = results.pairs(RUNS, CHAT, "lora", "full")
+keeps = intervals.interval([results.known(a) - results.known(b) for a, b in runs])
+measured = f"facts kept on {CHAT}, LoRA less full: {keeps.points} points, each at its best rate; 3 seeds"
 print(measured)
+source = "Biderman et al. 2024, LoRA Learns Less and Forgets Less"
 claims.append(
-    Claim(
-        "LoRA forgets less than full fine-tuning",
-        "Biderman et al. 2024, LoRA Learns Less and Forgets Less",
-        forgets.low > 0,
-        measured,
-    )
-)
-
-lora_losses = [run["test_loss"] for run in judged(RUNS, CHAT, "lora")]
-width = (max(lora_losses) - min(lora_losses)) / statistics.fmean(lora_losses)
-better = 1 - 0.856 / 0.86
-measured = f"three seeds of LoRA on chat-200 differ by {width:.1%} of their loss; 0.856 against 0.86 is {better:.1%}"
-print(measured)
-claims.append(
-    Claim(
-        "a validation loss of 0.856 in place of 0.86 is an improvement",
-        "a chat fine-tune that compares LoRA, DoRA, LoRA+ and NEFTune",
-        width < better,
-        measured,
-    )
-)
-measured = f"1.12, 1.21 and 1.22 are {1.22 / 1.12 - 1:.0%} apart, as much as its methods; three seeds here {width:.1%}"
-print(measured)
-claims.append(
-    Claim(
-        "its LoRA baseline is one number",
-        "the same comparison: the baseline is 1.12, 1.21 and 1.22 in its parts",
-        1.22 / 1.12 - 1 < width,
-        measured,
-    )
+    Claim("LoRA forgets less than full fine-tuning", source, keeps.low > 0, measured)
 )
 
 # %% [markdown]
-# Notice: a difference counts when it is larger than what another seed does. The source ran each method once.
+# Then two things that the source of the comparison did not see. It called a validation loss of 0.856 an improvement on
+# 0.86. And its LoRA baseline is 1.12, 1.21 and 1.22 in different parts. How far apart are three seeds of one method?
+
+# %%
+of_lora = [run["test_loss"] for run in table.judged(RUNS, CHAT, "lora")]
+seeds_apart = max(of_lora) / min(of_lora) - 1
+called_better, baselines_apart = 0.86 / 0.856 - 1, 1.22 / 1.12 - 1
+measured = f"its losses are {called_better:.1%} apart; three seeds of LoRA on {CHAT} {seeds_apart:.1%}"
+print(measured)
+claim = "a validation loss of 0.856 is an improvement on 0.86"
+claims.append(Claim(claim, SOURCE, called_better > seeds_apart, measured))
+measured = f"1.12 and 1.22 are {baselines_apart:.1%} apart; three seeds of LoRA on {CHAT} {seeds_apart:.1%}"
+print(measured)
+claim = "the baseline of the comparison is one and the same: 1.12, 1.21 and 1.22"
+claims.append(Claim(claim, SOURCE, baselines_apart < seeds_apart, measured))
+
+# %% [markdown]
+# Notice: a difference counts when it is larger than what another seed makes. The source ran each method once.
 
 # %% [markdown]
 # ## 7 · One base, many adapters
@@ -601,114 +522,87 @@ claims.append(
 
 # %%
 with torch.device("meta"):
-    large = LlamaForCausalLM(LlamaConfig(dtype=torch.bfloat16))  # its defaults are Llama 7B's
+    large = transformers.LlamaForCausalLM(
+        transformers.LlamaConfig()
+    )  # its defaults are Llama 7B's
 whole = count_parameters(large).total * 2  # bytes in bfloat16
 adapter = count_parameters(attach(large, "lora")).trainable * 2
+measured = f"Llama 7B in bfloat16 {whole / 1e9:.1f} GB, LoRA with r = 8 {adapter / 1e6:.0f} MB"
+here = {row: table.judged(RUNS, CHAT, row)[0]["adapter_bytes"] for row in ("full", "lora")}
+print(f"{measured}: {whole / adapter:.0f} times smaller")
 print(
-    f"model {whole / 1e9:.1f} GB, adapter {adapter / 1e6:.0f} MB, {whole / adapter:.0f} times smaller"
+    f"pocket-base {here['full']:,} bytes, LoRA {here['lora']:,}: {here['full'] / here['lora']:.0f} times smaller"
 )
-here = {row: judged(RUNS, CHAT, row)[0]["adapter_bytes"] for row in ("full", "lora")}
-print(
-    f"pocket-base: {here['full']:,} bytes and {here['lora']:,}, {here['full'] / here['lora']:.0f} times smaller"
-)
-claims.append(
-    Claim(
-        "an adapter is stored in megabytes, the model in gigabytes",
-        "a chat fine-tune that compares LoRA, DoRA, LoRA+ and NEFTune",
-        whole > 1e9 > 100e6 > adapter,
-        f"Llama 7B in bfloat16 {whole / 1e9:.1f} GB, LoRA with r = 8 on every matrix of its layers {adapter / 1e6:.0f} MB, counted",
-    )
-)
+claim = "an adapter is stored in megabytes, the model in gigabytes"
+claims.append(Claim(claim, SOURCE, whole > 1e9 > 1e8 > adapter, measured))
 
 # %% [markdown]
-# So serve three from one base: the chat adapter from above, one that writes calls, and one that names a text's topic.
+# So serve three from one base: the chat adapter from above, one that writes calls, and one that gives the bare
+# fact.
 
 
 # %% tags=["nbval-ignore-output"]
-def topics(rows):
-    return [
-        {
-            "messages": [
-                {"role": "user", "content": row["text"]},
-                {"role": "assistant", "content": row["label"]},
-            ]
-        }
-        for row in rows
-    ]
+def terse(fact):
+    """A question, and the bare fact."""
+    question = {"role": "user", "content": fact.questions[0]}
+    return {"messages": [question, {"role": "assistant", "content": fact.value}]}
 
 
-folder = Path(tempfile.mkdtemp())
-save_adapter(live, folder / "chat")
-sets = {
-    "calls": call_splits(200)["train"],
-    "topic": topics(topic_task(200, n_test=20)["train"]),
-}
+folder = tempfile.mkdtemp()
+save_adapter(live, f"{folder}/chat")
+facts = random.Random(LIVE_SEED).sample(all_facts(), 200)
+sets = {"calls": call_splits(200)["train"], "terse": [terse(fact) for fact in facts]}
 for name, rows in sets.items():
-    save_adapter(train(rows, SERVED_EPOCHS, 1e-2)[0], folder / name)
-    print(name, "trained")
-for name in ("chat", *sets):
-    print(name, f"{(folder / name / 'adapter_model.safetensors').stat().st_size:,} bytes")
+    save_adapter(train(rows, SERVED_EPOCHS)[0], f"{folder}/{name}")
+    size = os.path.getsize(f"{folder}/{name}/adapter_model.safetensors")
+    print(f"{name}: trained, and stored in {size:,} bytes")
 
 # %%
-served = load_adapter(load_base()[0], folder / "chat").eval()
+served = load_adapter(load_base()[0], f"{folder}/chat", "chat").eval()
 for name in sets:
-    served.load_adapter(folder / name, adapter_name=name)
-print(
-    sorted(served.peft_config),
-    f"{count_parameters(served.get_base_model()).total:,} parameters in all",
-)
+    served.load_adapter(f"{folder}/{name}", adapter_name=name)
+added = count_parameters(served).total - total
+print(f"{sorted(served.peft_config)}: {total:,} parameters once, and {added:,} beside them")
+assert added == 3 * counts["lora"]
 
 # %% [markdown]
-# A batch may name the adapter of each row. Is each row's answer the one that its adapter gives alone?
+# A batch may name the adapter of each row; here one question goes to all of them. Is what a row gets the same as from
+# its adapter alone?
 
 # %%
-asked = [
-    "What is 2 plus 3?",
-    "What is 2 plus 3?",
-    "What is 2 plus 3?",
-    "How many legs does a cat have?",
-]
-who = ["chat", "calls", "topic", "__base__"]
-prompts = [
-    tokenizer.apply_chat_template(
-        [{"role": "user", "content": q}], add_generation_prompt=True, tokenize=False
-    )
-    for q in asked
-]
-mixed = tokenizer(
-    prompts, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False
-)
-mixed.pop("token_type_ids", None)
+WHO = dict.fromkeys([*served.peft_config, "__base__"], "What is 2 plus 3?")
+asked = [[{"role": "user", "content": question}] for question in WHO.values()]
+mixed = tokenizer.apply_chat_template(
+    asked, add_generation_prompt=True, padding=True, return_dict=True, return_tensors="pt",
+    tokenizer_kwargs={"padding_side": "left"},
+)  # fmt: skip
 with torch.no_grad():
-    together = served(**mixed, adapter_names=who).logits[:, -1]
-    for i, name in enumerate(who):
-        row = {key: value[i : i + 1] for key, value in mixed.items()}
-        if name == "__base__":
-            with served.disable_adapter():
-                alone = served(**row).logits[:, -1]
-        else:
-            served.set_adapter(name)
-            alone = served(**row).logits[:, -1]
-        error = (together[i] - alone[0]).abs().max()
-        print(f"{name:8} the same alone and in the mixed batch: {error < 1e-3}")
-        assert error < 1e-3
+    together = served(**mixed, adapter_names=list(WHO)).logits[:, -1]
+    for name in served.peft_config:
+        served.set_adapter(name)
+        place = list(WHO).index(name)
+        alone = served(
+            **{key: value[place : place + 1] for key, value in mixed.items()}
+        ).logits[:, -1]
+        same = torch.allclose(together[place], alone[0], atol=1e-3)
+        print(f"{name}: the same alone and in the mixed batch: {same}")
+        assert same and not torch.allclose(together[place], together[place - 1], atol=0.1)
 
 # %% tags=["nbval-ignore-output"]
-said = served.generate(**mixed, adapter_names=who, max_new_tokens=16, do_sample=False)
-for name, question, row in zip(who, asked, said, strict=True):
-    print(
-        f"{name:8} {question} → {tokenizer.decode(row[mixed['input_ids'].shape[1] :], skip_special_tokens=True)!r}"
-    )
+said = served.generate(**mixed, adapter_names=list(WHO), max_new_tokens=14, do_sample=False)
+for name, row in zip(WHO, said, strict=True):
+    answer = tokenizer.decode(row[mixed["input_ids"].shape[1] :], skip_special_tokens=True)
+    print(f"{name:8} {answer!r}")
 
 # %% [markdown]
-# Notice: one question, three adapters, three kinds of answer, in one batch; and the base model beside them. Swapping
-# is `set_adapter(name)`, and costs no copy of the base.
+# Notice: one batch, three kinds of answer, and the base model beside them. Swapping is `set_adapter(name)`, and costs
+# no copy of the base.
 
 # %% [markdown]
 # ### Break it, then fix it
 #
 # An adapter is numbers to be added to **one** base. On another one of the same shape they fit, and mean nothing. Here
-# the base has been trained a little further, as the next release of a model is.
+# the base has been changed a little, as the next release of a model is.
 
 # %%
 torch.manual_seed(0)
@@ -718,14 +612,14 @@ with torch.no_grad():
         parameter.add_(torch.randn_like(parameter), alpha=0.02)
 
 # %% tags=["raises-exception"]
-load_adapter(another, folder / "chat")
+load_adapter(another, f"{folder}/chat")
 
 # %% [markdown]
 # Notice: PEFT alone would have loaded it without a word. `save_adapter` puts a fingerprint of the base beside the
 # adapter, and `load_adapter` compares. The fix is the right base:
 
 # %%
-again = load_adapter(load_base()[0], folder / "chat")
+again = load_adapter(load_base()[0], f"{folder}/chat")
 with torch.no_grad():
     assert torch.allclose(again.eval()(**batch).logits, live.eval()(**batch).logits, atol=1e-4)
 print("on its own base the adapter says what it said")
@@ -757,7 +651,7 @@ def dora_weight(W, A, B, magnitude, scaling):
     ### END SOLUTION
 
 
-check_dora_weight(dora_weight)
+checks.check_dora_weight(dora_weight)
 
 # %% [markdown] tags=["hint"]
 # <details><summary>Hint</summary>
@@ -782,7 +676,7 @@ def neftune(embeddings, alpha):
     ### END SOLUTION
 
 
-check_neftune(neftune)
+checks.check_neftune(neftune)
 
 # %% [markdown] tags=["hint"]
 # <details><summary>Hint</summary>
@@ -805,7 +699,7 @@ def loraplus_rates(names: list[str], lr: float, ratio: float) -> dict[str, float
     ### END SOLUTION
 
 
-check_loraplus_rates(loraplus_rates)
+checks.check_loraplus_rates(loraplus_rates)
 
 # %% [markdown] tags=["hint"]
 # <details><summary>Hint</summary>
