@@ -22,11 +22,11 @@ def random_like(change: torch.Tensor) -> torch.Tensor:
 
 
 def plot_ranks(change: torch.Tensor, losses: Mapping[int, float], r: int, *, name: str):
-    """Draw the change's singular values, the first `r` filled, and the loss by rank with `r` ringed; return the two Axes.
+    """Draw the change's singular values, the first `r` large, and the loss by rank, `r` ringed; return both Axes.
 
     change: (out, in); losses: rank -> loss of the base with every change cut to that rank, in nats a token.
     """
-    figure, axes = new_axes(9, 3, columns=2)
+    axes = new_axes(9, 3, columns=2)[1]
     values = torch.linalg.svdvals(change)
     number = torch.arange(1, len(values) + 1)
     axes[0].plot(number[:r], values[:r], "o", color=OKABE_ITO[0], markersize=5, label=f"kept at r = {r}")
