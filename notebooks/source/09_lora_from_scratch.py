@@ -6,7 +6,7 @@
 #
 # - **Prerequisites:** [08_full_fine_tune](08_full_fine_tune.ipynb); matrix products.
 # - **Hardware:** any processor; one core is enough.
-# - **Time:** about 40 minutes with the exercises; its cells run in about half a minute on two cores.
+# - **Time:** about 40 minutes with the exercises; its cells run in under a minute on two cores.
 
 # %% [markdown]
 # ## You will be able to
@@ -24,9 +24,11 @@ if "google.colab" in sys.modules:
     # %pip install -q ftkit trl
     print("Colab: ftkit and trl are installed")
 
+import copy
 import json
 import statistics
 import tempfile
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -40,27 +42,27 @@ from transformers.utils import logging
 from ftkit import load_base, load_chat
 from ftkit.adapters import MergeError, attach, make_optimizer, merge_and_verify, save_adapter
 from ftkit.almanac import data_dir
+from ftkit.batches import steps_per_epoch
 from ftkit.checks.lora import check_count, check_factor, check_merge
 from ftkit.claims import Claim, show_claims
 from ftkit.evaluate import exact_match, generate_answers, stop_rate
 from ftkit.params import count_parameters
 from ftkit.plots import HATCHES, OKABE_ITO, new_axes, plot_matrix, use_course_style
 from ftkit.rank_map import RankExplorer, energy_kept, plot_ranks, random_like
-from ftkit.studies.adapters.table import judged
-from ftkit.studies.records import read_records
 from ftkit.studies.tasks import load_task
-from ftkit.studies.training import train_by_step
+from ftkit.studies.training import BATCH_SIZE, WEIGHT_DECAY, train_by_step
 
 # %% tags=["nbval-ignore-output"]
 use_course_style()
 logging.disable_progress_bar()
+warnings.filterwarnings("ignore", r"`\w*gradient_checkpointing", FutureWarning)  # names change
 print(f"torch {torch.__version__}, peft {peft.__version__}, device: cpu (a small model)")
 
 # %%
 R, LORA_ALPHA = 8, 16  # rank of the change, and its numerator: the change is scaled by 16 / 8
 SEED = 0  # of random matrices and of the live runs; the stored runs have 0, 1 and 2
 FULL_LR, FULL_EPOCHS = 1e-3, 4  # of the full fine-tune in section 3: 52 steps of 16 questions
-RANKS = (1, 2, 4, 8, 16, 32, 64, 128)  # tried in section 3
+RANKS = (1, 2, 4, 8, 16, 64, 128)  # tried in section 3; 128 is the whole of a matrix
 POCKET = data_dir() / "pocket-base"  # this course's model of a million parameters
 claims = []  # what this notebook tested, each with its verdict; the recap prints them
 
@@ -84,9 +86,7 @@ class LoRALinear(nn.Module):
         self.lora_B = nn.Parameter(torch.zeros(base.out_features, r))
         self.scale = lora_alpha / r
 
-    def forward(
-        self, x
-    ):  # (batch, in) -> (batch, out), without ever making an out × in matrix
+    def forward(self, x):  # (batch, in) -> (batch, out); no out × in product is made
         return self.base(x) + x @ self.lora_A.T @ self.lora_B.T * self.scale
 
     def change(self):  # (out, in)
@@ -100,20 +100,21 @@ lora = LoRALinear(base, r=1, lora_alpha=1)
 x = torch.randn(64, 6)
 unchanged = torch.equal(lora(x), base(x))
 print(f"with lora_B = 0, equal to the base to the bit: {unchanged}")
-with torch.no_grad():
-    lora.lora_B.copy_(torch.tensor([[1.0], [-0.5], [0.0], [2.0]]))
-print(f"with another lora_B: {torch.equal(lora(x), base(x))}")
-assert unchanged and not torch.equal(lora(x), base(x))
+assert unchanged
+
 claim = "LoRA changes nothing before its first step"
 measured = f"outputs equal to the bit: {unchanged}; a layer of 6 × 4, 64 inputs"
 claims.append(Claim(claim, "Hu et al. 2021, LoRA", unchanged, measured))
 
 # %%
+with torch.no_grad():
+    lora.lora_B.copy_(torch.tensor([[1.0], [-0.5], [0.25], [2.0]]))
+print(f"with another lora_B: {torch.equal(lora(x), base(x))}")
+assert not torch.equal(lora(x), base(x)) and torch.linalg.matrix_rank(lora.change()) == 1
 _, axes = new_axes(9, 2.6, columns=3)
 plot_matrix(lora.lora_B, title="lora_B (4 × 1)", limit=3, ax=axes[0])
 plot_matrix(lora.lora_A, title="lora_A (1 × 6)", limit=3, ax=axes[1])
 ax = plot_matrix(lora.change(), title="lora_B @ lora_A (4 × 6)", limit=3, ax=axes[2])
-assert torch.linalg.matrix_rank(lora.change()) == 1
 
 # %% [markdown]
 # Notice: at r = 1 every row of the change is a multiple of the one row of `lora_A`. That is what **rank 1** means; at
@@ -200,17 +201,18 @@ whole.load_state_dict(base.state_dict())
 nn.functional.mse_loss(whole(x), target).backward()
 G = whole.weight.grad
 
+# %%
 lora = fresh()
+optimizer = torch.optim.SGD(lora.parameters(), lr=0.01)
 for step in (1, 2):
-    fit(lora, torch.optim.SGD(lora.parameters(), lr=0.01), steps=1)
-    print(
-        f"step {step}: lora_A.grad is zero: {bool((lora.lora_A.grad == 0).all())}, lora_B.grad is zero: {bool((lora.lora_B.grad == 0).all())}"
-    )
-    if step == 1:
-        by_formula = lora.scale * G @ lora.lora_A.T
-        assert (lora.lora_A.grad == 0).all()
-        assert torch.allclose(lora.lora_B.grad, by_formula, atol=1e-5)
-assert (lora.lora_A.grad != 0).any()
+    fit(lora, optimizer, steps=1)
+    zero = {name: not p.grad.any() for name, p in lora.named_parameters() if "lora" in name}
+    print(f"step {step}, gradient is zero: {zero}")
+    if step == 1:  # to float32's rounding of sums of a few numbers
+        by_formula = lora.scale * G @ lora.lora_A.T  # lora_A has not moved yet
+        agree = torch.allclose(lora.lora_B.grad, by_formula, atol=1e-5)
+        assert zero == {"lora_A": True, "lora_B": False} and agree
+assert zero == {"lora_A": False, "lora_B": False}
 
 # %% [markdown]
 # Notice: `lora_A` waits for one step, until `lora_B` is no longer zero. Then both learn.
@@ -218,24 +220,19 @@ assert (lora.lora_A.grad != 0).any()
 # Must it be `lora_B` that starts at zero? Try all four starts:
 
 # %%
-print("lora_A  lora_B  unchanged at the start  loss falls in 200 steps")
 found = {}
+print("lora_A  lora_B  unchanged at the start  learns in 200 steps")
 for start_A, start_B in ((0, 0), (0, 1), (1, 0), (1, 1)):
     lora = fresh()
-    with torch.no_grad():
-        lora.lora_A.mul_(start_A)
-        lora.lora_B.copy_(start_B * torch.randn(4, 2))
-    same = torch.equal(lora(x), base(x))
+    lora.lora_A.data *= start_A
+    lora.lora_B.data += start_B * torch.randn(4, 2)
+    unchanged = torch.equal(lora(x), base(x))
     losses = fit(lora, torch.optim.Adam(lora.parameters(), lr=0.01), steps=200)
-    found[start_A, start_B] = same, losses[-1] < 0.9 * losses[0]
-    names = ["zero  " if start == 0 else "random" for start in (start_A, start_B)]
-    print(f"{'  '.join(names)}  {same!s:22}  {losses[-1] < 0.9 * losses[0]}")
-assert found == {
-    (0, 0): (True, False),
-    (0, 1): (True, True),
-    (1, 0): (True, True),
-    (1, 1): (False, True),
-}
+    found[start_A, start_B] = unchanged, losses[-1] < 0.9 * losses[0]
+    names = [("zero", "random")[start] for start in (start_A, start_B)]
+    print(f"{names[0]:8}{names[1]:8}{unchanged!s:24}{losses[-1] < 0.9 * losses[0]}")
+assert found[0, 0] == (True, False) and found[1, 1] == (False, True)
+assert found[0, 1] == found[1, 0] == (True, True)
 
 # %% [markdown]
 # Notice: exactly one. With both at zero each factor's gradient is the other factor, zero, and nothing ever trains;
@@ -256,6 +253,7 @@ def change_after(optimizer, steps=1, lora_alpha=4.0, lr=1e-3):
     return lora.change().detach()
 
 
+# %%
 times = {}
 for optimizer in (torch.optim.SGD, torch.optim.Adam):
     plain = change_after(optimizer).norm()
@@ -278,6 +276,7 @@ for steps in (1, 200):
     )
 assert apart[1] < 1e-4 and apart[200] > 0.1
 
+# %%
 held = times["Adam"][0] == times["Adam"][1] and apart[1] < 1e-4
 measured = "toy layer: equal changes after 1 step; "
 measured += f"over 10 % apart after 200: {apart[200] > 0.1}"
@@ -303,16 +302,22 @@ for r in (1, 8, 64):
 # LoRA bets that the change is nearly of low rank. Look at a real one: fine-tune all of pocket-base on 200
 # conversations, and subtract the weights before from those after.
 
+
 # %%
+def train(task, optimizer, label):
+    """Train for the task's epochs, under a bar; the loss of each step."""
+    steps = task.epochs * steps_per_epoch(task.train, BATCH_SIZE)
+    return list(tqdm(train_by_step(task, optimizer, SEED), desc=label, total=steps))
+
+
 task = replace(load_task("chat-200", SEED, POCKET), epochs=FULL_EPOCHS)
 tuned = attach(task.model, "full")
 before = {name: p.detach().clone() for name, p in tuned.named_parameters()}
-optimizer = make_optimizer(tuned, "full", FULL_LR)
+optimizer = make_optimizer(tuned, "full", FULL_LR, weight_decay=WEIGHT_DECAY)
 
 # %% tags=["nbval-ignore-output"]
-for loss in tqdm(train_by_step(task, optimizer, SEED), desc="full fine-tune", unit="step"):
-    pass
-print(f"last loss {loss:.2f} nats a token")
+losses = train(task, optimizer, "full fine-tune")
+print(f"loss {losses[0]:.2f} at the first step, {losses[-1]:.2f} at the last (nats a token)")
 
 # %% [markdown]
 # The **singular value decomposition** writes a matrix as a sum of matrices of rank 1, the largest first. The first r of
@@ -323,19 +328,13 @@ print(f"last loss {loss:.2f} nats a token")
 change = {name: p.detach() - before[name] for name, p in tuned.named_parameters()}
 matrices = [name for name, each in change.items() if "layers" in name and each.ndim == 2]
 parts = {name: torch.linalg.svd(change[name], full_matrices=False) for name in matrices}
-share, noise = (
-    [],
-    [],
-)  # of the energy that r = 8 keeps: of each change, of a random matrix like it
-for name in matrices:
-    share.append(energy_kept(parts[name].S, R))
-    noise.append(energy_kept(random_like(change[name]), R))
-low = statistics.median(share) > 0.5 and statistics.median(noise) < 0.3
+share = statistics.median(energy_kept(parts[name].S, R) for name in matrices)
+noise = statistics.median(energy_kept(random_like(change[name]), R) for name in matrices)
+print(f"{len(matrices)} matrices; energy kept at r = {R}, median, in tenths:")
 print(
-    f"{len(matrices)} matrices; energy at r = {R}, median over 50 %: {statistics.median(share) > 0.5}"
+    f"of the change {round(10 * share)}, of random matrices of its shapes {round(10 * noise)}"
 )
-print(f"of random matrices, under 30 %: {statistics.median(noise) < 0.3}")
-assert low and len(matrices) == 28
+assert len(matrices) == 28 and share > 0.5 and noise < 0.3
 
 # %% [markdown]
 # Notice: the change is far from random, and far from rank 8. Is the rest needed? Cut every matrix's change to rank r,
@@ -356,6 +355,7 @@ def judge_cut(r, others=True):
     return task.judge(tuned.eval())
 
 
+# %%
 cut = {r: judge_cut(r) for r in RANKS}
 alone = judge_cut(RANKS[-1], others=False)
 losses = {r: found["test_loss"] for r, found in cut.items()}
@@ -377,8 +377,9 @@ gap = alone["test_loss"] - losses[RANKS[-1]]
 print(f"with the matrices' change alone, more than 0.3 above: {gap > 0.3}")
 assert lost[1] > 0.3 and eight and sixteen and gap > 0.3
 
-held = low and eight
-measured = f"full fine-tune cut to r = {R} of 128, 1 seed: energy over 50 %: {low}; "
+# %%
+held = share > 0.5 and eight
+measured = f"full fine-tune cut to r = {R} of 128, 1 seed: energy over 50 %: {share > 0.5}; "
 measured += f"loss on new questions within 0.1 nats: {eight}; without all else, within 0.3: {gap < 0.3}"
 condition = "with the change of embeddings, norms and biases left whole" if gap > 0.3 else ""
 claim = "the change of a fine-tune has low rank"
@@ -441,31 +442,33 @@ check_factor(factor)
 # %%
 model, tokenizer = load_base(POCKET)
 q_proj = model.model.layers[0].self_attn.q_proj
+W = q_proj.weight.detach().clone()
 torch.manual_seed(SEED)
 mine = LoRALinear(q_proj, R, LORA_ALPHA)
 nn.init.normal_(mine.lora_B, std=0.02)
-x = torch.randn(32, q_proj.in_features)
-W = q_proj.weight.detach().clone()
+hidden = torch.randn(32, q_proj.in_features)
 
 
+# %%
 @torch.no_grad()
-def merged_error(scale):
-    """Largest difference in the outputs, in units of the precision's smallest step at 1."""
-    merged = nn.functional.linear(x.to(W), W + scale * mine.lora_B @ mine.lora_A, q_proj.bias)
-    return ((merged - mine(x.to(W))).abs().max() / torch.finfo(W.dtype).eps).item()
+def merged_error(dtype, scale):
+    """Largest difference in the outputs, in units of the dtype's smallest step at 1."""
+    pair, inputs = copy.deepcopy(mine).to(dtype), hidden.to(dtype)
+    weight = pair.base.weight + scale * pair.lora_B @ pair.lora_A
+    merged = nn.functional.linear(inputs, weight, pair.base.bias)
+    return ((merged - pair(inputs)).abs().max() / torch.finfo(dtype).eps).item()
 
 
 # %% [markdown]
-# Merged and unmerged take the same sums in another order. Each output is a sum of 128 products of about 0.1, so a few
-# units of rounding are expected; 1,000 is far more than that, and far less than a wrong scale.
+# Merged and unmerged take the same sums in another order. Each output is a sum of 128 products, so some ten units of
+# rounding are expected. We allow 1,000; a scale wrong by 1 % makes tens of thousands.
 
 # %%
 for dtype in (torch.float32, torch.float64):
-    mine, x, W = mine.to(dtype), x.to(dtype), W.to(dtype)
-    print(f"{dtype}: merged equals unmerged to rounding: {merged_error(mine.scale) < 1000}")
-    print(f"    with a scale wrong by 1 %: {merged_error(1.01 * mine.scale) < 1000}")
-    assert merged_error(mine.scale) < 1000 < merged_error(1.01 * mine.scale)
-mine, x, W = mine.float(), x.float(), W.float()
+    right, wrong = (merged_error(dtype, factor * mine.scale) for factor in (1, 1.01))
+    print(f"{dtype}: merged equals unmerged to rounding: {right < 1000}")
+    print(f"    and with a scale wrong by 1 %: {wrong < 1000}")
+    assert right < 1000 < wrong
 
 # %% [markdown]
 # Notice: exact to rounding, in each precision, and not to the bit.
@@ -474,27 +477,24 @@ mine, x, W = mine.float(), x.float(), W.float()
 # subtracting the same change, is every bit of `W` back?
 
 # %%
-with torch.no_grad():
-    there_and_back = W + mine.change() - mine.change()
+there_and_back = W + mine.change().detach() - mine.change().detach()
 same = (there_and_back == W).float().mean().item()
-drift = (there_and_back - W).abs().max().item()
-to_rounding = drift <= torch.finfo(W.dtype).eps * (W.abs().max() + mine.change().abs().max())
-print(f"entries restored to the bit: over a quarter {same > 0.25}, all {same == 1}")
-print(f"the largest difference is rounding: {bool(to_rounding)}")
-kept = q_proj.weight.detach()
-print(f"a copy that was kept is equal to the bit: {torch.equal(kept, W)}")
-assert 0.25 < same < 1 and to_rounding and torch.equal(kept, W)
+largest = (W.abs().max() + mine.change().abs().max()).item()
+to_rounding = (there_and_back - W).abs().max().item() <= torch.finfo(W.dtype).eps * largest
+print(f"entries restored to the bit: more than half {same > 0.5}, all {same == 1}")
+print(f"what is off is rounding: {to_rounding}")
+print(f"the frozen matrix itself is as it was: {torch.equal(q_proj.weight, W)}")
+assert 0.5 < same < 1 and to_rounding and torch.equal(q_proj.weight, W)
 
+# %%
 claim = "subtracting the change recovers the base weights"
-measured = f"float32, 128 × 128: to rounding {bool(to_rounding)}, to the bit {same == 1}"
+measured = f"float32, 128 × 128: to rounding {to_rounding}, to the bit {same == 1}"
 condition = "" if same == 1 else "to rounding, not to the bit"
-claims.append(
-    Claim(claim, "Hu et al. 2021, LoRA", bool(to_rounding), measured, only_if=condition)
-)
+claims.append(Claim(claim, "Hu et al. 2021, LoRA", to_rounding, measured, only_if=condition))
 
 # %% [markdown]
-# Notice: `W + change` is rounded, and no subtraction brings the lost bits back. Who merges and unmerges often walks away
-# from the base; keep a copy, or leave the pair beside it.
+# Notice: `W + change` is rounded, and no subtraction brings the lost bits back. Keep a copy of the base, or leave the
+# pair beside it.
 
 # %% [markdown]
 # ### Exercise 3 · merge at a lower precision
@@ -535,8 +535,8 @@ started_at_zero = bool((theirs.lora_B["default"].weight == 0).all())
 with torch.no_grad():
     theirs.lora_A["default"].weight.copy_(mine.lora_A)
     theirs.lora_B["default"].weight.copy_(mine.lora_B)
-    equal = torch.equal(theirs(x), mine(x))
-    base_alone = torch.equal(theirs.base_layer(x), mine(x))
+    equal = torch.equal(theirs(hidden), mine(hidden))
+    base_alone = torch.equal(theirs.base_layer(hidden), mine(hidden))
 print(f"PEFT's lora_B started at zero: {started_at_zero}")
 print(f"outputs equal to the bit: {equal}; without the pair: {base_alone}")
 assert started_at_zero and equal and not base_alone
@@ -544,8 +544,8 @@ assert started_at_zero and equal and not base_alone
 # %% [markdown]
 # Notice: the same two matrices, the same scale, the same bits.
 #
-# `merge_and_verify` merges a copy of the whole model, compares logits and greedy tokens with those of the unmerged one,
-# and takes a rounding error from a run at double precision as the measure.
+# `merge_and_verify` merges a copy of the whole model and compares logits and likeliest tokens. What rounding alone may do
+# it measures by a run in double precision; a merge that is further off is refused.
 
 # %% tags=["nbval-ignore-output"]
 page = ["Q: What is the capital of France?\nA:", "Q: What sound does a cow make?\nA:"]
@@ -583,20 +583,25 @@ del theirs.get_delta_weight
 # %%
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 WHOLE = ["embed_tokens", "lm_head", "input_layernorm", "post_attention_layernorm", "norm"]
-TARGETS = {  # name in the stored runs -> options of attach
-    "lora attention": {"target_modules": ATTENTION},
-    "lora": {"target_modules": "all-linear"},
-    "lora attention, embeddings and norms": {
-        "target_modules": ATTENTION,
-        "modules_to_save": WHOLE,
-    },
-    "lora, embeddings and norms": {"target_modules": "all-linear", "modules_to_save": WHOLE},
+TARGETS = {  # name in the stored runs -> target_modules, modules_to_save
+    "lora attention": (ATTENTION, None),
+    "lora": ("all-linear", None),  # attention and MLPs; not the output matrix
+    "lora attention, embeddings and norms": (ATTENTION, WHOLE),
+    "lora, embeddings and norms": ("all-linear", WHOLE),
 }
-for row, options in TARGETS.items():
-    adapter = attach(load_base(POCKET)[0], "lora", r=R, lora_alpha=LORA_ALPHA, **options)
-    count = count_parameters(adapter)
+
+
+def with_lora(model, row):
+    names = dict(zip(("target_modules", "modules_to_save"), TARGETS[row], strict=True))
+    return attach(model, "lora", r=R, lora_alpha=LORA_ALPHA, **names)
+
+
+# %%
+for row in TARGETS:
+    adapter = with_lora(load_base(POCKET)[0], row)
     free = any(p.requires_grad and "embed_tokens" in n for n, p in adapter.named_parameters())
-    print(f"{row:37} {count.trainable:7,} trainable, the embedding among them: {free}")
+    trainable = count_parameters(adapter).trainable
+    print(f"{row:37}{trainable:8,} trainable, the embedding among them: {free}")
     assert free == ("embeddings" in row)
 
 # %% [markdown]
@@ -607,23 +612,27 @@ for row, options in TARGETS.items():
 # Train the last of the four here, at the rate that its stored runs chose:
 
 # %%
+from ftkit.studies.adapters.table import judged
+from ftkit.studies.intervals import interval
+from ftkit.studies.records import read_records
+
 records = read_records(data_dir() / "results" / "adapters.jsonl")
 ROWS = ["full", *TARGETS]
-runs = {  # the three judged seeds, each row at the best of several rates
-    row: sorted(judged(records, "chat-200", row), key=lambda run: run["seed"]) for row in ROWS
-}
+runs = {row: judged(records, "chat-200", row) for row in ROWS}  # seeds 0, 1, 2, in this order
 LIVE = "lora, embeddings and norms"
 stored = runs[LIVE][SEED]
 task = load_task("chat-200", SEED, POCKET)
-live = attach(task.model, "lora", r=R, lora_alpha=LORA_ALPHA, **TARGETS[LIVE])
-task = replace(task, model=live)
-optimizer = make_optimizer(live, "lora", stored["lr"])
-assert count_parameters(live).trainable == stored["trainable"]
+torch.manual_seed(SEED)  # of lora_A
+live = with_lora(task.model, LIVE)
+optimizer = make_optimizer(live, "lora", stored["lr"], weight_decay=WEIGHT_DECAY)
+assert stored["seed"] == SEED and count_parameters(live).trainable == stored["trainable"]
 
 # %% tags=["nbval-ignore-output"]
-for _ in tqdm(train_by_step(task, optimizer, SEED), desc=LIVE, unit="step"):
-    pass
+_ = train(replace(task, model=live), optimizer, LIVE)
+
+# %%
 test = load_chat(data_dir() / "chat")["test"]["messages"]
+wanted = [messages[-1]["content"] for messages in test]
 
 
 def ask(model):
@@ -631,8 +640,9 @@ def ask(model):
     return generate_answers(model, tokenizer, [messages[:-1] for messages in test])
 
 
-wanted = [messages[-1]["content"] for messages in test]
 answers = ask(live.eval())
+
+# %% tags=["nbval-ignore-output"]
 print(f"exactly right {exact_match(answers, wanted):.0%}, stopped {stop_rate(answers):.0%}")
 print(f"stored: {stored['test_exact']:.0%}, {stored['test_stop']:.0%}")
 
@@ -643,7 +653,8 @@ print(f"within 15 points of the stored run: exactly right {close}, stopped {stop
 assert close and stops and stop_rate(answers) > 0.8
 
 # %% [markdown]
-# Now all rows, three seeds each: bars are means, dots are seeds, and full fine-tuning is hatched.
+# Now all rows, three seeds each: bars are means, dots are seeds, and full fine-tuning is hatched. In the third panel less
+# is better.
 
 
 # %%
@@ -651,78 +662,82 @@ def values(row, measure):
     return [run[measure] for run in runs[row]]
 
 
-_, axes = new_axes(9.4, 2.6, columns=2)
-for ax, measure, title in zip(
-    axes, ("test_exact", "test_stop"), ("exactly right", "stopped"), strict=True
-):
+def draw(measure, title, ax):
     for at, row in enumerate(ROWS):
         mean = statistics.fmean(values(row, measure))
         ax.barh(at, mean, color=OKABE_ITO[4], hatch=HATCHES[row == "full"], alpha=0.6)
-        ax.plot(values(row, measure), [at] * 3, "o", color="black", markersize=3)
-        ax.annotate(f"{mean:.0%}", (1.03, at), xycoords=("axes fraction", "data"), va="center")
-    ax.set(title=title, xlim=(0, 1), ylim=(len(ROWS) - 0.5, -0.5))
-    ax.set_xlabel("share of 108 held-out questions")
-    ax.set_yticks(range(len(ROWS)), ROWS if ax is axes[0] else [])
+        ax.plot(values(row, measure), [at] * len(runs[row]), "o", color="black", markersize=3)
+        place = {"xycoords": ("axes fraction", "data"), "va": "center", "fontsize": 8}
+        ax.annotate(f"{mean:.2f}", (1.03, at), **place)
+    ax.set(title=title, xlim=(0, None), ylim=(len(ROWS) - 0.5, -0.5), yticks=range(len(ROWS)))
+    ax.set_yticklabels([row.replace(", ", ",\n") for row in ROWS] if ax is axes[0] else [])
+
 
 # %%
-print(f"{'':37}      lr   exactly right    stopped")
+_, axes = new_axes(8.8, 3, columns=3)
+draw("test_exact", "exactly right", axes[0])
+draw("test_stop", "stopped", axes[1])
+draw("test_loss", "loss (nats a token)", axes[2])
+assert all([run["seed"] for run in runs[row]] == [0, 1, 2] for row in ROWS)
+
+# %%
+print(f"{'':37}    lr   exactly right    stopped          loss")
 for row in ROWS:
-    shown = [
+    exact, stop = (
         " ".join(f"{value:4.0%}" for value in values(row, measure))
         for measure in ("test_exact", "test_stop")
-    ]
-    print(f"{row:37} {runs[row][0]['lr']:7g}   {shown[0]}   {shown[1]}")
+    )
+    loss = " ".join(f"{value:.2f}" for value in values(row, "test_loss"))
+    print(f"{row:37}{runs[row][0]['lr']:6g}   {exact}   {stop}   {loss}")
 
 # %% [markdown]
-# Three rules of thumb, judged by these runs. An advantage counts if the mean is more than 5 points better; where a rule
-# holds for one pair of rows only, the verdict names it.
+# Three rules of thumb, judged by these runs. Equal seeds see equal data, so rows are compared seed by seed. A mean
+# difference counts from 5 points on: five of the 108 questions. Where a rule holds for one of two pairs of rows, the
+# verdict names it.
 
 
 # %%
-def ahead(one, other):
-    """By how much `one` answers more than `other`: mean over seeds, as a fraction."""
-    return statistics.fmean(values(one, "test_exact")) - statistics.fmean(
-        values(other, "test_exact")
-    )
+def gain(one, other):
+    """How many more questions `one` has right than `other`, as a fraction: mean and 95 % interval."""
+    pairs = zip(values(one, "test_exact"), values(other, "test_exact"), strict=True)
+    return interval([mine - theirs for mine, theirs in pairs])
 
 
-def points(difference):
-    return f"{100 * difference:+.0f} points"
+def judge(claim, source, what, gains, least):
+    """Add the claim; it holds where the mean gain is over `least`."""
+    kept = [where for where, each in gains.items() if each.mean > least]
+    found = ", ".join(f"{each.points} {where}" for where, each in gains.items())
+    measured = f"{what}, points exactly right (95 % interval, 3 seeds): {found}"
+    condition = kept[0] if 0 < len(kept) < len(gains) else ""
+    claims.append(Claim(claim, source, bool(kept), measured, only_if=condition))
+    print(claims[-1])
 
 
-WITH = ", embeddings and norms"
-pairs = {
-    "without embeddings and norms": ahead("lora", "lora attention"),
-    "with embeddings and norms trained": ahead("lora" + WITH, "lora attention" + WITH),
+# %%
+FROZEN, TRAINED = "with embeddings and norms frozen", "with embeddings and norms trained"
+ATTENTION_WHOLE, BOTH_WHOLE = list(TARGETS)[2:]
+gains = {FROZEN: gain("lora attention", "lora"), TRAINED: gain(ATTENTION_WHOLE, BOTH_WHOLE)}
+source, what = (
+    "Hu et al. 2021, who adapt query and value",
+    "attention minus attention and MLPs",
+)
+judge("LoRA on attention alone suffices", source, what, gains, -0.05)
+
+# %%
+gains = {
+    "on attention": gain(ATTENTION_WHOLE, "lora attention"),
+    "on attention and MLPs": gain(BOTH_WHOLE, "lora"),
 }
-suffices = [where for where, more in pairs.items() if more < 0.05]
-condition = suffices[0] if len(suffices) == 1 else ""
-measured = "exactly right, MLPs adapted too: "
-measured += ", ".join(f"{points(more)} {where}" for where, more in pairs.items()) + "; 3 seeds"
-claim = "LoRA on attention alone suffices"
-source = "Hu et al. 2021, who adapt query and value only"
-claims.append(Claim(claim, source, bool(suffices), measured, only_if=condition))
+claim = "where chat tokens are new, LoRA needs embeddings and norms trained beside it"
+judge(claim, "a rule among practitioners", "trained minus frozen", gains, 0.05)
 
 # %%
-gains = {row: ahead(row + WITH, row) for row in ("lora attention", "lora")}
-measured = "exactly right, with them trained: "
-measured += ", ".join(f"{points(more)} for {row}" for row, more in gains.items()) + "; 3 seeds"
-claim = "new special tokens need trainable embeddings beside LoRA"
-helped = [row for row, more in gains.items() if more > 0.05]
-condition = f"for {helped[0]}" if len(helped) == 1 else ""
-source = "a rule among practitioners"
-claims.append(Claim(claim, source, bool(helped), measured, only_if=condition))
-
-behind = {row: ahead("full", row) for row in ("lora", "lora" + WITH)}
-measured = "exactly right, full fine-tuning ahead by: "
-measured += ", ".join(f"{points(less)} of {row}" for row, less in behind.items()) + "; 3 seeds"
-claim = "LoRA is as good as full fine-tuning"
-equals = [row for row, less in behind.items() if less < 0.05]
-condition = f"for {equals[0]}" if len(equals) == 1 else ""
+gains = {FROZEN: gain("lora", "full"), TRAINED: gain(BOTH_WHOLE, "full")}
+loss = {row: statistics.fmean(values(row, "test_loss")) for row in ROWS}
+what = f"loss {loss['lora']:.2f} frozen, {loss[BOTH_WHOLE]:.2f} trained, {loss['full']:.2f} full; "
 source = "Hu et al. 2021; Biderman et al. 2024 find that it learns less"
-claims.append(Claim(claim, source, bool(equals), measured, only_if=condition))
-for claim in claims[-3:]:
-    print(str(claim).splitlines()[0])
+claim = "LoRA is as good as full fine-tuning"
+judge(claim, source, what + "LoRA minus full", gains, -0.05)
 
 # %% [markdown]
 # Notice: TODO
@@ -730,8 +745,8 @@ for claim in claims[-3:]:
 # %% [markdown]
 # ## Break it, then fix it
 #
-# An adapter's file holds tensors. Merging by a script of one's own looks easy: add `lora_B @ lora_A` to each matrix, and
-# copy what was trained whole. Save the live adapter, and do that.
+# An adapter's file holds tensors. To merge them by a script of one's own looks easy: add `lora_B @ lora_A` to each
+# matrix, and copy what was trained whole. Save the live adapter, and do that.
 
 # %%
 folder = save_adapter(live, Path(tempfile.mkdtemp()) / "adapter")
@@ -752,24 +767,21 @@ def merge_by_script(scale=1.0):
     return model.eval()
 
 
-by_script = ask(merge_by_script())
-print(f"it stops, over 80 %: {stop_rate(by_script) > 0.8}")
-
-# %%
-merged, report = merge_and_verify(live, batch)
-
-
 @torch.no_grad()
 def logits_apart(one, other):
-    return (
-        (one(**batch).logits - other(**batch).logits)[batch["attention_mask"].bool()]
-        .abs()
-        .max()
-    )
+    """Largest difference between two models' logits on real tokens of the batch."""
+    difference = one(**batch).logits - other(**batch).logits
+    return difference[batch["attention_mask"].bool()].abs().max().item()
 
+
+# %%
+by_script = merge_by_script()
+merged, report = merge_and_verify(live, batch)
+said = ask(by_script)
+print(f"the script's model stops, over 80 %: {stop_rate(said) > 0.8}")
 
 # %% tags=["raises-exception"]
-assert logits_apart(merge_by_script(), merged) < 1e-3, "this is not the model that was trained"
+assert logits_apart(by_script, merged) < 1e-3, "this is not the model that was trained"
 
 # %% [markdown]
 # It loads, stops and answers, only worse, and no message says so. The scale is not among the tensors: it is in
@@ -778,16 +790,15 @@ assert logits_apart(merge_by_script(), merged) < 1e-3, "this is not the model th
 
 # %%
 config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-scale = config["lora_alpha"] / (config["r"] ** (0.5 if config["use_rslora"] else 1))
-mended = merge_by_script(scale)
-apart = logits_apart(mended, merged)
-print(
-    f"lora_alpha {config['lora_alpha']}, r {config['r']}, use_rslora {config['use_rslora']}: scale {scale:g}"
-)
-print(f"logits within 0.001 of merge_and_verify's: {bool(apart < 1e-3)}")
+print({name: config[name] for name in ("lora_alpha", "r", "use_rslora")})
+divisor = config["r"] ** 0.5 if config["use_rslora"] else config["r"]
+mended = merge_by_script(config["lora_alpha"] / divisor)
+agree = logits_apart(mended, merged) < 1e-3
+print(f"logits within 0.001 of merge_and_verify's: {agree}")
 same = [a.text for a in ask(mended)] == [a.text for a in answers]
-print(f"answers are those of the adapter, all {len(test)}: {same}")
-assert apart < 1e-3 and same and [a.text for a in by_script] != [a.text for a in answers]
+print(f"answers are the adapter's, by the mended script: {same}")
+print(f"by the broken one: {[a.text for a in said] == [a.text for a in answers]}")
+assert agree and same and [a.text for a in said] != [a.text for a in answers]
 
 # %% [markdown]
 # Notice: a wrong merge is a model, too. Compare before you throw the adapter away.
