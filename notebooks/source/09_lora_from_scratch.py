@@ -137,8 +137,8 @@ assert count.trainable == wide.lora_A.numel() + wide.lora_B.numel() == 16_000
 assert frozen == 1_000_000
 
 # %% [markdown]
-# Notice: 8 rows of 1,000 and 8 columns of 1,000. Only these 16,000 have gradients and AdamW's moments; the million
-# frozen ones still take part in every product, so a step saves far less time than memory.
+# Notice: 8 rows of 1,000 and 8 columns of 1,000. Only these 16,000 have gradients and AdamW's moments. The frozen million
+# still takes part in every product, so a step saves far less time than memory (notebook 04 measured it).
 
 # %% [markdown]
 # ### Exercise 1 · count
@@ -281,14 +281,15 @@ held = times["Adam"][0] == times["Adam"][1] and apart[1] < 1e-4
 measured = "toy layer: equal changes after 1 step; "
 measured += f"over 10 % apart after 200: {apart[200] > 0.1}"
 claim = "with Adam, tuning lora_alpha is roughly tuning the learning rate"
-condition = "in the first steps" if apart[200] > 0.1 else ""
+condition = "at the first step" if apart[200] > 0.1 else ""
 claims.append(Claim(claim, "Hu et al. 2021, LoRA", held, measured, only_if=condition))
 
 # %% [markdown]
 # Notice: with Adam, `lora_alpha` is a second learning rate. Later the two part, for the rate moves `lora_A` as well.
 # So leave `lora_alpha` alone and tune the rate.
 #
-# `lora_alpha / r` also shrinks as r grows; **rank-stabilised** LoRA (`use_rslora` in PEFT) divides by √r:
+# `lora_alpha / r` also shrinks as r grows; **rank-stabilised** LoRA (`use_rslora` in PEFT) divides by √r, and a large r
+# keeps more of its step:
 
 # %%
 for r in (1, 8, 64):
@@ -388,8 +389,8 @@ claims.append(Claim(claim, source, held, measured, only_if=condition))
 
 # %% [markdown]
 # Notice: a third of the energy is cut at r = 8 and hardly missed, r = 1 is too little, and r = 16 of 128 is as good as
-# all. But the matrices' change **alone** is worth little at any rank: it was learnt together with the embeddings. What
-# was cut after training says that a low rank can suffice, not that training will find it.
+# all. But the matrices' change **alone** is worth little even at full rank, for it was learnt together with all else.
+# And a cut after training says that a low rank can suffice, not that training will find it.
 #
 # Move the rank, and choose another matrix:
 
@@ -544,8 +545,8 @@ assert started_at_zero and equal and not base_alone
 # %% [markdown]
 # Notice: the same two matrices, the same scale, the same bits.
 #
-# `merge_and_verify` merges a copy of the whole model and compares logits and likeliest tokens. What rounding alone may do
-# it measures by a run in double precision; a merge that is further off is refused.
+# `merge_and_verify` merges a copy of the whole model and compares logits and likeliest tokens. It measures by a run in
+# double precision what rounding does, and refuses a merge that is several times further off.
 
 # %% tags=["nbval-ignore-output"]
 page = ["Q: What is the capital of France?\nA:", "Q: What sound does a cow make?\nA:"]
@@ -653,8 +654,8 @@ print(f"within 15 points of the stored run: exactly right {close}, stopped {stop
 assert close and stops and stop_rate(answers) > 0.8
 
 # %% [markdown]
-# Now all rows, three seeds each: bars are means, dots are seeds, and full fine-tuning is hatched. In the third panel less
-# is better.
+# Now all rows, three seeds each: bars are means, dots are seeds, and full fine-tuning is hatched. In the third panel,
+# less is better.
 
 
 # %%
@@ -784,9 +785,9 @@ print(f"the script's model stops, over 80 %: {stop_rate(said) > 0.8}")
 assert logits_apart(by_script, merged) < 1e-3, "this is not the model that was trained"
 
 # %% [markdown]
-# It loads, stops and answers, only worse, and no message says so. The scale is not among the tensors: it is in
-# `adapter_config.json`, as `lora_alpha`, `r` and `use_rslora`. The fix: read it there, and compare with the unmerged
-# model, as `merge_and_verify` does.
+# It loads, stops and answers, and no message says that it is another model. The scale is not among the tensors: it is
+# in `adapter_config.json`, as `lora_alpha`, `r` and `use_rslora`. The fix: read it there, and compare with the adapter,
+# as `merge_and_verify` does.
 
 # %%
 config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
@@ -819,7 +820,7 @@ show_claims(claims)
 # ## Recall
 #
 # 1. How many parameters does LoRA train beside a matrix of 4,096 × 1,024 at r = 16?
-# 2. Why is the gradient of `lora_A` zero at the first step, and why must `lora_B` alone start at zero?
+# 2. Why is the gradient of `lora_A` zero at the first step, and what if `lora_A` started at zero as well?
 # 3. What does twice the `lora_alpha` do to Adam's first step?
 # 4. In what sense is a merged model equal to its adapter?
 # 5. Which tensors can LoRA on the layers not move, and when does that matter?
@@ -828,7 +829,7 @@ show_claims(claims)
 # <details><summary>Answers</summary>
 #
 # - 1: 16 × (4,096 + 1,024) = 81,920.
-# - 2: it is `lora_B.T` times something; with both at zero neither would ever get a gradient.
+# - 2: it is `lora_B.T` times something, and `lora_B` is zero; with both at zero neither ever gets a gradient.
 # - 3: it doubles the change, as twice the learning rate would.
 # - 4: to the rounding of its precision, not to the bit.
 # - 5: embedding, output matrix and norms; where the data bring tokens that the base never saw.
