@@ -27,7 +27,7 @@ def plot_ranks(change: torch.Tensor, losses: Mapping[int, float], r: int, *, nam
     change: (out, in); losses: rank -> loss of the base with every change cut to that rank, in nats a token.
     """
     axes = new_axes(9, 3, columns=2)[1]
-    values = torch.linalg.svdvals(change)
+    values = torch.linalg.svdvals(change.float())
     number = torch.arange(1, len(values) + 1)
     axes[0].plot(number[:r], values[:r], "o", color=OKABE_ITO[0], markersize=5, label=f"kept at r = {r}")
     axes[0].plot(number[r:], values[r:], ".", color=OKABE_ITO[4], markersize=4, label="cut")
@@ -63,7 +63,7 @@ class RankExplorer(ipywidgets.VBox):
 
     @property
     def energy(self) -> float:
-        return energy_kept(torch.linalg.svdvals(self.changes[self.menu.value]), self.slider.value)
+        return energy_kept(torch.linalg.svdvals(self.changes[self.menu.value].float()), self.slider.value)
 
     def __repr__(self) -> str:
         return f"RankExplorer(r={self.slider.value}, {self.menu.value!r}): run the cell to move it"

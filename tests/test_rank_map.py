@@ -56,7 +56,7 @@ def test_the_picture_has_the_kept_and_the_cut_ones_and_rings_the_rank():
 def test_the_controls_redraw():
     model = foreign_model()
     changes = {
-        name: p.detach().float()
+        name: p.detach()  # bfloat16
         for name, p in model.named_parameters()
         if p.ndim == 2 and "self_attn" in name
     }

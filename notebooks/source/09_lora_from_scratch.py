@@ -137,8 +137,8 @@ assert count.trainable == wide.lora_A.numel() + wide.lora_B.numel() == 16_000
 assert frozen == 1_000_000
 
 # %% [markdown]
-# Notice: 8 rows of 1,000 and 8 columns of 1,000. Only these 16,000 have gradients and AdamW's moments. The frozen million
-# still takes part in every product, so a step saves far less time than memory (notebook 04 measured it).
+# Notice: 8 rows of 1,000 and 8 columns of 1,000. Only these 16,000 have gradients and AdamW's moments. The frozen
+# million still takes part in every product, so a step saves far less time than memory (notebook 04 measured it).
 
 # %% [markdown]
 # ### Exercise 1 · count
