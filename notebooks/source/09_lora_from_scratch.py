@@ -654,8 +654,8 @@ print(f"within 15 points of the stored run: exactly right {close}, stopped {stop
 assert close and stops and stop_rate(answers) > 0.8
 
 # %% [markdown]
-# Now all rows, three seeds each: bars are means, dots are seeds, and full fine-tuning is hatched. In the third panel,
-# less is better.
+# Now all rows, three seeds each; `lora` by itself is on attention and MLPs. Bars are means, dots are seeds, and full
+# fine-tuning is hatched. In the third panel, less is better.
 
 
 # %%
