@@ -4,6 +4,7 @@ import html
 from collections.abc import Mapping, Sequence
 
 import ipywidgets
+import numpy as np
 
 from ftkit.plots import OKABE_ITO, figure_svg, new_axes
 
@@ -16,6 +17,7 @@ def plot_family(panels: Mapping[str, Mapping[str, Sequence[float]]], *, percent:
     """
     names = list(next(iter(panels.values())))
     _, axes = new_axes(2.6 * len(panels) + 1.6, 0.28 * len(names) + 0.9, columns=len(panels))
+    axes = np.atleast_1d(axes)
     for ax, (measure, by_name) in zip(axes, panels.items(), strict=True):
         for line, name in enumerate(names):
             values = by_name[name]
@@ -39,7 +41,7 @@ def plot_movement(panels: Mapping[str, Sequence[Sequence[tuple[float, float]]]])
 
     `panels` maps a title to the points of each seed, which has a sign of its own.
     """
-    _, axes = new_axes(3 * len(panels), 2.6, columns=len(panels))
+    axes = np.atleast_1d(new_axes(3 * len(panels), 2.6, columns=len(panels))[1])
     for ax, (title, seeds) in zip(axes, panels.items(), strict=True):
         for sign, colour, points in zip("osD", OKABE_ITO, seeds, strict=False):
             ax.plot(*zip(*points, strict=True), sign, markersize=4, alpha=0.7, color=colour)

@@ -123,6 +123,6 @@ def _cell(head: str, line: dict) -> str:
         return f"{line[head]:,}" if line[head] else ""
     if (value := line[head]) is None:
         return ""
-    form = {"test_loss": "{:.2f}", "time": "{:.2f}×"}.get(head, "{:.0%}")
-    mean, low, high = (form.format(value[key]) for key in ("mean", "low", "high"))
-    return mean if low == high else f"{mean} ({low} to {high})"
+    form, unit = {"test_loss": ("{:.2f}", ""), "time": ("{:.2f}", "×")}.get(head, ("{:.0%}", "%"))
+    mean, low, high = (form.format(value[key]).removesuffix(unit) for key in ("mean", "low", "high"))
+    return f"{mean}{unit}" if low == high else f"{mean}{unit} ({low}–{high})"

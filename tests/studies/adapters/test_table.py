@@ -70,12 +70,9 @@ def test_markdown_shows_it_and_leaves_empty_columns_out():
     head, rule, base, lora, dora = table.markdown(table.summarise(RUNS, "chat-200")).splitlines()
     assert "calls exact" not in head and head.count("|") == rule.count("|") == base.count("|")
     assert "| base model |  | 4.00 | 0% |" in base
-    assert (
-        "| 0.003 | 1.30 (1.20 to 1.40) | 40% (30% to 50%) | 100% | 12% (0% to 25%) | capital 25% | 1.00× |"
-        in lora
-    )
+    assert "| 0.003 | 1.30 (1.20–1.40) | 40% (30–50) | 100% | 12% (0–25) | capital 25% | 1.00× |" in lora
     assert "| 10 | 1,234,567 |" in lora
-    assert "dora (1 of 2 diverged)" in dora and "2.50× (2.00× to 3.00×)" in dora
+    assert "dora (1 of 2 diverged)" in dora and "2.50× (2.00–3.00)" in dora
 
 
 def test_a_best_rate_at_an_end_is_said():
