@@ -731,5 +731,6 @@ show_claims(claims)
 #
 # ## Next
 #
-# [16_fsdp_fine_tune](16_fsdp_fine_tune.ipynb): a fine-tune on the same conversations, on several processes,
-# each with a part of the model.
+# [09_lora_from_scratch](09_lora_from_scratch.ipynb): the small pair beside each matrix, written by hand. Or straight
+# to [16_fsdp_fine_tune](16_fsdp_fine_tune.ipynb): the same conversations on several processes, each with a part of the
+# model.
