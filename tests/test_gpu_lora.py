@@ -69,6 +69,20 @@ def test_rows_are_the_conversations_in_a_row_and_again(own):
     assert all(label in (i, IGNORE_INDEX) for label, i in pairs) and any(label == i for label, i in pairs)
 
 
+def test_a_row_with_nothing_to_learn_is_left_out(own, monkeypatch):
+    folder, data = own
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    made = gpu_lora.blocks(data, tokenizer, 8, 60)
+    assert all(any(label != IGNORE_INDEX for label in row["labels"]) for row in made)
+    whole = gpu_lora.blocks(data, tokenizer, 200, 3)  # no row of these lacks one: the text as it stands
+    assert [i for row in made for i in row["input_ids"]] != [i for row in whole for i in row["input_ids"]][
+        :480
+    ]
+    monkeypatch.setattr(gpu_lora, "TRIES", 0)
+    with pytest.raises(gpu_lora.BenchError, match="larger --length"):
+        gpu_lora.blocks(data, tokenizer, 8, 60)
+
+
 def test_plain_trl_runs_in_a_process_of_its_own_and_writes_every_step(own, recorded):
     record = json.loads(recorded)
     found = record["contenders"]["trl"]

@@ -36,6 +36,7 @@ REMEDY = {
     "unsloth": "python3 -m venv unsloth && unsloth/bin/pip install -r ftkit/bench/unsloth.txt, then "
     "--unsloth-python unsloth/bin/python",
 }
+TRIES = 100  # rows looked at for each that is wanted
 TAIL = 20  # lines of a failed contender's output that the error shows
 
 
@@ -44,14 +45,25 @@ class BenchError(RuntimeError):
 
 
 def blocks(data: Path, tokenizer, length: int, count: int) -> list[dict[str, list[int]]]:
-    """`count` rows of exactly `length` tokens: the conversations of `data`, one after the other, again and again."""
-    rows = itertools.cycle(read_rows(data, tokenizer, max_length=sys.maxsize).rows)
-    tokens = ((i, label) for row in rows for i, label in zip(row["input_ids"], row["labels"], strict=True))
+    """`count` rows of exactly `length` tokens: the conversations of `data`, one after the other, again and again.
+
+    A row without a label is left out: TRL drops it, another trainer may not, and then their steps differ.
+    """
+    conversations = read_rows(data, tokenizer, max_length=sys.maxsize).rows
+    tokens = (
+        pair
+        for row in itertools.cycle(conversations)
+        for pair in zip(row["input_ids"], row["labels"], strict=True)
+    )
     made = []
-    for _ in range(count):
+    for _ in range(TRIES * count):
         ids, labels = map(list, zip(*itertools.islice(tokens, length), strict=True))
-        made.append({"input_ids": ids, "labels": [IGNORE_INDEX, *labels[1:]]})
-    return made
+        labels[0] = IGNORE_INDEX  # nothing in the row comes before it
+        if any(label != IGNORE_INDEX for label in labels):
+            made.append({"input_ids": ids, "labels": labels})
+        if len(made) == count:
+            return made
+    raise BenchError(f"hardly any row of {length} tokens has a token to learn from: give a larger --length")
 
 
 def check_ready(contenders: list[str], device: str, pythons: dict[str, str]) -> None:
