@@ -61,11 +61,8 @@ print(f"torch {torch.__version__}, device: cpu")
 # %%
 MIB, GIB = 2**20, 2**30  # bytes
 BATCH = 8  # conversations in a batch
-ROWS, WIDTH, VOCABULARY = (
-    1024,
-    128,
-    16_384,
-)  # tokens, hidden size, and a vocabulary as of real models
+ROWS, WIDTH = 1024, 128  # tokens of a batch, and the hidden size
+VOCABULARY = 16_384  # as of a small real model
 CHUNKS = (16, 64, 256, 1024)  # rows of logits at a time
 SEED = 0  # of every tensor drawn here
 claims = []  # what this notebook tested, each with its verdict; the recap prints them
@@ -140,7 +137,7 @@ def tensors(tree):
 
 
 class Meter(TorchDispatchMode):
-    """Operations that compute, bytes they move, bytes alive; views and what is inside an operation go unseen."""
+    """Operations that compute, the bytes they move, the bytes alive; what is inside one goes unseen."""
 
     def __init__(self):
         super().__init__()
@@ -150,17 +147,12 @@ class Meter(TorchDispatchMode):
         self.alive.append(self.alive[-1] - self.sizes.pop(where, 0))
 
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
-        read, given, result = (
-            tensors(args),
-            tensors((args, kwargs)),
-            operation(*args, **(kwargs or {})),
-        )
+        read, given = tensors(args), tensors((args, kwargs))
+        result = operation(*args, **(kwargs or {}))
         before = {tensor.untyped_storage().data_ptr() for tensor in given}
         made = tensors(result)
         new = [t for t in made if t.untyped_storage().data_ptr() not in before]
-        _, name, variant = str(operation).split(
-            "."
-        )  # a trailing _ or "out": it works in place
+        _, name, variant = str(operation).split(".")  # as aten.add_.Tensor: in place
         works = new or name.endswith("_") or variant.endswith("out")
         if works and "empty" not in name:  # to reserve memory moves nothing
             self.operations[name] += 1
@@ -184,9 +176,7 @@ with torch.no_grad():
 labels = batch["labels"][:, 1:].flatten()  # each state predicts the next token
 hidden = states[:, :-1].flatten(0, 1).float().requires_grad_()  # (B * T, D)
 head = model.get_output_embeddings().weight.detach().float().requires_grad_()  # (V, D)
-print(
-    f"{len(hidden)} rows, {(labels != IGNORE_INDEX).sum()} with a label; head {tuple(head.shape)}"
-)
+print(f"{len(hidden)} rows, {(labels != IGNORE_INDEX).sum()} with a label; V = {len(head)}")
 
 
 # %% [markdown]
@@ -424,7 +414,7 @@ _ = ax.legend(frameon=False)
 
 
 # %%
-def seconds(function, *args, repeats=3):
+def seconds(function, *args, repeats=2):
     """The fastest of a few runs: what other programs do only ever adds."""
     times = []
     for _ in range(repeats):
@@ -588,9 +578,7 @@ try:
         f"eager {1e3 * eager:.2f} ms, compiled {1e3 * fast:.2f} ms: {eager / fast:.1f} times faster"
     )
     print(f"predicted from the bytes: {by_hand / fused:.1f} times")
-except (
-    Exception
-) as error:  # no C++ compiler, or no Python headers: its name depends on the version
+except Exception as error:  # no C++ compiler or no Python headers; the type varies
     agree = None
     print(f"torch.compile cannot build here ({type(error).__name__}); nothing below needs it")
 assert agree is not False
@@ -618,11 +606,11 @@ angles = torch.outer(torch.arange(128.0), 10_000.0 ** -(torch.arange(0, 64, 2) /
 cos, sin = angles.cos(), angles.sin()
 doubled = [torch.cat([t, t], dim=-1)[None] for t in (cos, sin)]  # as transformers passes them
 theirs = apply_rotary_pos_emb(q, q, *doubled)[0]
-equal = torch.allclose(rotary(q, cos, sin), theirs, atol=1e-5)  # of about 1
+same = torch.allclose(rotary(q, cos, sin), theirs, atol=1e-5)  # of about 1
 usual = metered(lambda q: apply_rotary_pos_emb(q, q[:, :0], *doubled), q).moved / q.nbytes
 halves = metered(rotary, q, cos, sin).moved / q.nbytes
-print(f"equal: {equal}; bytes moved: {usual:.1f} times q, and by halves {halves:.1f}")
-assert equal and halves < usual / 1.5
+print(f"equal: {same}; bytes moved: {usual:.1f} times q, and by halves {halves:.1f}")
+assert same and halves < usual / 1.5
 
 # %% [markdown]
 # ## 4 · Compute it again instead of storing it
@@ -634,7 +622,7 @@ assert equal and halves < usual / 1.5
 
 # %%
 def kept_bytes(function, *inputs, besides=()):
-    """Bytes that autograd keeps for the backward pass, and the gradients; `besides`: parameters, not counted."""
+    """Bytes that autograd keeps, without the parameters `besides`, and the gradients."""
     kept, known = {}, {p.untyped_storage().data_ptr() for p in besides}
 
     def keep(tensor):
@@ -691,10 +679,10 @@ for name, (size, gradients) in found.items():
     assert same and ratio == 1
 
 # %% [markdown]
-# Notice: the same gradients. Computing silu again is almost free and saves nearly a quarter; computing all again keeps
-# an eleventh, for a second forward pass. **Gradient checkpointing** does the latter to whole layers;
-# Unsloth moreover parks what is kept in the host's memory. FlashAttention does it to attention: it never stores the
-# T × T probabilities, and computes them again, tile by tile. torch has it built in:
+# Notice: the same gradients. Autograd keeps x and four tensors of size I. Computing silu again is almost free and
+# saves nearly a quarter; computing all again keeps an eleventh, for a second forward pass: that is **gradient
+# checkpointing**, and Unsloth moreover parks what is kept in the host's memory. FlashAttention does it to attention:
+# the T × T probabilities are never stored, but computed again, tile by tile. torch has it built in:
 
 # %%
 T = 512
@@ -713,9 +701,8 @@ def built_in(q, k, v):
 
 # %%
 (stored, gradients), (less, again) = (kept_bytes(way, *qkv) for way in (attention, built_in))
-agree = all(
-    gap(*pair) < 1e-4 for pair in zip(again, gradients, strict=True)
-)  # of float32's 7 digits
+pairs = zip(again, gradients, strict=True)
+agree = all(gap(*pair) < 1e-4 for pair in pairs)  # of float32's 7 digits
 square = 4 * 4 * T * T  # bytes of the probabilities of 4 heads
 print(f"probabilities: {square / MIB:.2f} MiB; gradients agree: {agree}")
 print(f"kept by hand: {stored / MIB:.2f} MiB, by torch's attention: {less / MIB:.2f} MiB")
