@@ -348,9 +348,9 @@ def worst_gap(hidden, head, labels, chunk):
 # %%
 wide = [tensor.detach().double().requires_grad_() for tensor in (hidden, head)]
 sizes = (1, 7, 100, len(hidden), len(hidden) + 5)
-equal = {
-    chunk: worst_gap(*wide, labels, chunk) < 1e-12 for chunk in sizes
-}  # float64 has 16 digits
+equal = {}
+for chunk in sizes:
+    equal[chunk] = worst_gap(*wide, labels, chunk) < 1e-12  # float64 has 16 digits
 print(f"float64, equal to 12 digits: {equal}")
 short = worst_gap(hidden, head, labels, 64) < 1e-5
 print(f"float32, equal to 5 digits: {short}")
@@ -559,9 +559,8 @@ for name, way in ways.items():
     count = sum(meter.operations.values())
     print(f"{name:12} {count} operations, moves {meter.moved / x.nbytes:.1f} times x")
 by_hand, library, fused = (metered(way, x, weight).moved for way in ways.values())
-assert torch.allclose(
-    ways["F.rms_norm"](x, weight), rms_norm(x, weight), atol=1e-5
-)  # of about 1
+both = [ways[name](x, weight) for name in ("F.rms_norm", "by hand")]
+assert torch.allclose(*both, atol=1e-5)  # of numbers about 1
 assert round(by_hand / x.nbytes) == 7 and round(fused / x.nbytes) == 2
 
 # %% [markdown]
@@ -857,10 +856,8 @@ if record is None:
 else:
     print(table(record))
     figure, ax = new_axes(6, 3)
-    for (name, found), style in zip(
-        record["contenders"].items(), ("-", "--", ":"), strict=False
-    ):
-        ax.plot(found["losses"], style, label=name)
+    for name, style in zip(record["contenders"], ("-", "--", ":"), strict=False):
+        ax.plot(record["contenders"][name]["losses"], style, label=name)
     ax.set(xlabel="step", ylabel="loss (nats per token)")
     ax.legend(frameon=False)
 
@@ -871,9 +868,8 @@ def judged(record, name):
     if record is None or not {"trl", name} <= set(record["contenders"]):
         return None, None, f"no run is recorded: it needs an NVIDIA GPU; {COMMAND}"
     speed, memory, gap = (judge(record, name) for judge in (speed_up, memory_ratio, loss_gap))
-    where = (
-        f"{record['contenders'][name]['device']}, {record['date']}, against TRL of that day"
-    )
+    device = record["contenders"][name]["device"]
+    where = f"{device}, {record['date']}, against TRL of that day"
     text = f"{speed:.2f}× a step, {memory:.0%} of the memory, losses within {gap:.3f}; {where}"
     return speed >= 1.8, memory <= 0.3, text
 
@@ -885,8 +881,8 @@ claims.append(Claim("Unsloth trains about 2× faster", source, speed, measured))
 claims.append(Claim("Unsloth trains with 70 % less memory", source, memory, measured))
 
 # %% [markdown]
-# Notice: where nothing was measured, the verdict is *not tested*. A figure from elsewhere would be measured against
-# someone else's baseline.
+# Notice: where nothing was measured, the verdict is *not tested*. A figure from elsewhere was measured against someone
+# else's baseline.
 
 # %% [markdown]
 # ### Before you choose
