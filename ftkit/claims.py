@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-VERDICTS = ("holds", "holds under conditions", "outdated", "not reproduced")
+VERDICTS = ("holds", "holds under conditions", "outdated", "not reproduced", "not tested")
 PRINTED = re.compile(
     rf"^({'|'.join(VERDICTS)})(?: \((.+?)\))?: (.+)\n    source: (.+)\n    measured: (.+)$", re.M
 )
@@ -19,19 +19,22 @@ PRINTED = re.compile(
 class Claim:
     """`held` is the outcome of a test in a cell, never typed in. Every text is one line and not empty.
 
+    None stands for a test that has no run to judge yet, such as one that wants a GPU; `measured` then says what
+    is missing and which command measures it.
     Raises ValueError for a text that is empty or has several lines, and for a qualification that contradicts
     `held`: `only_if` narrows a claim that held, `outdated_by` explains one that did not.
     """
 
     claim: str  # as its source makes it
     source: str  # who makes it and where, as short as a reader can follow
-    held: bool
+    held: bool | None
     measured: str  # numbers with units, seeds and spread; rounded so that they are the same on any machine
     only_if: str = ""  # it held, but only under this condition
     outdated_by: str = ""  # it did not hold, because of this later change
 
     def __post_init__(self):
-        object.__setattr__(self, "held", bool(self.held))  # torch's and numpy's truths too
+        if self.held is not None:
+            object.__setattr__(self, "held", bool(self.held))  # torch's and numpy's truths too
         for name in ("claim", "source", "measured", "only_if", "outdated_by"):
             text = getattr(self, name)
             if (
@@ -44,12 +47,14 @@ class Claim:
             raise ValueError("a condition may not hold '): ', which ends it where it is printed")
         if self.only_if and not self.held:
             raise ValueError(f"{self.claim!r} did not hold, so `only_if` has nothing to narrow")
-        if self.outdated_by and self.held:
-            raise ValueError(f"{self.claim!r} held, so it is not outdated")
+        if self.outdated_by and self.held is not False:
+            raise ValueError(f"{self.claim!r} was not found wanting, so it is not outdated")
 
     @property
     def verdict(self) -> str:
         """One of VERDICTS."""
+        if self.held is None:
+            return "not tested"
         if self.held:
             return "holds under conditions" if self.only_if else "holds"
         return "outdated" if self.outdated_by else "not reproduced"

@@ -1,4 +1,4 @@
-"""Claims: the four verdicts, and that what is printed can be read back, whatever the texts hold."""
+"""Claims: the five verdicts, and that what is printed can be read back, whatever the texts hold."""
 
 import pytest
 import torch
@@ -14,8 +14,8 @@ def claim(held=True, **qualification):
     return Claim("water is wet", "Thales", held, "3 drops of 3", **qualification)
 
 
-def test_the_four_verdicts():
-    found = [claim(), claim(only_if="above 0 °C"), claim(False, outdated_by="ice"), claim(False)]
+def test_the_five_verdicts():
+    found = [claim(), claim(only_if="above 0 °C"), claim(False, outdated_by="ice"), claim(False), claim(None)]
     assert [c.verdict for c in found] == list(VERDICTS)
 
 
@@ -36,8 +36,11 @@ def test_a_text_that_could_not_be_read_back_is_refused(name, text):
 def test_a_qualification_that_contradicts_the_test_is_refused():
     with pytest.raises(ValueError, match="nothing to narrow"):
         claim(False, only_if="above 0 °C")
-    with pytest.raises(ValueError, match="not outdated"):
-        claim(True, outdated_by="ice")
+    for held in (True, None):
+        with pytest.raises(ValueError, match="not outdated"):
+            claim(held, outdated_by="ice")
+    with pytest.raises(ValueError, match="nothing to narrow"):
+        claim(None, only_if="above 0 °C")
     with pytest.raises(ValueError, match="ends it"):
         claim(True, only_if="(hot): maybe")
 
@@ -66,6 +69,12 @@ def test_qualifications_read_back_and_order_is_kept(capsys):
         ("outdated", "thaw"),
     ]
     assert [row["claim"] for row in read] == ["water is wet", "ice is dry"]
+
+
+def test_a_claim_without_a_run_is_neither_held_nor_refuted(capsys):
+    show_claims([Claim("ice is hot", "Thales", None, "no thermometer at hand; `measure --ice` reads one")])
+    (row,) = read_claims(capsys.readouterr().out)
+    assert (row["verdict"], row["because"]) == ("not tested", "")
 
 
 def test_a_claim_that_comes_twice_is_refused():
