@@ -191,8 +191,9 @@ for split, path in find_chat().items():
 claim_table()
 
 # %% [markdown]
-# Notice: *holds under conditions* names its condition, *outdated* was true once, and *not reproduced* is what we
-# could not find. Every row can be run again in its notebook.
+# Notice: *holds under conditions* names its condition, *outdated* was true once, *not reproduced* is what we
+# could not find, and *not tested* wants hardware that nobody has run it on yet. Every row can be run again in its
+# notebook.
 
 # %% [markdown]
 # ## Next

@@ -65,7 +65,7 @@ ROUNDS = 12  # steps of each method when two are timed against each other
 LIVE_SEED = 0  # of the run made here; the stored runs have 0, 1 and 2
 SERVED_EPOCHS = 4  # passes over the data for each of three small adapters
 RUNS = records.read_records(data_dir() / "results" / "adapters.jsonl")
-SOURCE = "a practitioner's chat fine-tune that compares LoRA, DoRA, LoRA+, NEFTune and Unsloth"
+SOURCE = "a chat fine-tune that compares LoRA, DoRA, LoRA+, NEFTune and Unsloth"
 claims = []  # what this notebook tested, each with its verdict; the recap prints them
 
 # %% [markdown]

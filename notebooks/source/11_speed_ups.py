@@ -825,7 +825,7 @@ print(f"so steps 2 times faster make it less than 1.85 times faster: {hidden_gai
 
 # %%
 claim = "timed with its evaluations, a run hides what Unsloth gains in a step"
-source = "Trelis Research, comparing chat fine-tunes"
+source = "a chat fine-tune that compares LoRA, DoRA, LoRA+, NEFTune and Unsloth"
 held = between and hidden_gain
 measured = (
     f"20 evaluations among 40 steps take between 10 and 60 % of the run: {between}; "
@@ -949,7 +949,6 @@ show_claims(claims)
 # - Dao et al., [FlashAttention](https://arxiv.org/abs/2205.14135), 2022: attention computed again, tile by tile.
 # - Chen et al., [Training Deep Nets with Sublinear Memory Cost](https://arxiv.org/abs/1604.06174), 2016.
 # - Amdahl, Validity of the single processor approach to achieving large scale computing capabilities, AFIPS 1967.
-# - Trelis Research, a comparison of chat fine-tunes by LoRA, Unsloth and others (video and scripts).
 # - TRL 1.16, `trl/trainer/sft_trainer.py` and `trl/kernels/chunked_logprob.py`: its loss in tiles.
 #
 # ## Next
