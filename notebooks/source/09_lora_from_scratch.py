@@ -696,8 +696,9 @@ assert all(run["test_stop"] > 0.9 for row in ROWS for run in runs[row])
 assert min(frozen) > max(trained)
 
 # %% [markdown]
-# Notice: with the right rate, LoRA alone answers about as many questions exactly as the others, and all rows stop. But
-# the loss parts them: wherever the embeddings are frozen it is higher than in any run in which they train.
+# Notice: at its best rate every row stops, and LoRA on all layers answers as many questions exactly as full fine-tuning.
+# By the loss it is the other way round: wherever the embeddings are frozen it is higher than in any run in which they
+# train. How can a model answer well and be so unsure?
 #
 # ### How sure is it of the end?
 #
@@ -809,8 +810,9 @@ source = "Hu et al. 2021; Biderman et al. 2024 find that it learns less"
 judge("LoRA is as good as full fine-tuning", source, pairs, -1)
 
 # %% [markdown]
-# Notice: by exact answers alone the four would hardly differ. The loss tells them apart by whether the new tokens could
-# be learnt.
+# Notice: the two measures disagree. Exact answers, which only ask for the likeliest token, are a few points higher with
+# embeddings frozen; the loss, which asks how likely, is far lower where the new tokens could be learnt. Decide by what
+# you will do with the model: greedy answers, or sampled ones.
 
 # %% [markdown]
 # ## Break it, then fix it
@@ -879,7 +881,7 @@ assert agree and same and [a.text for a in said] != [a.text for a in answers]
 # - Exactly one factor starts at zero: the model is unchanged, and a gradient gets through.
 # - With Adam, `lora_alpha` is a second learning rate.
 # - Merging is exact to rounding; only a copy brings the base back to the bit.
-# - All targets answered about equally well; with embeddings frozen, the loss was twice as high.
+# - By greedy answers LoRA on all layers equals full fine-tuning; with embeddings frozen, its loss is twice as high.
 # - Greedy answers hide how sure a model is of `<|end|>`: LoRA cannot move an untrained row.
 
 # %%
