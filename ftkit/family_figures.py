@@ -16,7 +16,8 @@ def plot_family(panels: Mapping[str, Mapping[str, Sequence[float]]], *, percent:
     values has an empty line. Measures in `percent` are fractions.
     """
     names = list(next(iter(panels.values())))
-    _, axes = new_axes(2.6 * len(panels) + 1.6, 0.28 * len(names) + 0.9, columns=len(panels))
+    labels = [name.replace(", ", ",\n") for name in names]
+    _, axes = new_axes(1.7 * len(panels) + 2, 0.34 * len(names) + 0.9, columns=len(panels))
     axes = np.atleast_1d(axes)
     for ax, (measure, by_name) in zip(axes, panels.items(), strict=True):
         for line, name in enumerate(names):
@@ -27,12 +28,12 @@ def plot_family(panels: Mapping[str, Mapping[str, Sequence[float]]], *, percent:
             mean = sum(values) / len(values)
             ax.plot([mean, mean], [line - 0.32, line + 0.32], color=OKABE_ITO[5], linewidth=2)
             ax.plot(values, [line] * len(values), "o", color=OKABE_ITO[0], alpha=0.7, markersize=5)
-        ax.set_yticks(range(len(names)), names if ax is axes[0] else [""] * len(names))
+        ax.set_yticks(range(len(names)), labels if ax is axes[0] else [""] * len(names))
         ax.set_ylim(len(names) - 0.5, -0.5)
-        ax.set_title(measure, fontsize=10)
+        ax.set_title(measure.replace(": ", ":\n"), fontsize=10)
         if measure in percent:
             ax.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-        ax.locator_params(axis="x", nbins=4)
+        ax.locator_params(axis="x", nbins=3)
     return axes
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from ftkit.studies.adapters.rates import GRID, rates_to_try
 from ftkit.studies.adapters.rows import BASE, REFERENCE, ROWS
 
+NO_BREAK_SPACE, JOINER = "\N{NO-BREAK SPACE}", "\N{WORD JOINER}"
 TUNING_SEED = 100  # chooses the rates; no other seed is judged by what it gave
 MEASURES = ("test_loss", "test_exact", "test_stop", "test_calls")
 HEADS = {
@@ -101,11 +102,11 @@ def open_ends(records: Sequence[dict], row: str) -> str:
     return ""
 
 
-def markdown(lines: Sequence[dict]) -> str:
+def markdown(lines: Sequence[dict], heads: Sequence[str] = tuple(HEADS)) -> str:
     """Means, and the least and the most over the seeds; columns in which no row has a value are left out."""
-    cells = [[_cell(head, line) for head in HEADS] for line in lines]
-    kept = [i for i, _ in enumerate(HEADS) if any(row[i] for row in cells)]
-    rows = [list(HEADS.values()), ["---"] * len(HEADS), *cells]
+    cells = [[_cell(head, line) for head in heads] for line in lines]
+    kept = [i for i, _ in enumerate(heads) if any(row[i] for row in cells)]
+    rows = [[HEADS[head] for head in heads], ["---"] * len(heads), *cells]
     return "".join(f"| {' | '.join(row[i] for i in kept)} |\n" for row in rows)
 
 
@@ -119,10 +120,22 @@ def _cell(head: str, line: dict) -> str:
     if head == "most_forgotten":
         domain, share = max(line["forgotten_by_domain"].items(), key=lambda item: item[1], default=("", 0.0))
         return f"{domain} {share:.0%}" if share > 0 else ""
-    if head in ("trainable", "adapter_bytes"):
+    if head == "trainable":
         return f"{line[head]:,}" if line[head] else ""
+    if head == "adapter_bytes":
+        return _size(line[head])
     if (value := line[head]) is None:
         return ""
     form, unit = {"test_loss": ("{:.2f}", ""), "time": ("{:.2f}", "×")}.get(head, ("{:.0%}", "%"))
     mean, low, high = (form.format(value[key]).removesuffix(unit) for key in ("mean", "low", "high"))
-    return f"{mean}{unit}" if low == high else f"{mean}{unit} ({low}–{high})"
+    # Without these signs, which nobody sees, browsers break a range in two.
+    return f"{mean}{unit}" if low == high else f"{mean}{unit}{NO_BREAK_SPACE}({low}{JOINER}–{JOINER}{high})"
+
+
+def _size(size: float) -> str:
+    """Bytes as in 310 kB; nothing for nothing."""
+    for unit in ("bytes", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}" if size else ""
+        size /= 1000
+    return f"{size:.3g} GB"

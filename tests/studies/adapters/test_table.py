@@ -67,11 +67,13 @@ def test_a_line_by_hand():
 
 
 def test_markdown_shows_it_and_leaves_empty_columns_out():
-    head, rule, base, lora, dora = table.markdown(table.summarise(RUNS, "chat-200")).splitlines()
+    text = table.markdown(table.summarise(RUNS, "chat-200"))
+    plain = text.replace(table.NO_BREAK_SPACE, " ").replace(table.JOINER, "")
+    head, rule, base, lora, dora = plain.splitlines()
     assert "calls exact" not in head and head.count("|") == rule.count("|") == base.count("|")
     assert "| base model |  | 4.00 | 0% |" in base
     assert "| 0.003 | 1.30 (1.20–1.40) | 40% (30–50) | 100% | 12% (0–25) | capital 25% | 1.00× |" in lora
-    assert "| 10 | 1,234,567 |" in lora
+    assert "| 10 | 1.23 MB |" in lora
     assert "dora (1 of 2 diverged)" in dora and "2.50× (2.00–3.00)" in dora
 
 
@@ -81,3 +83,11 @@ def test_a_best_rate_at_an_end_is_said():
     assert "dora: the best rate, 0.003, was not bracketed" in table.open_ends(mine, "dora")
     ends = [record("full", 3.0, 100, 1.0, 0.5), record("full", 1.0, 100, 1.0, 0.4)]
     assert "full: the best rate, 3, is the last of the grid" in table.open_ends(ends, "full")
+
+
+def test_the_columns_can_be_chosen():
+    text = table.markdown(table.summarise(RUNS, "chat-200"), ["row", "trainable"])
+    assert (
+        text
+        == "| method | trainable |\n| --- | --- |\n| base model |  |\n| lora | 10 |\n| dora (1 of 2 diverged) | 10 |\n"
+    )
