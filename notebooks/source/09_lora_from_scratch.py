@@ -291,9 +291,9 @@ claims.append(Claim(claim, "Hu et al. 2021, LoRA", same, measured))
 assert same
 
 # %% [markdown]
-# Notice: at Adam's first step twice `lora_alpha` does what twice the rate does. Later they part, for twice the rate also
-# moves `lora_A` twice as fast; with its start scaled as well, they are one. One of the two is enough to tune: fix
-# `lora_alpha`, and tune the rate.
+# Notice: at Adam's first step twice `lora_alpha` does what twice the rate does. Later they part, for twice the rate
+# also moves `lora_A` twice as fast; with its start scaled as well, they are one. One of the two is enough to tune:
+# fix `lora_alpha`, and tune the rate.
 #
 # `lora_alpha / r` also shrinks as r grows; **rank-stabilised** LoRA (`use_rslora` in PEFT) divides by √r, and a large r
 # keeps more of its step:
@@ -328,9 +328,9 @@ losses = train(task, optimizer, "full fine-tune")
 print(f"loss {losses[0]:.2f} at the first step, {losses[-1]:.2f} at the last (nats a token)")
 
 # %% [markdown]
-# The **singular value decomposition** writes a matrix as a sum of matrices of rank 1, each with its size, the **singular
-# value**, the largest first. The sum of the first r is the nearest matrix of rank r; the share of the squared singular values that they have is the **energy**
-# kept.
+# The **singular value decomposition** writes a matrix as a sum of matrices of rank 1, each with its size, the
+# **singular value**, the largest first. The sum of the first r is the nearest matrix of rank r; the share of the
+# squared singular values that they have is the **energy** kept.
 
 # %%
 change = {name: p.detach() - before[name] for name, p in tuned.named_parameters()}
@@ -396,9 +396,9 @@ source = "Hu et al. 2021, after Aghajanyan et al. 2020"
 claims.append(Claim(claim, source, held, measured, only_if=condition))
 
 # %% [markdown]
-# Notice: about three tenths of the energy are cut at r = 8 and hardly missed, r = 1 is too little, and r = 16 of 128 is as good as
-# all. But even at full rank the matrices' change **alone** stays more than 0.3 nats behind.
-# And a cut after training says that a low rank can suffice, not that training will find it.
+# Notice: about three tenths of the energy are cut at r = 8 and hardly missed, r = 1 is too little, and r = 16 of 128
+# is as good as all. But even at full rank the matrices' change **alone** stays more than 0.3 nats behind. And a cut
+# after training says that a low rank can suffice, not that training will find it.
 #
 # Move the rank, and choose another matrix:
 
@@ -470,7 +470,8 @@ def merged_error(dtype, scale):
 
 # %% [markdown]
 # Merged and unmerged take the same sums in another order. Each output is a sum of 128 products, so some ten units of
-# rounding are expected. We allow 1,000; a scale wrong by 1 % makes tens of thousands in float32, and far more in float64.
+# rounding are expected. We allow 1,000; a scale wrong by 1 % makes tens of thousands in float32, and far more in
+# float64.
 
 # %%
 for dtype in (torch.float32, torch.float64):

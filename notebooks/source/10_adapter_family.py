@@ -632,7 +632,7 @@ with torch.no_grad():
         assert same and not torch.allclose(together[place], together[place - 1], atol=0.1)
 
 # %% tags=["nbval-ignore-output"]
-ends = {"eos_token_id": stop_token_ids(served, tokenizer), "max_new_tokens": 14}
+ends = {"eos_token_id": stop_token_ids(served, tokenizer), "max_new_tokens": 20}
 said = served.generate(**mixed, **ends, adapter_names=list(WHO), do_sample=False)
 for name, row in zip(WHO, said, strict=True):
     answer = tokenizer.decode(row[mixed["input_ids"].shape[1] :], skip_special_tokens=True)

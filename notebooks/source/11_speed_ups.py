@@ -1,8 +1,9 @@
 # %% [markdown]
 # # 11 · Speed-ups: what Unsloth and Liger do
 #
-# The same training, faster and in less memory: you build three tricks behind these libraries (a loss in chunks,
-# fused operations, computing again), prove that the results stay the same, and learn what a step that is twice as fast is worth to a whole run.
+# The same training, faster and in less memory: you build three tricks behind these libraries (a loss in chunks, fused
+# operations, computing again), prove that the results stay the same, and learn what a step that is twice as fast is
+# worth to a whole run.
 #
 # - **Prerequisites:** a training loop and cross-entropy; [08_full_fine_tune](08_full_fine_tune.ipynb) helps.
 # - **Hardware:** any processor; two cores are enough. The last comparison wants an NVIDIA GPU, and is otherwise
@@ -409,8 +410,8 @@ ax.set(xlabel="part of the operations done", ylabel="alive (MiB)", ylim=(0, None
 _ = ax.legend(frameon=False)
 
 # %% [markdown]
-# Notice: the line of the chunks is flat. The chunk sets it, and the gradients, which a training needs anyway. More rows add only
-# `N * D`, not `N * V`. And what does it cost in time?
+# Notice: the line of the chunks is flat. The chunk sets it, and the gradients, which a training needs anyway. More
+# rows add only `N * D`, not `N * V`. And what does it cost in time?
 
 
 # %%
@@ -453,9 +454,9 @@ claims.append(Claim(claim, "Hsu et al. 2024, Liger Kernel", saving > 10, measure
 
 # %% [markdown]
 # Notice: times differ from machine to machine; what is tested is less than twice the time, from 64 rows on. On ours
-# chunks were even faster. Liger's kernel works in this way. Cut cross-entropy goes further and leaves even a chunk's logits in the GPU's own
-# fast memory. And the baseline has moved: **TRL's trainer** computes its
-# loss in tiles of 4,096 tokens by 32,768 of the vocabulary, by itself.
+# chunks were even faster. Liger's kernel works in this way. Cut cross-entropy goes further and leaves even a chunk's
+# logits in the GPU's own fast memory. And the baseline has moved: **TRL's trainer** computes its loss in tiles of
+# 4,096 tokens by 32,768 of the vocabulary, by itself.
 
 # %%
 torch.manual_seed(SEED)
@@ -622,8 +623,8 @@ assert same and halves < usual / 1.5
 # ## 4 · Compute it again instead of storing it
 #
 # The backward pass wants what the forward pass had. What is cheap to compute need not be kept: keep its input and do
-# it again. A Llama's MLP, **SwiGLU**, is `down(silu(gate(x)) * up(x))`. **Predict:** D = 128 and I = 320 per row; what does autograd
-# keep of it?
+# it again. A Llama's MLP, **SwiGLU**, is `down(silu(gate(x)) * up(x))`. **Predict:** D = 128 and I = 320 per row;
+# what does autograd keep of it?
 
 
 # %%
@@ -685,10 +686,10 @@ for name, (size, gradients) in found.items():
     assert same and ratio == 1
 
 # %% [markdown]
-# Notice: the same gradients. Autograd keeps x and four tensors of size I. Computing silu again takes no matrix product and saves nearly a quarter; computing all
-# again keeps an eleventh, for a second forward pass: that is **gradient
-# checkpointing**, and Unsloth moreover parks what is kept in the host's memory. FlashAttention does it to attention:
-# the T × T probabilities are never stored, but computed again, tile by tile. torch has it built in:
+# Notice: the same gradients. Autograd keeps x and four tensors of size I. Computing silu again takes no matrix
+# product and saves nearly a quarter; computing all again keeps an eleventh, for a second forward pass: that is
+# **gradient checkpointing**, and Unsloth moreover parks what is kept in the host's memory. FlashAttention does it to
+# attention: the T × T probabilities are never stored, but computed again, tile by tile. torch has it built in:
 
 # %%
 T = 512
@@ -920,7 +921,8 @@ claims.append(Claim("Unsloth trains with 70 % less memory", source, memory, meas
 # - The logits are B × T × V numbers, and four such tensors are alive at the peak of the loss.
 # - A loss in chunks gives the same gradients and holds a chunk; sum in the chunks, divide once.
 # - Fused means fewer passes over memory, and less time; by how much, the bytes alone did not predict.
-# - What is cheap to compute need not be stored: checkpointing, a SwiGLU that computes silu again, and FlashAttention do.
+# - What is cheap to compute need not be stored: checkpointing, a SwiGLU that computes silu again, and FlashAttention
+#   do.
 # - Time steps, not runs; name the baseline and its version; compare the losses.
 
 # %%
