@@ -136,6 +136,6 @@ def _size(size: float) -> str:
     """Bytes as in 310 kB; nothing for nothing."""
     for unit in ("bytes", "kB", "MB"):
         if size < 1000:
-            return f"{size:.3g} {unit}" if size else ""
+            return f"{size:.3g}{NO_BREAK_SPACE}{unit}" if size else ""
         size /= 1000
-    return f"{size:.3g} GB"
+    return f"{size:.3g}{NO_BREAK_SPACE}GB"
