@@ -708,7 +708,8 @@ assert min(frozen) > max(trained)
 # Notice: at that rate every row stops, and LoRA on all layers answers as many questions exactly as full
 # fine-tuning. By the loss it is the other way round: wherever the embeddings are frozen it is higher than in any run in
 # which they train. How can a model answer well and be so unsure?
-#
+
+# %% [markdown]
 # ### How sure is it of the end?
 #
 # The live model stops in nearly every answer, for greedy decoding takes the likeliest token. **Predict first:** where
@@ -763,7 +764,8 @@ assert twins.sum() > 100 and occur == 0 and shared > 0.9
 # Notice: none of these tokens is in 500 pages. Tokens that pretraining never meets are only ever pushed down, which
 # explains the one direction. While the output matrix is
 # frozen, the layers can raise them together, not one alone, and `<|end|>` wins by a hair. Rows that train can part.
-#
+
+# %% [markdown]
 # ### Three rules of thumb
 #
 # Equal seeds see equal data, so rows are compared seed by seed, by two measures. A mean difference counts from 5 points

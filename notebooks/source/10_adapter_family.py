@@ -470,7 +470,8 @@ Markdown("\n".join(tables))
 # In brackets the least and the most of three seeds. "Facts forgotten" asks, in the form of the base model's own pages,
 # for everything it knew, with the adapter on: switched off, the base knows all again. On calls nothing is kept at these
 # rates. Step time is the processor's, relative to LoRA's.
-#
+
+# %% [markdown]
 # What was not equal: only the rate was searched, in half decades, by the exact answers of one more seed, whose test
 # shares questions with the judged ones. Rank 8, 8 prompt tokens, `alpha = 5` and 7 passes were given to all.
 
