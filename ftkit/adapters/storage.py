@@ -71,9 +71,8 @@ def load_adapter(base: nn.Module, folder: str | Path, adapter_name: str = "defau
     except RuntimeError as error:  # shapes
         said = str(error).strip().splitlines()
         raise ValueError(f"the adapter in {folder} does not fit this model: {said[-1].strip()}") from error
-    return without_second_bias(loaded).requires_grad_(
-        False
-    )  # with prompts PEFT leaves the base as it found it
+    loaded.requires_grad_(False)  # with prompts PEFT leaves the base as it found it
+    return without_second_bias(loaded)
 
 
 def _is_base(name: str) -> bool:

@@ -116,8 +116,7 @@ def _train(settings: Settings, python: str, folder: Path) -> dict:
     if done.returncode or not out.exists():
         last = "\n".join((done.stdout + done.stderr).splitlines()[-TAIL:])
         raise BenchError(f"{settings.contender} failed with exit status {done.returncode}:\n{last}")
-    result = json.loads(out.read_text(encoding="utf-8"))
-    return {key: value for key, value in result.items() if key != "settings"}
+    return json.loads(out.read_text(encoding="utf-8"))
 
 
 def _absolute(name: str) -> str:

@@ -10,7 +10,7 @@ import json
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
@@ -149,8 +149,7 @@ def _versions() -> dict[str, str | None]:
 def main(arguments: list[str]) -> None:
     given, out = map(Path, arguments)
     settings = Settings(**json.loads(given.read_text(encoding="utf-8")))
-    found = {"settings": asdict(settings), **run(settings)}
-    out.write_text(json.dumps(found), encoding="utf-8")
+    out.write_text(json.dumps(run(settings)), encoding="utf-8")
 
 
 if __name__ == "__main__":

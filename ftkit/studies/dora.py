@@ -21,6 +21,7 @@ from torch import nn
 
 from ftkit.adapters import attach, make_optimizer
 from ftkit.almanac import data_dir
+from ftkit.batches import steps_per_epoch
 from ftkit.studies.adapters.rows import ROWS, options_for
 from ftkit.studies.adapters.table import best_rate, of_task
 from ftkit.studies.freezing import base_of
@@ -52,11 +53,11 @@ def movement(before: torch.Tensor, after: torch.Tensor) -> tuple[float, float]:
 
 @torch.no_grad()
 def layer_matrices(model: nn.Module) -> dict[str, torch.Tensor]:
-    """What each matrix of the layers amounts to, an adapter merged in; copies, by the base model's names."""
+    """What each matrix of the layers amounts to, an adapter merged in; a copy's, by the base model's names."""
     whole = copy.deepcopy(model)
     whole = whole.merge_and_unload() if isinstance(whole, PeftModel) else whole
     return {
-        name: module.weight.detach().clone()
+        name: module.weight.detach()
         for name, module in whole.named_modules()
         if isinstance(module, nn.Linear) and module is not whole.get_output_embeddings()
     }
@@ -69,7 +70,7 @@ def run(setting: Setting) -> dict:
     before, row = layer_matrices(task.model), ROWS[setting.row]
     model = attach(task.model, row.method, **options_for(row, task.model))
     optimizer = make_optimizer(model, row.method, setting.lr, weight_decay=WEIGHT_DECAY, seed=setting.seed)
-    steps = task.epochs * -(-len(task.train) // BATCH_SIZE)
+    steps = task.epochs * steps_per_epoch(task.train, BATCH_SIZE)
     moments = {round(steps * m / MOMENTS): m for m in range(1, MOMENTS + 1)}
     points = []
     # The adapter is in task.model's own layers, so that training the one trains the other.

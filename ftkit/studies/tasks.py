@@ -56,21 +56,12 @@ def _chat(n: int, seed: int, base: str | None) -> Task:
         for split, rows in low_resource_chat(n, seed).items()
     }
 
-    def scores(model: nn.Module, rows: list[Row]) -> tuple[torch.Tensor, torch.Tensor]:
-        batch = pad(rows, 0)
-        labels = batch.pop("labels")[:, 1:]  # (B, T - 1)
-        return model(**batch, use_cache=False).logits[:, :-1].float(), labels  # (B, T - 1, V)
-
-    def loss(model: nn.Module, rows: list[Row]) -> torch.Tensor:
-        logits, labels = scores(model, rows)
-        return nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE_INDEX)
-
     def judge(model: nn.Module) -> dict[str, float]:
         found = {}
         for split in ("test", "heldout_domains"):
             exact, total, tokens = 0, 0.0, 0
             for first in range(0, len(splits[split]), EVAL_ROWS):
-                logits, labels = scores(model, splits[split][first : first + EVAL_ROWS])
+                logits, labels = next_token_scores(model, splits[split][first : first + EVAL_ROWS])
                 masked = labels == IGNORE_INDEX
                 # Greedy decoding gives the whole answer exactly when every token of it is the likeliest one.
                 exact += int(((logits.argmax(-1) == labels) | masked).all(-1).sum())
@@ -84,7 +75,20 @@ def _chat(n: int, seed: int, base: str | None) -> Task:
             found[f"{split}_loss"] = total / tokens
         return found
 
-    return Task(model, splits["train"], epochs(n), loss, judge)
+    return Task(model, splits["train"], epochs(n), next_token_loss, judge)
+
+
+def next_token_scores(model: nn.Module, rows: list[Row]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits (B, T - 1, V) in float32, and the labels (B, T - 1) that they should foretell."""
+    batch = {name: tensor.to(model.device) for name, tensor in pad(rows, 0).items()}
+    labels = batch.pop("labels")[:, 1:]
+    return model(**batch, use_cache=False).logits[:, :-1].float(), labels
+
+
+def next_token_loss(model: nn.Module, rows: list[Row]) -> torch.Tensor:
+    """Mean over the rows' labels, in nats."""
+    logits, labels = next_token_scores(model, rows)
+    return nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE_INDEX)
 
 
 def _truth(n: int, seed: int, base: str | None) -> Task:

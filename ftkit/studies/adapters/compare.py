@@ -20,6 +20,7 @@ import transformers
 
 from ftkit.adapters import attach
 from ftkit.loading import load_for_training
+from ftkit.pocket import empty_base
 from ftkit.studies.adapters.data import digest, load_conversations
 from ftkit.studies.adapters.rates import GRID, rates_to_try
 from ftkit.studies.adapters.rows import BASE, REFERENCE, ROWS, options_for
@@ -32,13 +33,13 @@ from ftkit.studies.training import BATCH_SIZE
 SEEDS = 3
 
 
-def possible_rows(rows: list[str], model: str, dtype: torch.dtype) -> list[str]:
-    """The rows that the model can take; says why of the others."""
+def possible_rows(rows: list[str], model: str) -> list[str]:
+    """The rows that the model can take; says why of the others. No weight is loaded for that."""
     possible = []
     for name in rows:
-        loaded = load_for_training(base_of(model), dtype)
+        empty = empty_base(base_of(model))  # each anew: attaching changes it
         try:
-            attach(loaded.model, ROWS[name].method, **options_for(ROWS[name], loaded.model))
+            attach(empty, ROWS[name].method, **options_for(ROWS[name], empty))
             possible.append(name)
         except ValueError as error:
             print(f"without {name!r}: {error}", file=sys.stderr)
@@ -57,12 +58,13 @@ def compare(
         return alike(read_records(output), usual)
 
     def search() -> list[Setting]:
+        found = mine()
         if lr:
-            return [at(row, lr, TUNING_SEED) for row in rows if lr not in scores(mine(), row)]
+            return [at(row, lr, TUNING_SEED) for row in rows if lr not in scores(found, row)]
         return [
             at(row, each, TUNING_SEED)
             for row in rows
-            for each in rates_to_try(scores(mine(), row), ROWS[row].start)
+            for each in rates_to_try(scores(found, row), ROWS[row].start)
         ]
 
     while todo := search():
@@ -82,7 +84,7 @@ def compare(
     ]
     do_missing(final, once, output, f"{usual.task}: seeds", workers)
     for row in rows:
-        if not lr and (note := open_ends(mine(), row)):
+        if not lr and (note := open_ends(found, row)):
             print(note, file=sys.stderr)
 
 
@@ -156,7 +158,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         tokenizer = load_for_training(base_of(given.model)).tokenizer
         sets = {task: load_conversations(task, tokenizer, TUNING_SEED) for task in given.data}
-        rows = possible_rows(given.rows, given.model, getattr(torch, given.dtype))
+        rows = possible_rows(given.rows, given.model)
     except (ValueError, OSError) as error:
         parse.error(str(error))
     if not rows:

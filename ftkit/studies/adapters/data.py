@@ -2,7 +2,7 @@
 
 import hashlib
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,9 +36,9 @@ def load_conversations(name: str, tokenizer: PreTrainedTokenizerBase, seed: int)
     The seed chooses rows, and what is held out for the test where there is no split of that name. Raises
     FileNotFoundError, ConversationError or ValueError for what cannot be compared on.
     """
-    kind, _, n = name.partition("-")
-    if kind in ALMANAC and n.isdecimal():
-        splits, passes = ALMANAC[kind](int(n), seed), epochs(int(n))
+    if of_almanac := _of_almanac(name):
+        make_splits, n = of_almanac
+        splits, passes = make_splits(n, seed), epochs(n)
     else:
         splits, passes = _own_splits(name, seed), OWN_EPOCHS
     tests = [
@@ -62,11 +62,16 @@ def load_conversations(name: str, tokenizer: PreTrainedTokenizerBase, seed: int)
 
 def digest(name: str) -> str:
     """Of a user's files: records are for these rows and no others. "" for the almanac's sets."""
-    kind, _, n = name.partition("-")
-    if kind in ALMANAC and n.isdecimal():
+    if _of_almanac(name):
         return ""
     files = find_chat(name)
     return hashlib.sha256(b"".join(files[split].read_bytes() for split in sorted(files))).hexdigest()[:12]
+
+
+def _of_almanac(name: str) -> tuple[Callable[[int, int], dict[str, list[dict]]], int] | None:
+    """What makes the set and how many rows it is to have; None where the name is of a user's data."""
+    kind, _, n = name.partition("-")
+    return (ALMANAC[kind], int(n)) if kind in ALMANAC and n.isdecimal() else None
 
 
 def _own_splits(name: str, seed: int) -> dict[str, list[dict]]:

@@ -1,7 +1,4 @@
-"""One run of the comparison: attach, train, judge, and measure what it cost.
-
-Shapes: B rows of a batch, T tokens (padded on the right), V vocabulary.
-"""
+"""One run of the comparison: attach, train, judge, and measure what it cost."""
 
 import math
 import statistics
@@ -17,17 +14,15 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from ftkit.adapters import attach, make_optimizer, save_adapter
-from ftkit.batches import Row as Tokens
-from ftkit.batches import pad
+from ftkit.batches import unmasked_tokens
 from ftkit.calls import calls_exact
-from ftkit.conversations import IGNORE_INDEX
 from ftkit.evaluate import exact_match, generate_answers, stop_rate
 from ftkit.loading import load_for_training
 from ftkit.params import count_parameters
 from ftkit.studies.adapters.data import Conversations, load_conversations
 from ftkit.studies.adapters.rows import BASE, ROWS, options_for
 from ftkit.studies.freezing import base_of, pages
-from ftkit.studies.tasks import EVAL_ROWS, Task
+from ftkit.studies.tasks import EVAL_ROWS, Task, next_token_loss
 from ftkit.studies.training import BATCH_SIZE, WEIGHT_DECAY, train_by_step
 
 MOST_NEW_TOKENS = 256  # of an answer
@@ -65,7 +60,7 @@ def run(setting: Setting, micro_batch: int = BATCH_SIZE) -> dict:
         optimizer = make_optimizer(
             model, row.method, setting.lr, weight_decay=WEIGHT_DECAY, seed=setting.seed, **row.optimizer
         )
-        task = Task(model, conversations.train, setting.epochs, _loss, judge=dict)
+        task = Task(model, conversations.train, setting.epochs, next_token_loss, judge=dict)
         before = _now(model)
         for loss in train_by_step(task, optimizer, setting.seed, micro_batch=micro_batch):
             times.append((after := _now(model)) - before)
@@ -90,8 +85,8 @@ def judge(model: nn.Module, tokenizer: PreTrainedTokenizerBase, conversations: C
     total, tokens = 0.0, 0
     for first in range(0, len(conversations.test), EVAL_ROWS):
         rows = conversations.test[first : first + EVAL_ROWS]
-        count = sum(label != IGNORE_INDEX for row in rows for label in row["labels"])
-        total, tokens = total + float(_loss(model, rows)) * count, tokens + count
+        count = unmasked_tokens(rows)
+        total, tokens = total + float(next_token_loss(model, rows)) * count, tokens + count
     longest = max(len(tokenizer.encode(reference)) for reference in conversations.references)
     answers = generate_answers(
         model, tokenizer, conversations.prompts, max_new_tokens=min(longest + ROOM, MOST_NEW_TOKENS)
@@ -115,14 +110,6 @@ def saved_bytes(model: nn.Module) -> int:
         trained = {n: p.detach().contiguous() for n, p in model.named_parameters() if p.requires_grad}
         save_file(trained, path)
         return path.stat().st_size
-
-
-def _loss(model: nn.Module, rows: list[Tokens]) -> torch.Tensor:
-    """Mean over the rows' labels, in nats."""
-    batch = {name: tensor.to(model.device) for name, tensor in pad(rows, 0).items()}
-    labels = batch.pop("labels")[:, 1:]  # (B, T - 1)
-    logits = model(**batch, use_cache=False).logits[:, :-1].float()  # (B, T - 1, V)
-    return nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE_INDEX)
 
 
 def _now(model: nn.Module) -> float:

@@ -75,10 +75,8 @@ def chats(tmp_path):
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_every_row_runs_on_every_design_that_can_take_it(kind, tmp_path, chats, few_facts, capsys):
     """Skips are named: PEFT's adaption prompt knows Llama, Mistral and GPT-2; BitFit wants biases."""
-    import torch
-
     source = save(kind, tmp_path / kind)
-    rows = compare.possible_rows(list(ROWS), source, torch.float32)
+    rows = compare.possible_rows(list(ROWS), source)
     assert set(ROWS) - set(rows) == WITHOUT[kind]
     said = capsys.readouterr().err
     assert all(f"without {row!r}: " in said for row in WITHOUT[kind])
