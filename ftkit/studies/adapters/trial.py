@@ -50,6 +50,8 @@ def run(setting: Setting, micro_batch: int = BATCH_SIZE) -> dict:
     whose loss is no number any more ends there; its `train_loss` ends with None, and nothing of it is judged.
     """
     torch.manual_seed(setting.seed)
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()  # else it would be the highest of all runs of this process
     dtype = getattr(torch, setting.dtype)
     loaded = load_for_training(base_of(setting.model), dtype)
     conversations = load_conversations(setting.task, loaded.tokenizer, setting.seed)
