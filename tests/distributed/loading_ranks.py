@@ -14,7 +14,6 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import RowwiseParallel
 from transformers import AutoModelForCausalLM
 
-from ftkit.child_tuning import ChildTuningAdamW
 from ftkit.distributed import delayed_init, mesh, shard_loading, sharding, tensor_parallel
 from ftkit.distributed.clip import clip_grad_norm
 from ftkit.params import count_parameters
@@ -32,11 +31,13 @@ def batches(vocabulary: int) -> list[dict[str, torch.Tensor]]:
         ids = torch.randint(0, vocabulary, (4, length), generator=generator)
         attention = torch.ones_like(ids)
         attention[1, length - 3 :] = 0
-        made.append({"input_ids": ids, "attention_mask": attention, "labels": ids.masked_fill(attention == 0, -100)})
+        made.append(
+            {"input_ids": ids, "attention_mask": attention, "labels": ids.masked_fill(attention == 0, -100)}
+        )
     return made
 
 
-def step(model, optimizer, ranks=None) -> dict[str, torch.Tensor | float]:
+def step(model, ranks=None) -> dict[str, torch.Tensor | float]:
     """Two accumulated micro-batches, clipped, one step: losses, gradients before clipping, norm, weights."""
     part, parts = (ranks.data_rank, ranks.data_size) if ranks else (0, 1)
     losses = []
@@ -53,7 +54,7 @@ def step(model, optimizer, ranks=None) -> dict[str, torch.Tensor | float]:
     gradients = {name: whole(p.grad).clone() for name, p in model.named_parameters()}
     norm = clip_grad_norm(model.parameters(), MAX_NORM)
     clipped = {name: whole(p.grad).clone() for name, p in model.named_parameters()}
-    optimizer.step()
+    torch.optim.SGD(model.parameters(), lr=LR).step()
     weights = {name: whole(p).detach().clone() for name, p in model.named_parameters()}
     return {"losses": losses, "norm": norm, "gradients": gradients, "clipped": clipped, "weights": weights}
 
@@ -65,12 +66,11 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
 def apart(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
     """The largest difference of a tensor's entries, relative to its largest entry.
 
-    A gradient of a key's bias is nothing but rounding, for softmax does not see it: taken relative to the largest of all.
+    The gradient of a key's bias is nothing but rounding, for softmax does not see it: taken relative to a
+    thousandth of the largest entry of all.
     """
     largest = max(tensor.abs().max().item() for tensor in b.values())
-    return max(
-        ((a[n] - b[n]).abs().max() / max(b[n].abs().max().item(), 1e-3 * largest)).item() for n in b
-    )
+    return max(((a[n] - b[n]).abs().max() / max(b[n].abs().max().item(), 1e-3 * largest)).item() for n in b)
 
 
 def compare(found: dict, expected: dict) -> dict[str, float]:
@@ -99,29 +99,19 @@ def plain(source):
     return AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
 
 
-def sgd(model):
-    return torch.optim.SGD(model.parameters(), lr=LR)
-
-
-def child(model):
-    return ChildTuningAdamW(model.named_parameters(), lr=LR, reserve_p=0.5, seed=3)
-
-
-def equal(source, ranks: mesh.Ranks, fsdp: bool, optimizer=sgd) -> dict:
+def equal(source, ranks: mesh.Ranks, fsdp: bool) -> dict:
     """Weights as loaded, a step's losses, gradients, norm and weights against a single process."""
     reference, model = plain(source), load(source, ranks, fsdp)
     own = dict(reference.named_parameters())
     result = {
         "loaded": all(torch.equal(whole(p), own[name]) for name, p in model.named_parameters()),
-        "buffers": all(
-            torch.equal(a, b) for a, b in zip(model.buffers(), reference.buffers(), strict=True)
-        ),
+        "buffers": all(torch.equal(a, b) for a, b in zip(model.buffers(), reference.buffers(), strict=True)),
         "tied": model.lm_head.weight is model.model.embed_tokens.weight,
         "held": everywhere(count_parameters(model).local, ranks),
         "total": count_parameters(reference).total,
     }
-    expected = step(reference, optimizer(reference))
-    return {**result, **compare(step(model, optimizer(model), ranks), expected)}
+    expected = step(reference)
+    return {**result, **compare(step(model, ranks), expected)}
 
 
 def everywhere(value, ranks: mesh.Ranks) -> list:
@@ -133,14 +123,16 @@ def everywhere(value, ranks: mesh.Ranks) -> list:
 def without_its_sum(source, ranks: mesh.Ranks) -> dict:
     """The mutation: row-parallel layers keep this rank's part of the sum."""
     keep = RowwiseParallel._prepare_output_fn
-    RowwiseParallel._prepare_output_fn = staticmethod(lambda layouts, local, module, out, mesh: out.to_local())
+    RowwiseParallel._prepare_output_fn = staticmethod(
+        lambda layouts, local, module, out, mesh: out.to_local()
+    )
     try:
         return equal(source, ranks, fsdp=False)
     finally:
         RowwiseParallel._prepare_output_fn = staticmethod(keep)
 
 
-def local_norms(source, ranks: mesh.Ranks) -> dict:
+def norms_left_alone(source, ranks: mesh.Ranks) -> dict:
     """The mutation: the norms of heads are left out of the plan, so each rank has the gradient of its heads."""
     keep = tensor_parallel.STYLES["replicated_with_grad_allreduce"]
     tensor_parallel.STYLES["replicated_with_grad_allreduce"] = lambda: LeaveAlone()
@@ -155,52 +147,53 @@ class LeaveAlone(tensor_parallel.ParallelStyle):
         return module
 
 
-def forgotten(source, ranks: mesh.Ranks) -> list[str]:
-    """The mutations of loading: buffers not restored, a tensor not read. What each rank says."""
-    said = []
-    for name, instead in {"restore_buffers": lambda model: None, "_read": all_but_one}.items():
-        keep = getattr(shard_loading, name)
-        setattr(shard_loading, name, instead)
-        try:
-            load(source, ranks)
-        except RuntimeError as error:
-            said.append(str(error))
-        finally:
-            setattr(shard_loading, name, keep)
-    return everywhere(said, ranks)
-
-
-READ = shard_loading._read
-
-
-def all_but_one(model, files, names):
-    READ(model, files, {n: w for n, w in names.items() if n != "model.norm.weight"})
-
-
 def from_rank0(source, ranks: mesh.Ranks) -> bool:
     model = delayed_init.load_from_rank0(
-        lambda: empty_base(str(source)), lambda: plain(source), partial(cut, ranks=ranks, fsdp=True),
+        lambda: empty_base(str(source)),
+        lambda: plain(source),
+        partial(cut, ranks=ranks, fsdp=True),
         ranks.compute.device,
     )
     own = dict(plain(source).named_parameters())
     return all(torch.equal(whole(p), own[name]) for name, p in model.named_parameters())
 
 
+def partial_gradients(source, ranks: mesh.Ranks) -> list[str]:
+    """Which gradients come as parts of a sum, so that clipping must sum them."""
+    model = load(source, ranks, fsdp=False)
+    model(input_ids=torch.arange(8).view(1, 8)).logits.square().mean().backward()
+    placed = {name: getattr(p.grad, "placements", ()) for name, p in model.named_parameters()}
+    return [name for name, places in placed.items() if any(place.is_partial() for place in places)]
+
+
+def stock_clip(source, ranks: mesh.Ranks) -> str:
+    """Why ftkit has a clip of its own: what torch's says to two meshes."""
+    model = load(source, ranks)
+    model(input_ids=torch.arange(8).view(1, 8)).logits.square().mean().backward()
+    try:
+        torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_NORM)
+    except Exception as error:
+        return str(error)
+    return ""
+
+
 def cases(ranks: mesh.Ranks, folder: Path) -> dict:
     qwen, llama = folder / "qwen", folder / "llama"
-    result = {
-        "qwen": equal(qwen, ranks, fsdp=True),
-        "llama": equal(llama, ranks, fsdp=True),
-        "child": equal(qwen, ranks, True, child)["weights"],
+    if ranks.world_size == 4:
+        return {
+            "qwen": equal(qwen, ranks, fsdp=True),
+            "llama": equal(llama, ranks, fsdp=True),
+            "from rank 0": from_rank0(llama, ranks),
+            "stock clip": stock_clip(llama, ranks),
+        }
+    return {
+        "qwen": equal(qwen, ranks, fsdp=False),
+        "llama": equal(llama, ranks, fsdp=False),
+        "qwen in FSDP": equal(qwen, ranks, fsdp=True),
+        "without its sum": without_its_sum(llama, ranks),
+        "norms left alone": norms_left_alone(qwen, ranks),
+        "partial": partial_gradients(qwen, ranks),
     }
-    if ranks.world_size == 2:
-        result["pure qwen"] = equal(qwen, ranks, fsdp=False)
-        result["pure llama"] = equal(llama, ranks, fsdp=False)
-        result["no sum"] = without_its_sum(llama, ranks)
-        result["local norms"] = local_norms(qwen, ranks)
-        result["rank 0"] = from_rank0(llama, ranks)
-        result["forgotten"] = forgotten(llama, ranks)
-    return result
 
 
 if __name__ == "__main__":
