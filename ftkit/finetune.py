@@ -27,7 +27,7 @@ from ftkit.batches import Row, global_batch, micro_batches, steps_per_epoch, unm
 from ftkit.child_tuning import ChildTuningAdamW
 from ftkit.conversations import IGNORE_INDEX
 from ftkit.distributed import mesh
-from ftkit.distributed.checkpoint import full_state_dict, latest_checkpoint, load_checkpoint, save_checkpoint
+from ftkit.distributed.checkpoint import Checkpoints, full_state_dict, latest_checkpoint
 from ftkit.distributed.delayed_init import load_from_rank0
 from ftkit.distributed.mesh import Ranks
 from ftkit.distributed.sharding import shard
@@ -117,14 +117,10 @@ def train(config: Config, inputs: Inputs, ranks: Ranks) -> None:
     steps = config.max_steps or round(config.epochs * steps_per_epoch(inputs.train, config.batch_size))
     schedule = get_scheduler("linear", optimizer, round(config.warmup_ratio * steps), steps)
     first = 0
+    about = {"model": inputs.source, "optimizer": config.optimizer}
+    checkpoints = Checkpoints(output / "checkpoints", about, ranks)
     if config.resume:
-        saved = load_checkpoint(
-            latest_checkpoint(output / "checkpoints"),
-            model,
-            optimizer,
-            {"schedule": schedule.state_dict()},
-            ranks,
-        )
+        saved = checkpoints.load(model, optimizer, {"schedule": schedule.state_dict()})
         schedule.load_state_dict(saved["schedule"])
         first = saved["step"]
     metrics = MetricsFile(output / "metrics.jsonl", first) if ranks.is_first else None
@@ -153,8 +149,8 @@ def train(config: Config, inputs: Inputs, ranks: Ranks) -> None:
             metrics.write(row)
             progress.set_postfix(loss=f"{loss:.3f}")
         if done or (config.save_every and (step + 1) % config.save_every == 0):
-            extra = {"schedule": schedule.state_dict()}
-            save_checkpoint(output / "checkpoints", step + 1, model, optimizer, extra, ranks)
+            checkpoints.save(step + 1, model, optimizer, {"schedule": schedule.state_dict()})
+    checkpoints.finish()
     if last == steps:
         export(model, inputs, output / "model", ranks)
     elif ranks.is_first:

@@ -1,13 +1,26 @@
-"""Sharded checkpoints that are whole or absent, and their export as one Hugging Face folder."""
+"""Sharded checkpoints that are whole or absent, written while training goes on, read on any number of ranks.
 
-import re
+checkpoints/step-000040/           whole: only a finished folder gets this name
+    __0_0.distcp, __1_0.distcp     what rank 0 and rank 1 hold of weights and optimizer state
+    .metadata                      which slice of which tensor lies where
+    about.json                     the run it belongs to, and the size of every file above
+checkpoints/step-000060.incomplete being written, or left by a crash: never read
+"""
+
+import errno
+import json
+import os
 import shutil
+import threading
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from concurrent.futures import Future
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
@@ -16,75 +29,230 @@ from torch.distributed.checkpoint.state_dict import (
     get_state_dict,
     set_state_dict,
 )
+from transformers import AutoConfig, AutoTokenizer
 
+from ftkit.child_tuning.masks import clean_name
+from ftkit.distributed.checkpoint_folder import (
+    ABOUT,
+    CheckpointError,
+    damage_of,
+    empty_folder,
+    latest_checkpoint,
+    refuse_others,
+    remove,
+    step_folders,
+    step_of,
+    sync,
+)
 from ftkit.distributed.mesh import Ranks
+from ftkit.evaluate import stop_token_ids
+from ftkit.pocket import empty_base
 
-COMPLETE = re.compile(r"step-(\d+)$")
+WRITE_TIMEOUT = timedelta(minutes=30)  # how long ranks wait for the slowest disk
 
 
-def save_checkpoint(
-    folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, extra: dict, ranks: Ranks
-) -> Path:
-    """Write `folder/step-N`, every rank its own shards, and remove the older checkpoints.
+class Checkpoints:
+    """The checkpoints of one run, of which the newest `keep` are kept.
 
-    It is written under a temporary name and renamed once all ranks are done, so a folder called step-N is
-    always whole and a crash at any moment leaves the one before it usable.
+    `about` says what run they belong to ({"model": ..., "optimizer": ...}, JSON values); parameter names and
+    whole shapes are added to it, and a checkpoint with another `about` is refused. Every method is called by
+    all ranks, and returns or raises the same on each: rank 0 decides.
     """
-    final, temporary = folder / f"step-{step:06d}", folder / f"step-{step:06d}.incomplete"
-    if ranks.is_first:
-        folder.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(temporary, ignore_errors=True)
-    ranks.barrier()
-    model_state, optimizer_state = get_state_dict(model, optimizer)
-    state = {"model": model_state, "optimizer": optimizer_state, "extra": {**extra, "step": step}}
-    with _single_process_is_meant():
-        dcp.save(state, checkpoint_id=temporary, no_dist=ranks.mesh is None)
-    ranks.barrier()
-    if ranks.is_first:
+
+    def __init__(self, folder: Path, about: dict, ranks: Ranks, keep: int = 1):
+        self.folder, self.about, self.ranks, self.keep = Path(folder), about, ranks, keep
+        # Of its own: the writing thread must not mix its messages with those of the training step.
+        several = ranks.mesh is not None
+        self.group = dist.new_group(backend="gloo", timeout=WRITE_TIMEOUT) if several else None
+        if not several:  # and not only around a call: the writing thread warns when it likes
+            warnings.filterwarnings("ignore", "torch.distributed is disabled")
+        self.written: int | None = None  # the step of the last checkpoint that became whole
+        self._thread: threading.Thread | None = None
+        self._failure: Exception | None = None
+
+    def save(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, extra: dict) -> None:
+        """Copy the state, and return while it is written, as `folder/step-N` once it is whole.
+
+        Waits for the save before this one, and raises what that one failed with, as `finish` does.
+        """
+        self.finish()
+        if step == self.written:
+            return
+        final = self.folder / f"step-{step:06d}"
+        temporary = final.with_suffix(".incomplete")
+        self._on_rank0(lambda: empty_folder(temporary))
+        model_state, optimizer_state = get_state_dict(model, optimizer)
+        state = {"model": model_state, "optimizer": optimizer_state, "extra": {**extra, "step": step}}
+        writing = dcp.async_save(
+            state, checkpoint_id=temporary, process_group=self.group, no_dist=self.group is None
+        )
+        about = {"step": step, "ranks": self.ranks.world_size, **_about(self.about, model)}
+        # A daemon, so that a rank which fails meanwhile can end without waiting for the others.
+        self._thread = threading.Thread(target=self._complete, args=(writing, final, about), daemon=True)
+        self._thread.start()
+
+    def finish(self) -> None:
+        """Wait until the last save is whole. Raises OSError where it could not be written (a full disk: ENOSPC);
+        the checkpoint before it is then still there, and whole."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
+
+    def latest(self) -> Path | None:
+        """As `latest_checkpoint`, decided by rank 0 for all."""
+        self.finish()
+        return self._on_rank0(lambda: latest_checkpoint(self.folder))
+
+    def load(self, model: nn.Module, optimizer: torch.optim.Optimizer, extra: dict) -> dict:
+        """Load the newest whole checkpoint in place, whatever number of ranks wrote it.
+
+        `extra` has the keys that it was saved with; returned are its saved values, and the `step`.
+        Raises FileNotFoundError where there is none and CheckpointError for another run's, both before anything
+        is changed. Damage inside a file whose size is right is noticed only while reading: CheckpointError, and
+        the model must not be used.
+        """
+        path = self.latest()
+        if path is None:
+            raise FileNotFoundError(f"{self.folder} holds no whole checkpoint: start without resuming")
+        mine = _about(self.about, model)
+        self._on_rank0(lambda: refuse_others(path, mine))
+        model_state, optimizer_state = get_state_dict(model, optimizer)
+        state = {"model": model_state, "optimizer": optimizer_state, "extra": {**extra, "step": 0}}
+        _read(state, path, self.group)
+        set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
+        self.written = state["extra"]["step"]
+        return state["extra"]
+
+    def _complete(self, writing: Future, final: Path, about: dict) -> None:
+        """In the writing thread: make `step-N.incomplete` a whole `step-N`, or remember why it is none."""
+        try:
+            temporary = final.with_suffix(".incomplete")
+            failed = writing.exception()
+            files = {path.name: path.stat().st_size for path in temporary.glob(f"__{self.ranks.rank}_*")}
+            reports = self._gather((_cause(failed), files))
+            self._on_rank0(lambda: self._publish(final, about, reports))
+            self.written = about["step"]
+        except Exception as error:
+            self._failure = error
+
+    def _publish(self, final: Path, about: dict, reports: list[tuple[str, dict[str, int]]]) -> None:
+        temporary = final.with_suffix(".incomplete")
+        if failures := [cause for cause, _ in reports if cause]:
+            free = shutil.disk_usage(self.folder).free
+            shutil.rmtree(temporary, ignore_errors=True)
+            older = latest_checkpoint(self.folder)
+            raise OSError(
+                errno.ENOSPC if "No space left" in failures[0] else errno.EIO,
+                f"the checkpoint {final} could not be written: {failures[0]} ({free / 1e6:,.0f} MB were free). "
+                f"{'No checkpoint was' if older is None else f'{older.name}, before it, is'} there and whole: "
+                "make room on that disk and resume",
+            )
+        about["files"] = {name: size for _, files in reports for name, size in files.items()}
+        about["files"][".metadata"] = (temporary / ".metadata").stat().st_size
+        if damage := damage_of(temporary, about["files"]):
+            raise OSError(
+                errno.EIO, f"{damage}: do all machines see the same folder? Put the output on a shared one"
+            )
+        with (temporary / ABOUT).open("w") as file:
+            json.dump(about, file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        sync(temporary)
+        if final.exists():  # damaged, else this run would have gone on from it
+            remove(final)
         temporary.rename(final)
-        for other in folder.iterdir():
-            if other != final:
-                shutil.rmtree(other)
-    ranks.barrier()
-    return final
+        sync(self.folder)
+        kept = [path for path in step_folders(self.folder) if step_of(path) <= about["step"]][: self.keep]
+        for other in self.folder.iterdir():
+            if other not in kept:
+                remove(other)
 
+    def _gather(self, mine: Any) -> list[Any]:
+        if self.group is None:
+            return [mine]
+        everyone = [None] * self.ranks.world_size
+        dist.all_gather_object(everyone, mine, group=self.group)
+        return everyone
 
-def latest_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint under `folder`, None where there is none."""
-    found = [path for path in folder.glob("step-*") if COMPLETE.search(path.name)]
-    return max(found, key=lambda path: int(COMPLETE.search(path.name)[1]), default=None)
-
-
-def load_checkpoint(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, extra: dict, ranks: Ranks
-) -> dict:
-    """Load in place, on any number of ranks; returns `extra` as it was saved, with the `step`.
-
-    `extra` must have the same keys as the one that was saved.
-    """
-    model_state, optimizer_state = get_state_dict(model, optimizer)
-    state = {"model": model_state, "optimizer": optimizer_state, "extra": {**extra, "step": 0}}
-    with _single_process_is_meant():
-        dcp.load(state, checkpoint_id=path, no_dist=ranks.mesh is None)
-    set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
-    return state["extra"]
+    def _on_rank0(self, decide: Callable[[], Any]) -> Any:
+        """What `decide` returns or raises on rank 0, returned or raised on every rank."""
+        outcome: list[Any] = [None, None]
+        if self.ranks.is_first:
+            try:
+                outcome[0] = decide()
+            except Exception as error:
+                outcome[1] = error
+        if self.group is not None:
+            dist.broadcast_object_list(outcome, src=0, group=self.group)
+        if outcome[1] is not None:
+            raise outcome[1]
+        return outcome[0]
 
 
 def load_weights(path: Path, model: nn.Module) -> None:
     """Read only the weights of a checkpoint, whatever number of ranks wrote it, into an unsharded model."""
+    if damage := damage_of(path):
+        raise CheckpointError(f"{damage}: restore the file, or take another checkpoint")
     state = {"model": model.state_dict()}
-    with _single_process_is_meant():
-        dcp.load(state, checkpoint_id=path, no_dist=True)
+    _read(state, path, None)
     model.load_state_dict(state["model"])
 
 
-@contextmanager
-def _single_process_is_meant() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "torch.distributed is disabled")
-        yield
+def to_hugging_face(path: Path, base: str, folder: Path) -> Path:
+    """Turn a sharded checkpoint into `folder`, which `from_pretrained` opens: in one process, without ranks.
+
+    `base` is the model (a name or folder) that was trained: its configuration and tokenizer go along, and the
+    weights get its dtype. Raises FileExistsError, or CheckpointError for another model's checkpoint.
+    """
+    folder = Path(folder)
+    if folder.exists():
+        raise FileExistsError(f"{folder} exists: give another folder")
+    if damage := damage_of(path):
+        raise CheckpointError(f"{damage}: restore the file, or take another checkpoint")
+    model, tokenizer = empty_base(base), AutoTokenizer.from_pretrained(base)
+    refuse_others(path, {"parameters": _about({}, model)["parameters"]})
+    model.to_empty(device="cpu").tie_weights()
+    load_weights(path, model)
+    model.to(AutoConfig.from_pretrained(base).dtype or torch.float32)
+    # Whoever loads the folder shall stop where the chat template ends a turn.
+    model.generation_config.eos_token_id = stop_token_ids(model, tokenizer)
+    temporary = folder.with_name(f"{folder.name}.incomplete")
+    shutil.rmtree(temporary, ignore_errors=True)
+    model.save_pretrained(temporary)
+    tokenizer.save_pretrained(temporary)
+    return temporary.rename(folder)
 
 
 def full_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
     """The unsharded weights on the CPU; on ranks other than the first, an empty dict."""
     return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+
+
+def _about(about: dict, model: nn.Module) -> dict:
+    """`about` and what tells models apart: names, whole shapes, and which parameters have optimizer state."""
+    named = [(clean_name(name), parameter) for name, parameter in model.named_parameters()]
+    shapes = {name: list(parameter.shape) for name, parameter in named}
+    trained = [name for name, parameter in named if parameter.requires_grad]
+    return {**about, "parameters": shapes, "trained": trained}
+
+
+def _read(state: dict, path: Path, group: dist.ProcessGroup | None) -> None:
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "torch.distributed is disabled")
+            dcp.load(state, checkpoint_id=path, process_group=group, no_dist=group is None)
+    except dcp.api.CheckpointException as error:
+        raise CheckpointError(f"{path} cannot be read: {_cause(error)}") from None
+
+
+def _cause(error: BaseException | None) -> str:
+    """Why reading or writing failed, in one line; empty where it did not."""
+    if isinstance(error, dcp.api.CheckpointException):
+        rank, (error, _) = next(iter(error.failures.items()))
+        return f"rank {rank}: {_cause(error)}"
+    while error is not None and error.__cause__ is not None:
+        error = error.__cause__
+    return "" if error is None else str(error).partition("\n")[0] or type(error).__name__
