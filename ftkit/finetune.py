@@ -30,6 +30,7 @@ from ftkit.distributed import mesh
 from ftkit.distributed.checkpoint import Checkpoints, full_state_dict, latest_checkpoint
 from ftkit.distributed.delayed_init import load_from_rank0
 from ftkit.distributed.mesh import Ranks
+from ftkit.distributed.preemption import Preemption
 from ftkit.distributed.sharding import shard
 from ftkit.evaluate import stop_token_ids
 from ftkit.freezing import freeze
@@ -110,7 +111,7 @@ def evaluate(model: nn.Module, inputs: Inputs, config: Config, ranks: Ranks) -> 
     return total / unmasked_tokens(inputs.evaluation)
 
 
-def train(config: Config, inputs: Inputs, ranks: Ranks) -> None:
+def train(config: Config, inputs: Inputs, ranks: Ranks, preemption: Preemption) -> None:
     output = Path(config.output)
     model = load_model(config, inputs.source, ranks)
     optimizer = make_optimizer(config, model)  # after sharding: it must hold the sharded parameters
@@ -142,7 +143,8 @@ def train(config: Config, inputs: Inputs, ranks: Ranks) -> None:
         seconds = time.perf_counter() - start
         row = {"step": step + 1, "loss": loss, "lr": lr, "grad_norm": norm, "seconds": round(seconds, 4)}
         row["tokens_per_second"] = round(sum(len(r["input_ids"]) for r in batch) / seconds)
-        done = step + 1 == last
+        leave = preemption.asked(ranks)
+        done = leave or step + 1 == last
         if inputs.evaluation and (done or (config.eval_every and (step + 1) % config.eval_every == 0)):
             row["eval_loss"] = evaluate(model, inputs, config, ranks)
         if metrics:
@@ -150,7 +152,10 @@ def train(config: Config, inputs: Inputs, ranks: Ranks) -> None:
             progress.set_postfix(loss=f"{loss:.3f}")
         if done or (config.save_every and (step + 1) % config.save_every == 0):
             checkpoints.save(step + 1, model, optimizer, {"schedule": schedule.state_dict()})
+        if leave:
+            break
     checkpoints.finish()
+    last = step + 1 if first < last else last
     if last == steps:
         export(model, inputs, output / "model", ranks)
     elif ranks.is_first:
@@ -218,7 +223,8 @@ def main(arguments: list[str] | None = None) -> None:
             Path(config.output).mkdir(parents=True)
             Path(config.output, "config.yaml").write_text(yaml.safe_dump(asdict(config), sort_keys=False))
         ranks.barrier()
-        train(config, inputs, ranks)
+        with Preemption() as preemption:
+            train(config, inputs, ranks, preemption)
 
     mesh.run(start)
 

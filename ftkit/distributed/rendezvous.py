@@ -1,6 +1,5 @@
 """How ranks find each other: a meeting of those that live now, a stated time-out, and who is missing."""
 
-import errno
 import os
 import time
 import uuid
@@ -98,24 +97,23 @@ def _open_store(rank: int, world_size: int, timeout: timedelta) -> dist.TCPStore
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     agents = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     try:
-        return dist.TCPStore(
+        store = dist.TCPStore(
             address,
             port,
             world_size,
             is_master=rank == 0 and not agents,
-            timeout=timeout,
+            timeout=timeout / 2,  # torch tries twice
             wait_for_workers=False,  # `meet` waits, and can say for whom
             use_libuv=os.environ.get("USE_LIBUV", "1") == "1",
         )
-    except dist.DistNetworkError as error:
-        if "EADDRINUSE" in str(error) or os.strerror(errno.EADDRINUSE) in str(error):
-            raise RendezvousError(
-                f"port {port} of {address} is in use: end the run that has it, or start with another "
-                "--master-port (MASTER_PORT)"
-            ) from None
-        raise
-    except dist.DistStoreError:
-        raise RendezvousError(
-            f"after {timeout.total_seconds():g} s nobody answers at {address}:{port}: rank 0 has not joined, or "
-            "that address cannot be reached from here. Check that its machine was started, and the firewall"
-        ) from None
+    except dist.DistError as error:
+        if "EADDRINUSE" in str(error):
+            said = f"port {port} of {address} is in use: end the run that has it, or start with another --master-port"
+        else:
+            said = (
+                f"after {timeout.total_seconds():g} s nobody answers at {address}:{port}: rank 0 has not joined, or "
+                "that address cannot be reached from here. Check that its machine was started, and the firewall"
+            )
+        raise RendezvousError(said) from error
+    store.set_timeout(timeout)
+    return store
