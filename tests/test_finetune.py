@@ -129,24 +129,20 @@ def test_resume_on_another_number_of_ranks(setting, alone, first, second):
         assert all(torch.equal(t, weights(setting / name)[n]) for n, t in weights(alone).items())
 
 
-def test_a_run_that_restarts_from_nothing_would_show(setting, alone):
+def test_a_run_that_restarts_from_nothing_would_show(setting, alone, monkeypatch):
     """The mutation: continue with the weights but a fresh optimizer; the losses differ."""
     finetune.main(flags(setting, "amnesia", stop_after=2))
-    true, finetune.load_checkpoint = finetune.load_checkpoint, forget_moments
-    try:
-        finetune.main(flags(setting, "amnesia", resume=True))
-    finally:
-        finetune.load_checkpoint = true
+    true = finetune.Checkpoints.load
+
+    def forget_moments(self, model, optimizer, extra):
+        saved = true(self, model, optimizer, extra)
+        for state in optimizer.state.values():
+            state["exp_avg"].zero_()
+        return saved
+
+    monkeypatch.setattr(finetune.Checkpoints, "load", forget_moments)
+    finetune.main(flags(setting, "amnesia", resume=True))
     assert metrics(setting / "amnesia")[-1]["loss"] != pytest.approx(metrics(alone)[-1]["loss"], abs=2e-5)
-
-
-def forget_moments(path, model, optimizer, extra, ranks):
-    from ftkit.distributed.checkpoint import load_checkpoint
-
-    saved = load_checkpoint(path, model, optimizer, extra, ranks)
-    for state in optimizer.state.values():
-        state["exp_avg"].zero_()
-    return saved
 
 
 def test_export_is_an_ordinary_folder(setting, alone):
