@@ -215,10 +215,37 @@ def test_a_killed_run_leaves_the_last_whole_checkpoint(setting):
 
 
 def test_a_restarted_launcher_goes_on_by_itself(setting, monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "job-7")
     finetune.main(flags(setting, "again", stop_after=2))
-    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     finetune.main(flags(setting, "again"))
     assert [row["step"] for row in metrics(setting / "again")] == [1, 2, 3, 4]
+
+
+def test_a_restart_before_the_first_checkpoint_begins_again(setting, alone, monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "job-8")
+    true = finetune.clip_grad_norm
+    monkeypatch.setattr(finetune, "clip_grad_norm", lambda *a: exit("killed"))
+    with pytest.raises(SystemExit):
+        finetune.main(flags(setting, "early"))
+    monkeypatch.setattr(finetune, "clip_grad_norm", true)
+    finetune.main(flags(setting, "early"))
+    assert [row["loss"] for row in metrics(setting / "early")] == [row["loss"] for row in metrics(alone)]
+
+
+def test_another_launch_does_not_touch_it(setting, alone, monkeypatch, capsys):
+    """Nor does torchrun's second attempt of a launch that was refused."""
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "job-9")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    with pytest.raises(SystemExit):
+        finetune.main(flags(setting, "alone"))
+    assert "give --resume to go on with it" in capsys.readouterr().err
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_says_what_to_do(setting, monkeypatch):
+    true = finetune.summed_loss
+    monkeypatch.setattr(finetune, "summed_loss", lambda *a: true(*a) * float("nan"))
+    with pytest.raises(RuntimeError, match="the loss is nan: lower --lr"):
+        finetune.main(flags(setting, "nan"))
 
 
 def test_errors_of_ranks_come_back_in_one_line(setting):

@@ -10,7 +10,8 @@ from tiny import foreign_tokenizer, ragged_conversations, save_foreign
 from ftkit.finetune import main
 from ftkit.freezing import freeze
 from ftkit.pocket import load_base
-from ftkit.run_config import MAY_CHANGE, Config, check, check_freeze, read_inputs
+from ftkit.run_config import MAY_CHANGE, Config, check
+from ftkit.run_inputs import check_freeze, read_inputs
 
 
 @pytest.fixture
@@ -27,6 +28,11 @@ def chats(tmp_path):
         ({"reserve_p": 1.2}, "--reserve_p is 1.2"),
         ({"batch_size": 0}, "--batch_size is 0: give a positive number"),
         ({"lr": -1.0}, "--lr is -1.0"),
+        ({"timeout": 0.0}, "--timeout is 0.0"),
+        ({"lora_r": 0}, "--lora_r is 0"),
+        ({"mesh": "1,2,1"}, "needs 2 ranks, and 1 are started"),
+        ({"mesh": "4"}, "takes dp_replicate,dp_shard,tp"),
+        ({"method": "lora", "freeze": "mlp"}, "leave --freeze"),
         ({"resume": True}, "no complete checkpoint"),
     ],
 )
@@ -35,13 +41,29 @@ def test_impossible_settings_are_named(tmp_path, settings, said):
         check(Config(output=str(tmp_path / "new"), **settings))
 
 
+def test_settings_of_several_ranks(tmp_path, chats, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(ValueError, match="give --mesh with tp 1"):
+        check(Config(output="x", method="lora", mesh="1,1,3"))
+    source = str(save_foreign(tmp_path / "qwen"))
+    with pytest.raises(ValueError, match=r"3 ranks does not divide 4 \(attention heads\)"):
+        read_inputs(Config(output="x", model=source, data=str(chats), mesh="1,1,3"))
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    with pytest.raises(ValueError, match="target"):
+        read_inputs(
+            Config(output="x", model=source, data=str(chats), method="lora", target_modules="no_such")
+        )
+
+
 def test_an_output_folder_that_exists_is_kept(tmp_path):
     with pytest.raises(FileExistsError, match="--resume"):
         check(Config(output=str(tmp_path)))
 
 
 def test_resume_wants_the_same_settings(tmp_path):
-    (tmp_path / "checkpoints" / "step-000002").mkdir(parents=True)
+    checkpoint = tmp_path / "checkpoints" / "step-000002"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "about.json").write_text('{"files": {}}')
     before = Config(output=str(tmp_path), lr=1e-3)
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(before.__dict__))
     check(Config(output=str(tmp_path), lr=1e-3, resume=True, stop_after=7))

@@ -54,10 +54,11 @@ def file_name(parameter: str) -> str | None:
 def with_adapters(
     base: PreTrainedModel, trained: Mapping[str, torch.Tensor], r: int, alpha: float, target_modules: str
 ) -> PeftModel:
-    """The unsharded base with the trained adapters on it. Raises RuntimeError where names do not fit each other."""
+    """The unsharded base with the adapters among `trained` on it. Raises RuntimeError where names do not fit."""
     attached = attach_lora(base, r, alpha, target_modules)
+    adapters = {name: tensor for name, tensor in trained.items() if ADAPTER.search(name)}
     wanted = {name for name in attached.state_dict() if ADAPTER.search(name)}
-    if wanted != trained.keys():
-        raise RuntimeError(f"adapters and model differ in {sorted(wanted ^ trained.keys())[:3]}")
-    attached.load_state_dict(dict(trained), strict=False)
+    if wanted != adapters.keys():
+        raise RuntimeError(f"adapters and model differ in {sorted(wanted ^ adapters.keys())[:3]}")
+    attached.load_state_dict(adapters, strict=False)
     return attached
