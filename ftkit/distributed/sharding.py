@@ -36,4 +36,5 @@ def shard(
     policy = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32)
     for layer in decoder_layers(model):
         fully_shard(layer, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard_after_forward)
-    return fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard_after_forward)
+    # The root keeps what it gathered (torch's default): its backward pass begins as its forward pass ends.
+    return fully_shard(model, mesh=mesh, mp_policy=policy)

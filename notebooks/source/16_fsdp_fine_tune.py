@@ -4,7 +4,8 @@
 # Real ranks, real shards, no GPU: child-tuning on the conversations of notebook 08, as two processes that
 # hold half of the model each. The same command runs on eight GPUs, and on several machines.
 #
-# - **Prerequisites:** [08_full_fine_tune](08_full_fine_tune.ipynb) and [01_gradient_masks](01_gradient_masks.ipynb).
+# - **Prerequisites:** [08_full_fine_tune](08_full_fine_tune.ipynb) and
+#   [12_memory](12_memory.ipynb) to [15_checkpoints_and_faults](15_checkpoints_and_faults.ipynb).
 # - **Hardware:** any processor with two cores; a GPU is not used here.
 # - **Time:** about 35 minutes with the exercises; its cells run in about two minutes on two cores.
 
@@ -15,7 +16,8 @@
 # - **shard** a model with `fully_shard`, layer by layer,
 # - **prove** that sharded losses and gradients are those of a single process,
 # - **run** a sharded child-tuning with `torchrun`, from weights on one rank to an exported folder,
-# - **tell** what FSDP can do today from what it could not in 2022.
+# - **combine** shards, tensor parallelism, LoRA, packing and Fisher masks, and prove each combination,
+# - **plan** a run on 8 GPUs or 4 machines: mesh, launch line and memory.
 
 # %%
 import sys
@@ -34,17 +36,21 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from ftkit import load_base, load_chat
+from ftkit import finetune, load_base, load_chat
 from ftkit.batches import global_batch, micro_batches, read_rows, unmasked_tokens
 from ftkit.checks.fsdp_fine_tune import check_global_loss, check_shard_rows
 from ftkit.child_tuning import gradient_mask
 from ftkit.claims import Claim, show_claims
+from ftkit.distributed import tensor_parallel
 from ftkit.distributed.checkpoint import load_weights
 from ftkit.distributed.launch import torchrun
+from ftkit.distributed.mesh import mesh_shape
 from ftkit.evaluate import exact_match, generate_answers, stop_rate
+from ftkit.memory import Plan, estimate_memory, named_model
+from ftkit.memory.report import size
 from ftkit.params import count_parameters
 from ftkit.plots import plot_loss, use_course_style
-from ftkit.pocket import find_chat
+from ftkit.pocket import empty_base, find_base, find_chat
 from ftkit.widgets import shard_explorer
 
 # %% tags=["nbval-ignore-output"]
@@ -142,8 +148,10 @@ from torch.nn.functional import cross_entropy
 from ftkit import load_base
 from ftkit.batches import global_batch, micro_batches, read_rows, unmasked_tokens
 from ftkit.distributed import mesh
+from ftkit.memory import Plan, estimate_memory, named_model
+from ftkit.memory.report import size
 from ftkit.params import count_parameters
-from ftkit.pocket import find_chat
+from ftkit.pocket import empty_base, find_base, find_chat
 
 
 def main(ranks):
@@ -260,8 +268,8 @@ check_global_loss(global_loss)
 # %% [markdown]
 # ## 3 · The whole program
 #
-# `ftkit.finetune` is the same idea with all that a run needs: rank 0 reads the weights while the other ranks start **on
-# meta** (shapes without memory) and receive their shards; child-tuning; metrics; checkpoints; export.
+# `ftkit.finetune` is the same idea with all that a run needs: every rank starts **on meta** (shapes without
+# memory) and reads its own shards from the files; child-tuning; metrics; checkpoints; export.
 # **Predict:** will child-tuning draw the same gradient masks on two ranks as on one?
 
 # %%
@@ -279,10 +287,11 @@ FLAGS += ["--max_steps", STEPS, "--eval_every", STEPS // 3]
 print("torchrun --nproc-per-node", RANKS, "-m ftkit.finetune", *FLAGS, "--output two")
 
 # %% tags=["nbval-ignore-output"]
-said = torchrun("-m", "ftkit.finetune", *FLAGS, "--output", "two", ranks=RANKS)
+whole_run = torchrun("-m", "ftkit.finetune", *FLAGS, "--output", "two", ranks=RANKS)
 
 # %% tags=["nbval-ignore-output"]
-said = torchrun("-m", "ftkit.finetune", *FLAGS, "--output", "one", ranks=1)
+# The same program in this process: one rank.
+finetune.main([*map(str, FLAGS), "--output", "one"])
 
 
 # %%
@@ -292,26 +301,34 @@ def metrics(folder):
     ]
 
 
-apart = max(
-    abs(a["loss"] - b["loss"]) for a, b in zip(metrics("one"), metrics("two"), strict=True)
-)
+def apart(one, many):
+    """The largest difference of a step's loss between two runs."""
+    pairs = zip(metrics(one), metrics(many), strict=True)
+    return max(abs(a["loss"] - b["loss"]) for a, b in pairs)
+
+
+same = apart("one", "two") < 1e-4
 print(
-    f"{len(metrics('two'))} steps; losses of one and two ranks differ by less than 0.0001: {apart < 1e-4}"
+    f"{len(metrics('two'))} steps; losses of one and two ranks differ by less than 0.0001: {same}"
 )
-assert apart < 1e-4
-measured = f"losses of {STEPS} steps on 1 and 2 ranks {'within' if apart < 1e-4 else 'beyond'} 0.0001, 1 seed"
+assert same
+measured = (
+    f"losses of {STEPS} steps on 1 and 2 ranks {'within' if same else 'beyond'} 0.0001, 1 seed"
+)
 claims.append(
     Claim(
         "child-tuning works under FSDP",
         "Wright, transformer_central, 2022",
-        apart < 1e-4,
+        same,
         measured,
     )
 )
 
 # %% tags=["nbval-ignore-output"]
 ax = plot_loss(metrics("two"))
-print(f"largest difference of a step's loss between one and two ranks: {apart:.1e}")
+print(
+    f"largest difference of a step's loss between one and two ranks: {apart('one', 'two'):.1e}"
+)
 
 # %% [markdown]
 # Notice: sums in another order differ in their last digits, and AdamW may enlarge that, so we allow 0.0001.
@@ -384,91 +401,153 @@ print(
 # time, but sixty steps make only about a third of the answers right.
 
 # %% [markdown]
-# ## 5 · Break it, then fix it: frozen and trainable in one layer
+# ## 5 · One program, many ways to train
 #
-# In 2022 a talk on FSDP warned that frozen and trainable parameters cannot share a wrapped layer. Here is
-# that FSDP, now called FSDP1, with the settings of that time.
+# Each technique of notebooks 02 to 15 is a flag, and flags combine. **Predict:** two ranks that share every
+# matrix (`--mesh 1,1,2`, tensor parallelism), rows packed together, only the 30 % of weights with the largest
+# Fisher information trained: will the losses still be those of one process with padded rows?
 
 # %%
-# %%writefile fsdp1.py
-import warnings
-
-import torch
-import transformers
-from torch.distributed.fsdp import FullyShardedDataParallel
-
-from ftkit import load_base
-from ftkit.distributed import mesh
-from ftkit.freezing import freeze
-
-transformers.utils.logging.disable_progress_bar()
-warnings.simplefilter("ignore")
-torch.distributed.init_process_group("gloo")
-model, _ = load_base()
-freeze(model, "mlp")
-try:
-    FullyShardedDataParallel(model, use_orig_params=False, device_id=torch.device("cpu"))
-except ValueError as error:
-    print(error)
-    raise SystemExit(1) from None
-finally:
-    torch.distributed.destroy_process_group()
-
-# %% tags=["raises-exception"]
-said = torchrun("fsdp1.py", ranks=1, quiet=True)
-
-# %% [markdown]
-# Notice: FSDP1 glues what one wrapper holds into one flat tensor, which either trains or does not.
-#
-# **Predict:** does the same model train under FSDP2, with its MLPs frozen?
+SHORT = ["--lr", str(LR), "--batch_size", str(BATCH_SIZE), "--max_steps", "4"]
+FISHER = [*SHORT, "--optimizer", "child-tuning-d", "--fisher_rows", "12"]
+LORA = [*SHORT, "--method", "lora", "--lora_r", "4"]
+SHARED = ["--mesh", "1,1,2", "--packing", "--max_length", "128"]
+FREED = ["--mesh", "1,2,1", "--activation_checkpointing"]
 
 # %% tags=["nbval-ignore-output"]
-MIXED = [*FLAGS, "--freeze", "mlp", "--max_steps", 8, "--eval_every", 0]
-said = torchrun("-m", "ftkit.finetune", *MIXED, "--output", "mixed", ranks=RANKS)
-said = torchrun("-m", "ftkit.finetune", *MIXED, "--output", "mixed_alone", ranks=1)
+said = torchrun(
+    "-m", "ftkit.finetune", *FISHER, *SHARED, "--output", "fisher2", ranks=2, quiet=True
+)
+said = torchrun(
+    "-m", "ftkit.finetune", *LORA, *FREED, "--output", "lora2", ranks=2, quiet=True
+)
+# In this process: one rank, padded rows, nothing recomputed.
+finetune.main([*FISHER, "--max_length", "128", "--output", "fisher1"])
+finetune.main([*LORA, "--output", "lora1"])
 
 # %%
-start, mixed = load_base()[0].state_dict(), load_base("mixed/model")[0].state_dict()
-still = {name for name in start if torch.equal(start[name], mixed[name])}
+kinds = {
+    "Fisher masks, packed, tensor parallel": apart("fisher1", "fisher2"),
+    "LoRA, sharded, recomputed": apart("lora1", "lora2"),
+}
+for kind, distance in kinds.items():
+    print(f"{kind}: losses within 0.0001 of one process: {distance < 1e-4}")
 print(
-    f"unchanged: {len(still)} tensors, all of them MLPs: {all('mlp' in name for name in still)}"
+    f"the two recipes themselves differ by more than 0.01: {apart('fisher1', 'lora1') > 0.01}"
 )
-moved = [name for name in start if "layers.0" in name and name not in still]
-print(f"changed in layer 0: {len(moved)} tensors")
-apart = max(
-    abs(a["loss"] - b["loss"])
-    for a, b in zip(metrics("mixed"), metrics("mixed_alone"), strict=True)
-)
-held = still == {name for name in start if "mlp" in name} and apart < 1e-4
-assert held
-claim = "FSDP cannot mix frozen and trainable parameters in one wrapped layer"
-near = "within" if apart < 1e-4 else "beyond"
-measured = f"MLPs frozen, {len(moved)} other tensors of layer 0 moved, losses {near} 0.0001 of one process"
+assert max(kinds.values()) < 1e-4 and apart("fisher1", "lora1") > 0.01
+near = "within" if max(kinds.values()) < 1e-4 else "beyond"
 claims.append(
     Claim(
-        claim,
-        "FSDP talk of 2022",
-        not held,
-        measured,
-        outdated_by="use_orig_params, then FSDP2",
+        "tensor parallelism, packing, Fisher masks, LoRA and recomputation change memory, not results",
+        "this course",
+        max(kinds.values()) < 1e-4,
+        f"losses of 4 steps on 2 ranks {near} 0.0001 of one process, 1 seed",
     )
 )
 
 # %% [markdown]
-# Notice: the frozen tensors are equal to the bit, the others moved, and the losses are those of a single
-# process. FSDP1's `use_orig_params=True` lifted the limit later; FSDP2 shards each parameter by itself.
+# Notice: what trains decides the loss; how it is spread over ranks does not.
+
+# %%
+start, ended = (
+    load_file(f"{folder}/model.safetensors") for folder in (find_base(), "fisher2/model")
+)
+masks = load_file("fisher2/masks.safetensors")
+outside = all(torch.equal(start[n][~masks[n]], ended[n][~masks[n]]) for n in masks)
+share = sum(m.sum().item() for m in masks.values()) / sum(m.numel() for m in masks.values())
+print(f"part of the weights in the child: {share:.3f}")
+print(f"every weight outside it is equal to the bit: {outside}")
+print(f"LoRA's run wrote {sorted(path.name for path in Path('lora2').iterdir())}")
+assert outside and abs(share - RESERVE_P) < 0.01
 
 # %% [markdown]
-# ## 6 · More ranks, more machines
+# ## 6 · Which mesh
 #
-# Nothing in the program knows how many ranks there are. On one machine with eight GPUs, and on two such
-# machines:
+# `--mesh dp_replicate,dp_shard,tp` says what the ranks share; the product is their number. Ranks of `tp`
+# share each matrix and talk in every layer, so they sit in one machine; `dp_shard` cuts the states;
+# `dp_replicate` repeats shards, for instance one copy a machine. One number may be -1: what is left.
+
+# %%
+for text in ("1,-1,1", "4,-1,1", "4,-1,2"):
+    shape = mesh_shape(text, world_size=32)
+    print(
+        f"{text:7} on 32 ranks: {shape.dp_replicate} copies of {shape.dp_shard} shards, "
+        f"each matrix cut over {shape.tp}; a batch in {shape.dp_replicate * shape.dp_shard} parts"
+    )
+
+# %% [markdown]
+# ### Break it, then fix it
+#
+# pocket-base has four attention heads. **Predict:** three tensor-parallel ranks? And a mesh of three for two
+# ranks? Both must fail before a model is loaded.
+
+# %% tags=["raises-exception"]
+tensor_parallel.check(model.config, 3)
+
+# %% tags=["raises-exception"]
+mesh_shape("1,3,1", world_size=2)
+
+# %%
+tensor_parallel.check(model.config, 2)
+print(mesh_shape("1,-1,1", world_size=2))
+assert str(mesh_shape("1,-1,1", world_size=2)) == "1,2,1"
+
+# %% [markdown]
+# Notice: each message names the numbers and what to change; `ftkit.finetune` prints it once and ends.
+
+# %% [markdown]
+# ## 7 · The same line for 2 processes, 8 GPUs and 4 machines
+#
+# Nothing in the program knows how many ranks there are. What changes is the launcher, the model and the mesh;
+# notebook 12 told the memory in advance.
+
+# %%
+COMMON = {"compute": "bfloat16", "activation_checkpointing": True}
+COMMON |= {"micro_batch_size": 1, "max_length": 2048}
+plans = {
+    "2 processes, pocket-base": ("pocket-base", Plan(mesh=(1, 2, 1), max_length=128)),
+    "8 GPUs, 8 billion": ("llama-3-8b", Plan(mesh=(1, 8, 1), **COMMON)),
+    "4 machines of 8, 70 billion": ("llama-3-70b", Plan(mesh=(1, 32, 1), **COMMON)),
+}
+peaks = {}
+for setting, (name, plan) in plans.items():
+    told = empty_base(find_base()) if name == "pocket-base" else named_model(name)
+    peaks[setting] = estimate_memory(told, plan).peak
+    print(f"{setting:27} peak of a rank: {size(peaks[setting])}")
+assert all(peak < 0.9 * 80e9 for peak in peaks.values())
+
+# %% [markdown]
+# Notice: all three fit a GPU of 80 GB with a tenth to spare. The lines that launch them:
 #
 # ```
-# torchrun --nproc-per-node 8 -m ftkit.finetune --model MODEL --data chats.jsonl --output runs/a
-# torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500 --rdzv-id my-run \
-#     -m ftkit.finetune ...
+# torchrun --standalone --nproc-per-node 2 -m ftkit.finetune --output runs/a
+# torchrun --standalone --nproc-per-node 8 --max-restarts 3 -m ftkit.finetune --output runs/a --model MODEL \
+#     --data chats.jsonl --activation_checkpointing --save_every 50
+# sbatch --nodes 4 deploy/slurm/finetune.sbatch --output /shared/a --model MODEL \
+#     --data chats.jsonl --activation_checkpointing --save_every 50
 # ```
+
+# %% [markdown]
+# A run also tells its own memory, before it starts, and measures its second step. Here is what the first run
+# on two ranks said:
+
+# %%
+(line,) = re.findall(r"peak memory of a rank: .*", whole_run)
+off = abs(float(re.search(r"\(([+-][\d.]+)%\)", line)[1])) / 100
+print(f"told and measured peak within 5 %: {off < 0.05}")
+assert off < 0.05
+claims.append(
+    Claim(
+        "a rank's peak memory can be told before the run",
+        "this course",
+        off < 0.05,
+        f"{'within' if off < 0.05 else 'beyond'} 5 % of live tensor bytes, 2 ranks on a CPU",
+    )
+)
+
+# %% tags=["nbval-ignore-output"]
+print(line)
 
 # %% [markdown]
 # ## Recap
@@ -477,6 +556,7 @@ claims.append(
 # - Equality is proved on gradients; the loss is a mean over the tokens of all ranks.
 # - Gradient masks do not depend on ranks.
 # - A checkpoint is shards; an export is a folder that anyone can open.
+# - Mesh, adapters, packing and recomputation are flags: they change memory and traffic, not results.
 
 # %%
 show_claims(claims)
@@ -488,7 +568,7 @@ show_claims(claims)
 # 2. Why is the loss multiplied by the number of ranks before `backward`?
 # 3. Why does comparing weights after AdamW hide a wrong factor in the gradient?
 # 4. What makes a gradient mask the same on any number of ranks?
-# 5. Why could FSDP1 not mix frozen and trainable parameters with `use_orig_params=False`?
+# 5. Of 32 ranks on a mesh of 4, 4, 2: into how many parts is a batch cut, and why not 32?
 
 # %% [markdown]
 # <details><summary>Answers</summary>
@@ -497,7 +577,7 @@ show_claims(claims)
 # - 2: FSDP averages gradients over ranks, and we want the mean over all tokens.
 # - 3: AdamW divides the gradient by its own size, so a constant factor cancels.
 # - 4: it is drawn from seed, step, name and the element's place in the whole tensor.
-# - 5: it glued a wrapper's parameters into one tensor, which has one `requires_grad`.
+# - 5: 16; the two ranks that share a matrix need the same rows to compute its one output.
 #
 # </details>
 
