@@ -229,9 +229,10 @@ def to_hugging_face(path: Path, base: str, folder: Path) -> Path:
     return temporary.rename(folder)
 
 
-def full_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The unsharded weights on the CPU; on ranks other than the first, an empty dict."""
-    return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+def full_state_dict(model: nn.Module, trainable_only: bool = False) -> dict[str, torch.Tensor]:
+    """The unsharded weights on the CPU, all or those that train; on ranks other than the first, an empty dict."""
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=trainable_only)
+    return get_model_state_dict(model, options=options)
 
 
 def _about(about: dict, model: nn.Module) -> dict:

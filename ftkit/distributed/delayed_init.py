@@ -1,7 +1,7 @@
 """Delayed initialisation: one rank reads the weights, the others start empty on the meta device.
 
 The scheme of the FSDP tutorials of 2022 in today's API. Nothing is taken on trust: every tensor is filled
-with NaN before loading, and must be finite after it.
+with NaN before loading, and must be finite after it. `shard_loading` is the better way.
 """
 
 from collections.abc import Callable
@@ -47,14 +47,17 @@ def load_from_rank0(
 
 @torch.no_grad()
 def poison(model: nn.Module) -> None:
-    """Fill every floating-point parameter and buffer with NaN (this rank's shard of it)."""
+    """Fill every parameter and buffer (this rank's shard of it) with what no training sets.
+
+    That is NaN, and the least number of an integer dtype; booleans and bytes have no such value and stay.
+    """
     for _, tensor in _local_tensors(model):
-        tensor.fill_(float("nan"))
+        tensor.fill_(_unset(tensor.dtype))
 
 
 def assert_initialized(model: nn.Module) -> None:
-    """Raise RuntimeError naming each parameter or buffer that is still on meta or not finite."""
-    unset = [name for name, t in _local_tensors(model) if t.is_meta or not torch.isfinite(t).all()]
+    """Raise RuntimeError naming each parameter or buffer that is still on meta, poisoned or not finite."""
+    unset = [name for name, tensor in _local_tensors(model) if tensor.is_meta or not _is_set(tensor)]
     if unset:
         raise RuntimeError(
             f"{len(unset)} tensors were left unset by loading: {', '.join(unset[:5])}. "
@@ -62,7 +65,16 @@ def assert_initialized(model: nn.Module) -> None:
         )
 
 
+def _unset(dtype: torch.dtype) -> float | int:
+    return float("nan") if dtype.is_floating_point else torch.iinfo(dtype).min
+
+
+def _is_set(tensor: torch.Tensor) -> bool:
+    good = torch.isfinite(tensor) if tensor.is_floating_point() else tensor != _unset(tensor.dtype)
+    return bool(good.all())
+
+
 def _local_tensors(model: nn.Module) -> list[tuple[str, torch.Tensor]]:
     named = chain(model.named_parameters(), model.named_buffers())
     local = [(name, t.to_local() if isinstance(t, DTensor) else t) for name, t in named]
-    return [(name, t.detach()) for name, t in local if t.is_floating_point()]
+    return [(name, t.detach()) for name, t in local if t.dtype not in (torch.bool, torch.uint8)]

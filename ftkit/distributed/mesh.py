@@ -105,6 +105,15 @@ def launched_world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
+def arrange(shape: MeshShape, compute: Device) -> Ranks:
+    """The ranks of the process group, which there is already, in a mesh of this shape."""
+    sizes = (shape.dp_replicate, shape.dp_shard, shape.tp)
+    whole = init_device_mesh(compute.device.type, sizes, mesh_dim_names=DIMENSIONS)
+    data = whole["dp_replicate", "dp_shard"] if shape.dp_replicate > 1 else whole["dp_shard"]
+    tensor = whole["tp"] if shape.tp > 1 else None
+    return Ranks(dist.get_rank(), dist.get_world_size(), compute, data, tensor, shape)
+
+
 def run(main: Callable[[Ranks], None], mesh: str = "", timeout: timedelta = TIMEOUT) -> None:
     """Call `main(ranks)`, inside a process group where torchrun has started several ranks.
 
@@ -123,11 +132,7 @@ def run(main: Callable[[Ranks], None], mesh: str = "", timeout: timedelta = TIME
         return
     join(compute.backend, timeout)
     try:
-        sizes = (shape.dp_replicate, shape.dp_shard, shape.tp)
-        whole = init_device_mesh(compute.device.type, sizes, mesh_dim_names=DIMENSIONS)
-        data = whole["dp_replicate", "dp_shard"] if shape.dp_replicate > 1 else whole["dp_shard"]
-        tensor = whole["tp"] if shape.tp > 1 else None
-        main(Ranks(dist.get_rank(), world_size, compute, data, tensor, shape))
+        main(arrange(shape, compute))
         dist.barrier()
     finally:
         dist.destroy_process_group()

@@ -18,13 +18,22 @@ def decoder_layers(model: nn.Module) -> list[nn.Module]:
     return list(max(lists, key=len))
 
 
-def shard(model: nn.Module, mesh: DeviceMesh, compute_dtype: torch.dtype = torch.float32) -> nn.Module:
+def shard(
+    model: nn.Module,
+    mesh: DeviceMesh,
+    compute_dtype: torch.dtype = torch.float32,
+    reshard_after_forward: bool = True,
+) -> nn.Module:
     """Shard each decoder layer, then the root with all that is left (embeddings, last norm, head).
+
+    A mesh of one dimension is FSDP; with two, shards lie along the second and are repeated along the first (HSDP).
+    With `reshard_after_forward` a layer's gathered weights are freed after forward and gathered again in backward:
+    less memory, and half as much traffic again.
 
     Parameters stay in their dtype; gathered weights and activations use `compute_dtype`, and gradients are
     reduced in float32. Build the optimizer afterwards: one built before holds parameters that no longer train.
     """
     policy = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32)
     for layer in decoder_layers(model):
-        fully_shard(layer, mesh=mesh, mp_policy=policy)
-    return fully_shard(model, mesh=mesh, mp_policy=policy)
+        fully_shard(layer, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard_after_forward)
+    return fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard_after_forward)

@@ -1,0 +1,82 @@
+"""Tensor parallelism: the ranks share each matrix, and see the same rows of the batch.
+
+A **column-parallel** layer gives every rank some of the output features, a **row-parallel** one some of the input
+features; the sum of the ranks' parts is then the whole output. One column-parallel layer after another row-parallel
+one needs a single sum. Which layer is which, the model says itself (`model.tp_plan`); torch does it
+(Shoeybi et al., Megatron-LM, 2019).
+"""
+
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import Replicate
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    ParallelStyle,
+    RowwiseParallel,
+    SequenceParallel,
+    parallelize_module,
+)
+from transformers import PretrainedConfig
+
+# transformers' names. Each rank's part of a gathered output is put together; of an embedding, summed.
+STYLES = {
+    "colwise": lambda: ColwiseParallel(),
+    "colwise_gather_output": lambda: ColwiseParallel(output_layouts=Replicate()),
+    "rowwise": lambda: RowwiseParallel(),
+    "embedding_rowwise": lambda: RowwiseParallel(input_layouts=Replicate()),
+    # A norm of each head, (B, T, heads, D): whole on every rank, its gradient summed over the ranks' heads.
+    "replicated_with_grad_allreduce": lambda: SequenceParallel(sequence_dim=2, use_local_output=True),
+}
+
+
+def check(config: PretrainedConfig, tp: int) -> None:
+    """Raise ValueError, naming the number and the remedy, where `tp` ranks cannot share the model evenly."""
+    text = config.get_text_config()
+    heads = text.num_attention_heads
+    sizes = {
+        "attention heads": heads,
+        "key-value heads": getattr(text, "num_key_value_heads", None) or heads,
+        "intermediate size": getattr(text, "intermediate_size", None) or tp,
+    }
+    uneven = [f"{size} ({what})" for what, size in sizes.items() if size % tp]
+    if uneven:
+        possible = [n for n in range(1, heads + 1) if not any(size % n for size in sizes.values())]
+        raise ValueError(
+            f"tensor parallelism over {tp} ranks does not divide {', '.join(uneven)} of this model: "
+            f"take tp from {possible}, and shard over the other ranks (dp_shard)"
+        )
+
+
+def parallelize(model: nn.Module, tp_mesh: DeviceMesh) -> nn.Module:
+    """Cut the model's matrices over `tp_mesh`, as its own plan says, in place; logits are whole on every rank.
+
+    Works on meta and on real weights, which must then be the same on all ranks. Do it before `fully_shard`.
+    Raises ValueError for a model without a plan, with a style of layer that is not known here, and as `check`.
+    """
+    name = type(model).__name__
+    if hasattr(model, "peft_config"):
+        raise ValueError(
+            "adapters have no tensor-parallel plan: merge them first, or use dp_shard instead of tp"
+        )
+    if not getattr(model, "tp_plan", None):
+        raise ValueError(
+            f"{name} has no tensor-parallel plan (base_model_tp_plan): use dp_shard instead of tp"
+        )
+    check(model.config, tp_mesh.size())
+    plan = {**model.tp_plan, **_ends(model)}
+    if unknown := sorted({style for style in plan.values() if style not in STYLES}):
+        raise ValueError(f"{name}'s plan has layers of kind {', '.join(unknown)}: use dp_shard instead of tp")
+    styles: dict[str, ParallelStyle] = {layer: STYLES[style]() for layer, style in plan.items()}
+    parallelize_module(model, tp_mesh, styles, src_data_rank=None)  # None: no rank sends its weights
+    model.tie_weights()  # each of two tied layers has been given a weight of its own
+    return model
+
+
+def _ends(model: nn.Module) -> dict[str, str]:
+    """Embedding and head by vocabulary: both cut a tied weight in the same way."""
+    names = {module: name for name, module in model.named_modules()}
+    ends = {
+        "embedding_rowwise": model.get_input_embeddings(),
+        "colwise_gather_output": model.get_output_embeddings(),
+    }
+    return {names[module]: style for style, module in ends.items() if module is not None}

@@ -1,0 +1,45 @@
+"""What is relied on without a promise: each test fails when a new version changes it. See also tests/child_tuning."""
+
+import torch
+from tiny import foreign_model
+from torch import nn
+from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+from ftkit import torch_private
+from ftkit.pocket import empty_base, find_base, load_base
+
+
+def test_transformers_still_restores_buffers_module_by_module():
+    plain, model = load_base()[0], empty_base(find_base())
+    model.to_empty(device="cpu")
+    for buffer in model.buffers():
+        buffer.fill_(float("nan"))
+    torch_private.restore_buffers(model)
+    names = dict(plain.named_buffers())
+    assert len(names) == 2
+    assert all(torch.equal(buffer, names[name]) for name, buffer in model.named_buffers())
+
+
+def test_buffers_inside_a_foreign_module_are_restored_too():
+    wrapped = nn.ModuleDict({"inner": foreign_model(torch.float32)})
+    expected = {name: buffer.clone() for name, buffer in wrapped.named_buffers()}
+    for buffer in wrapped.buffers():
+        buffer.fill_(float("nan"))
+    torch_private.restore_buffers(wrapped)
+    assert expected and all(torch.equal(b, expected[name]) for name, b in wrapped.named_buffers())
+
+
+def test_transformers_still_says_which_architectures_it_converts():
+    assert torch_private.conversions_on_load(foreign_model()) == []
+    with torch.device("meta"):
+        sizes = {"hidden_size": 8, "num_hidden_layers": 1, "vocab_size": 16, "num_experts": 2, "head_dim": 4}
+        experts = Qwen3MoeForCausalLM(Qwen3MoeConfig(**sizes, num_attention_heads=2, intermediate_size=8))
+    assert torch_private.conversions_on_load(experts)
+
+
+def test_transformers_still_lists_what_it_passes_over():
+    model = foreign_model()
+    model._keys_to_ignore_on_load_unexpected = {r"^mtp\."}
+    assert torch_private.may_be_left_out(model, "mtp.norm.weight")
+    assert torch_private.may_be_left_out(model, "model.layers.0.self_attn.rotary_emb.inv_freq")
+    assert not torch_private.may_be_left_out(model, "model.layers.9.norm.weight")
