@@ -20,7 +20,16 @@ def test_a_run_on_two_hosts_survives_both_losses(tmp_path):
             pytest.skip(f"two hosts need the program `{tool}`, which is not installed here")
     folder, reference = tmp_path / "hosts", tmp_path / "reference"
     folder.mkdir(), reference.mkdir()
-    world = ["unshare", "--user", "--map-root-user", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"]
+    world = [
+        "unshare",
+        "--user",
+        "--map-root-user",
+        "--net",
+        "--pid",
+        "--fork",
+        "--kill-child",
+        "--mount-proc",
+    ]
     environment = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
     command = [*world, "env", *(f"{k}={v}" for k, v in environment.items()), sys.executable]
     done = subprocess.run(
