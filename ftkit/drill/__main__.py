@@ -42,9 +42,11 @@ def main(arguments: list[str] | None = None) -> int:
                 struck = folder / f"strike-{ranks}-{number}"
                 failure = fine_tune(struck, flags, ranks, vars(strike))
                 record["strikes"].append(judge(strike, struck, reference, failure))
+                given.out.write_text(
+                    json.dumps(record, indent=1) + "\n"
+                )  # what is known, if this is interrupted
                 bar.write(line(record["strikes"][-1]))
                 bar.update()
-    given.out.write_text(json.dumps(record, indent=1) + "\n")
     print(table(record))
     return int(any(found["faults"] for found in record["strikes"]))
 

@@ -6,7 +6,7 @@ from ftkit.drill.victim import POINTS
 
 
 def line(found: dict) -> str:
-    where = f"{found['ranks']} ranks, rank {found['rank']} killed in {found['point']} of step {found['step']}"
+    where = f"rank {found['rank']} of {found['ranks']} killed in {found['point']} of step {found['step']}"
     return f"{where}: {'; '.join(found['faults']) or 'recovered'}"
 
 
@@ -28,7 +28,8 @@ def table(record: dict) -> str:
         apart = max(found.get("apart", float("inf")) for found in of_point)
         again = max(found.get("done_again", 0) for found in of_point)
         seconds = [found["seconds_to_resume"] for found in of_point if "seconds_to_resume" in found]
-        cells += ["equal to the bit" if apart == 0 else f"up to {apart:.1e} apart", f"at most {again}"]
+        weights = "not known" if apart == float("inf") else f"up to {apart:.1e} apart"
+        cells += ["equal to the bit" if apart == 0 else weights, f"at most {again}"]
         lines.append([point, *cells, f"{median(seconds):.0f}" if seconds else ""])
     rows = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
     return f"{rows}\n\n{summary(record)}"
