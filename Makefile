@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 NEWS := @jupyterlab/apputils-extension:announcements  # neither Lab's news nor its update check
 
-.PHONY: help lab test notebooks pocket bench lint clean
+.PHONY: help lab test notebooks pocket bench drill lint clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -35,6 +35,10 @@ pocket: $(READY)  ## retrain the embedded base model, pocket-base (minutes)
 
 bench: $(READY)  ## time a step of child-tuning beside AdamW (minutes, on a quiet machine) and store the record
 	$(BIN)/python -m ftkit.bench
+	$(BIN)/python notebooks/ledger.py
+
+drill: $(READY)  ## kill ranks of a tiny fine-tune at random points (minutes), compare, and store the record
+	OMP_NUM_THREADS=1 $(BIN)/python -m ftkit.drill
 	$(BIN)/python notebooks/ledger.py
 
 lint: $(READY)  ## ruff over the library, the tests and the notebook sources

@@ -20,15 +20,19 @@ class LaunchError(RuntimeError):
     """A rank failed; the message ends with the last lines that the ranks printed."""
 
 
-def torchrun(*arguments: str, ranks: int = 2, timeout: float = 600.0, quiet: bool = False) -> str:
+def torchrun(
+    *arguments: str, ranks: int = 2, timeout: float = 600.0, quiet: bool = False, max_restarts: int = 0
+) -> str:
     """Run `torchrun --nproc-per-node ranks arguments…` on this machine and return all that it printed.
 
     Output appears while it runs, unless `quiet`. The processes end with the call: on success, on failure, on
-    an interrupt of the cell, and after `timeout` seconds.
+    an interrupt of the cell, and after `timeout` seconds. When a rank dies, all are started again, `max_restarts`
+    times at most.
     Raises LaunchError when a rank fails or time runs out.
     """
     command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={ranks}"]
-    command += ["--master-addr=127.0.0.1", f"--master-port={free_port()}", *map(str, arguments)]
+    command += ["--master-addr=127.0.0.1", f"--master-port={free_port()}"]
+    command += [f"--max-restarts={max_restarts}", *map(str, arguments)]
     environment = {"OMP_NUM_THREADS": "1", **os.environ, "PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment)
     clock = threading.Timer(timeout, _end, [process])

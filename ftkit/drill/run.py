@@ -1,0 +1,103 @@
+"""One fault after another: a tiny fine-tune, the same with a rank killed, and what the two have in common."""
+
+import json
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from ftkit.distributed.launch import LaunchError, torchrun
+from ftkit.drill.victim import ONLY_RANK_0, POINTS
+from ftkit.pocket import find_base, find_chat
+
+STEPS, SAVE_EVERY = 8, 2
+LIMIT = 300.0  # seconds for one run; a hang is a failure, not a long wait
+
+
+@dataclass(frozen=True)
+class Strike:
+    """Which rank of how many dies, where, and in which step."""
+
+    ranks: int
+    point: str
+    step: int
+    rank: int
+
+
+def draw(seed: int, ranks: int, more: int = 1) -> list[Strike]:
+    """One strike at each point and `more` at random ones, at random steps and ranks."""
+    rng, strikes = random.Random(f"{seed} {ranks}"), []
+    for point in [*POINTS, *rng.choices(POINTS, k=more)]:
+        saving = point.startswith("checkpoint")
+        step = rng.randrange(SAVE_EVERY, STEPS + 1, SAVE_EVERY) if saving else rng.randint(1, STEPS)
+        rank = 0 if point in ONLY_RANK_0 else rng.randrange(ranks)
+        strikes.append(Strike(ranks, point, STEPS if point == "export" else step, rank))
+    return strikes
+
+
+def prepare(folder: Path, optimizer: str = "child-tuning") -> list[str]:
+    """Write a model of a few thousand parameters and sixteen conversations; returns the flags of the run."""
+    source = find_base()
+    config = AutoConfig.from_pretrained(source)
+    config.hidden_size, config.intermediate_size, config.num_hidden_layers = 16, 24, 2
+    config.num_attention_heads = config.num_key_value_heads = 2
+    config.head_dim, config.layer_types = 8, None
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder / "model")
+    AutoTokenizer.from_pretrained(source).save_pretrained(folder / "model")
+    chats = find_chat()["train"].read_text(encoding="utf-8").splitlines()[:16]
+    (folder / "chats.jsonl").write_text("\n".join(chats), encoding="utf-8")
+    settings = {"model": folder / "model", "data": folder / "chats.jsonl", "optimizer": optimizer, "lr": 1e-2}
+    settings |= {"batch_size": 4, "micro_batch_size": 4, "max_length": 32}
+    settings |= {"max_steps": STEPS, "save_every": SAVE_EVERY}
+    return [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+
+
+def fine_tune(folder: Path, flags: list[str], ranks: int, strike: dict) -> str:
+    """Run in `folder`, with one restart; returns what went wrong, empty if nothing."""
+    folder.mkdir(parents=True)
+    program = ["-m", "ftkit.drill.victim", folder, json.dumps(strike), *flags, "--output", folder / "run"]
+    try:
+        torchrun(*program, ranks=ranks, timeout=LIMIT, quiet=True, max_restarts=1)
+    except LaunchError as error:
+        return str(error).splitlines()[-1]
+    return ""
+
+
+def judge(strike: Strike, folder: Path, reference: Path, failure: str) -> dict:
+    """What the struck run in `folder` shares with the undisturbed one in `reference`; `faults` says what it lacks."""
+    found = {**vars(strike), "faults": [failure] if failure else []}
+    if failure or not (folder / "killed.json").exists():
+        found["faults"] = found["faults"] or ["the rank was never killed"]
+        return found
+    killed = json.loads((folder / "killed.json").read_text())
+    resumed = folder / "resumed.json"
+    start = json.loads(resumed.read_text()) if resumed.exists() else {"step": 0, "time": None}
+    if start["time"]:
+        found["seconds_to_resume"] = round(start["time"] - killed["time"], 1)
+    whole = [int(name[5:]) for name in killed["checkpoints"] if name[5:].isdigit()]
+    unfinished = [int(name[5:11]) for name in killed["checkpoints"] if name.endswith(".incomplete")]
+    found["done_again"] = killed["steps"] - start["step"]
+    # Steps go on while a checkpoint is written: those since the unfinished one began are lost as well.
+    allowed = SAVE_EVERY + (killed["steps"] - unfinished[0] if unfinished else 0)
+    weights, wanted = (
+        load_file(each / "run" / "model" / "model.safetensors") for each in (folder, reference)
+    )
+    found["apart"] = max((weights[name] - wanted[name]).abs().max().item() for name in wanted)
+    losses = [
+        [(row["step"], row["loss"]) for row in map(json.loads, (each / "run" / "metrics.jsonl").open())]
+        for each in (folder, reference)
+    ]
+    checks = {
+        "the weights differ from the undisturbed run's": found["apart"] == 0,
+        "the losses differ from the undisturbed run's": losses[0] == losses[1],
+        "a whole checkpoint was not used": start["step"] >= max(whole, default=0),
+        f"{found['done_again']} steps were done again, where {allowed} are allowed": found["done_again"]
+        <= allowed,
+        "something half-written was left": not list((folder / "run").rglob("*.incomplete")),
+    }
+    found["faults"] = [words for words, holds in checks.items() if not holds]
+    return found

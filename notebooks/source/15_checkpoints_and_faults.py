@@ -1,0 +1,661 @@
+# %% [markdown]
+# # 15 · Checkpoints and faults: nothing is lost
+#
+# Long runs are interrupted: a process dies, a machine is withdrawn, a disk fills up. Here ranks are killed on
+# purpose, and every run still ends with the numbers of the run that nobody disturbed.
+#
+# - **Prerequisites:** [14_delayed_init_and_tensor_parallel](14_delayed_init_and_tensor_parallel.ipynb).
+# - **Hardware:** any processor with two cores; a GPU is not used here.
+# - **Time:** about 35 minutes with the exercises; its cells run in about 45 seconds on two cores.
+
+# %% [markdown]
+# ## You will be able to
+#
+# - **read** what lies in a sharded checkpoint,
+# - **resume** on another number of ranks, and prove that nothing changed,
+# - **tell** a whole checkpoint from a torn one,
+# - **survive** `kill -9` and SIGTERM without a hand,
+# - **choose** how often to save.
+
+# %%
+import sys
+
+if "google.colab" in sys.modules:
+    # %pip install -q ftkit
+    print("Colab: ftkit is installed")
+
+import json
+import math
+import os
+import random
+import shutil
+import signal
+import tempfile
+import time
+import warnings
+from pathlib import Path
+
+import ipywidgets
+import torch
+import transformers
+from safetensors.torch import load_file
+
+from ftkit import load_base
+from ftkit.checks.checkpoints_and_faults import check_best_interval, check_newest_whole
+from ftkit.claims import Claim, show_claims
+from ftkit.device import pick_device
+from ftkit.distributed.checkpoint import (
+    Checkpoints,
+    latest_checkpoint,
+    load_weights,
+    to_hugging_face,
+)
+from ftkit.distributed.launch import torchrun
+from ftkit.distributed.mesh import Ranks
+from ftkit.distributed.preemption import Preemption
+from ftkit.plots import OKABE_ITO, figure_svg, new_axes, use_course_style
+from ftkit.pocket import find_base
+
+# %% tags=["nbval-ignore-output"]
+use_course_style()
+transformers.utils.logging.disable_progress_bar()
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the ranks of this notebook are the processor's
+os.chdir(tempfile.mkdtemp())  # what this notebook writes lies there
+print(f"torch {torch.__version__}, device: cpu, {os.cpu_count()} cores")
+
+# %%
+RANKS = 2  # processes
+STEPS = 10  # optimizer steps of a run
+SAVE_EVERY = 3  # steps between two checkpoints
+KILL_AT = 8  # the step in which rank 1 dies
+ABOUT = {"model": "pocket-base", "optimizer": "adamw"}  # what a checkpoint belongs to
+claims = []  # what this notebook tested, each with its verdict; the recap prints them
+
+# %% [markdown]
+# ## 1 · What a sharded checkpoint is made of
+#
+# To go on exactly, a run needs its weights, the optimizer's two moments and its place in the data. Torch's
+# **distributed checkpoint** (DCP) lets every rank write what it holds. Here is the program of this notebook: a few
+# steps of training, and three calls of `Checkpoints`.
+
+# %%
+# %%writefile train.py
+import sys
+from pathlib import Path
+
+import torch
+from step import note, one_step
+
+from ftkit import load_base
+from ftkit.distributed import mesh
+from ftkit.distributed.checkpoint import Checkpoints
+from ftkit.distributed.preemption import Preemption
+from ftkit.distributed.sharding import shard
+
+folder, steps, save_every, kill_at = Path(sys.argv[1]), *map(int, sys.argv[2:])
+
+
+def main(ranks):
+    model = load_base()[0]
+    if ranks.mesh:
+        shard(model, ranks.mesh)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    about = {"model": "pocket-base", "optimizer": "adamw"}
+    checkpoints = Checkpoints(folder / "checkpoints", about, ranks, keep=9)
+    first = checkpoints.load(model, optimizer, {})["step"] if checkpoints.latest() else 0
+    with Preemption() as preemption:
+        for step in range(first + 1, steps + 1):
+            loss = one_step(folder, model, optimizer, step, ranks, kill_at)
+            leave = preemption.asked(ranks)
+            note(folder, ranks, step=step, loss=loss, left=leave)
+            if step % save_every == 0 or step == steps or leave:
+                checkpoints.save(step, model, optimizer, {})
+            if leave:
+                break
+        checkpoints.finish()
+
+
+mesh.run(main)
+
+# %% [markdown]
+# And its step, cut in two by the fault that comes later: rank 1 may kill itself between gradient and update.
+
+# %%
+# %%writefile step.py
+import json
+import os
+import signal
+import time
+
+import torch
+
+
+def one_step(folder, model, optimizer, step, ranks, kill_at):
+    ids = torch.randint(0, 1024, (4, 16), generator=torch.Generator().manual_seed(step))
+    mine = ids[ranks.rank :: ranks.world_size]
+    loss = model(input_ids=mine, labels=mine).loss
+    loss.backward()
+    if step == kill_at and ranks.rank == 1 and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+        note(folder, ranks, killed=step)
+        os.kill(os.getpid(), signal.SIGKILL)
+    optimizer.step()
+    optimizer.zero_grad()
+    return ranks.sum(loss.item()) / ranks.world_size
+
+
+def note(folder, ranks, **event):
+    attempt = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
+    event |= {"rank": ranks.rank, "attempt": attempt, "time": time.time()}
+    with (folder / f"events-{ranks.rank}.jsonl").open("a") as file:
+        file.write(json.dumps(event) + "\n")
+
+
+# %%
+def train(name, kill_at=0, restarts=0):
+    """Run train.py in the folder `name`, and return each step's loss: the last one, if it was done twice."""
+    Path(name).mkdir(exist_ok=True)
+    numbers = [STEPS, SAVE_EVERY, kill_at]
+    torchrun("train.py", name, *numbers, ranks=RANKS, quiet=True, max_restarts=restarts)
+    return {event["step"]: event["loss"] for event in events(name) if "loss" in event}
+
+
+def events(name, rank=0):
+    return [
+        json.loads(line)
+        for line in Path(name, f"events-{rank}.jsonl").read_text().splitlines()
+    ]
+
+
+undisturbed = train("undisturbed")
+checkpoint = Path("undisturbed/checkpoints/step-000003")
+print(sorted(path.name for path in checkpoint.iterdir()))
+
+# %% [markdown]
+# **Predict first:** two ranks share pocket-base under AdamW. How does each `.distcp` file compare in size with the
+# model's own weights?
+
+# %%
+about = json.loads((checkpoint / "about.json").read_text())
+weights = sum(4 * math.prod(shape) for shape in about["parameters"].values())  # bytes, float32
+shares = [size / weights for name, size in about["files"].items() if name.endswith("distcp")]
+print(
+    f"written by {about['ranks']} ranks; each file, in sizes of the model: {shares[0]:.1f}, {shares[1]:.1f}"
+)
+assert all(1.4 < share < 1.7 for share in shares)
+
+# %% [markdown]
+# Notice: half of three times the weights: parameters and two moments. `.metadata` says which slice of which tensor
+# lies where; `about.json` is ours, and holds the run's name and the size of every file.
+
+# %% [markdown]
+# ## 2 · Save while training goes on
+#
+# `save` copies the state into memory and returns; a thread writes it while the next steps run. **Predict:** the
+# weights are set to zero while the file is still being written. What will it hold?
+
+# %%
+alone = Ranks(0, 1, pick_device(), None)  # this process, without torchrun
+model = load_base()[0]
+optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+checkpoints = Checkpoints(Path("alone"), ABOUT, alone)
+original = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+start = time.perf_counter()
+checkpoints.save(1, model, optimizer, {})
+returned = time.perf_counter() - start
+torch._foreach_zero_([p.data for p in model.parameters()])
+checkpoints.finish()
+written = time.perf_counter() - start
+
+# %% tags=["nbval-ignore-output"]
+print(
+    f"`save` returned after {returned:.3f} s; the checkpoint was whole after {written:.3f} s"
+)
+
+# %%
+load_weights(checkpoints.latest(), model)
+kept = all(torch.equal(tensor, original[name]) for name, tensor in model.state_dict().items())
+print(f"the checkpoint holds the weights as they were at `save`: {kept}")
+assert kept and returned < written
+measured = "weights set to zero while the file was written; read back, all equal to the bit"
+claims.append(
+    Claim(
+        "training may go on while a checkpoint is written",
+        "PyTorch, async_save",
+        kept,
+        measured,
+    )
+)
+
+# %% [markdown]
+# Notice: the price is a second copy of the state in the processor's memory. A failed write, such as a full disk, is
+# raised by the next `save` or by `finish`, on every rank.
+
+# %% [markdown]
+# ## 3 · Resume on another number of ranks
+#
+# The run of section 1 went to step 10. Now take only its checkpoint of step 3, and go on from there with **one**
+# rank. **Predict:** will its losses equal those of the two ranks to the bit?
+
+# %%
+from step import one_step
+
+shutil.copytree(checkpoint, "one/checkpoints/step-000003")
+model = load_base()[0]
+optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+checkpoints = Checkpoints(Path("one/checkpoints"), ABOUT, alone)
+first = checkpoints.load(model, optimizer, {})["step"]
+resumed = {}
+for step in range(first + 1, STEPS + 1):
+    resumed[step] = one_step(Path("one"), model, optimizer, step, alone, kill_at=0)
+
+# %%
+apart = max(abs(resumed[step] - undisturbed[step]) for step in resumed)
+print(f"steps done after the resume: {sorted(resumed)}")
+print(f"losses on one rank within 0.0001 of those on two: {apart < 1e-4}")
+assert sorted(resumed) == list(range(4, STEPS + 1)) and apart < 1e-4
+
+# %% [markdown]
+# Notice: nothing was converted: each rank reads the slices that it needs now. Sums in another order differ in their
+# last digits, which AdamW may enlarge; hence 0.0001. On the **same** number of ranks there is no such excuse, and
+# section 5 asks for equality to the bit.
+
+# %%
+claims.append(
+    Claim(
+        "a checkpoint resumes on another number of ranks",
+        "PyTorch, distributed checkpoint",
+        apart < 1e-4,
+        f"written by 2 ranks, read by 1: {len(resumed)} losses {'within' if apart < 1e-4 else 'beyond'} 0.0001",
+    )
+)
+
+# %% [markdown]
+# ## 4 · A torn checkpoint is never loaded
+#
+# A crash during a write leaves half of a file. So a checkpoint is written as `step-N.incomplete`; when every byte of
+# every rank is on disk, `about.json` records the sizes and the folder gets its name. **Predict** what
+# `latest_checkpoint` chooses below.
+
+# %%
+shutil.copytree("undisturbed/checkpoints", "torn")
+shutil.copytree(
+    "torn/step-000010", "torn/step-000011.incomplete"
+)  # a crash just before the rename
+damaged = Path("torn/step-000010/__1_0.distcp")
+os.truncate(damaged, damaged.stat().st_size // 2)  # a disk that lost the end of a file
+print(sorted(path.name for path in Path("torn").iterdir()))
+
+# %%
+with warnings.catch_warnings(record=True) as said:
+    warnings.simplefilter("always")
+    chosen = latest_checkpoint(Path("torn"))
+print(
+    f"chosen: {chosen.name}; a warning names the damaged file: {'__1_0' in str(said[0].message)}"
+)
+assert chosen.name == "step-000009" and "__1_0.distcp" in str(said[0].message)
+claims.append(
+    Claim(
+        "a torn checkpoint is never loaded",
+        "this course",
+        chosen.name == "step-000009",
+        "one unfinished and one with half a file passed over for an older whole one",
+    )
+)
+
+# %% [markdown]
+# Notice: a rename is one action for the file system: it happens or it does not. That is why the name can be
+# trusted, and a marker written before the data could not.
+
+# %% [markdown]
+# ### Exercise 1 · which one is whole
+#
+# Difficulty ●●○, 6 minutes. A folder is described by the file sizes noted when it was written (`None`: never
+# finished) and those found now. Which checkpoint may be loaded? Expected: the newest whole one's name, or None.
+
+
+# %% tags=["exercise"]
+def newest_whole(folders: dict[str, dict]) -> str | None:
+    """`folders[name]` is {"written": {file: bytes} or None, "found": {file: bytes}}."""
+    ### BEGIN SOLUTION
+    whole = [
+        name
+        for name, folder in folders.items()
+        if not name.endswith(".incomplete") and folder["written"] == folder["found"]
+    ]
+    return max(whole, default=None)
+    ### END SOLUTION
+
+
+check_newest_whole(newest_whole)
+
+# %% [markdown] tags=["hint"]
+# <details><summary>Hint</summary>
+#
+# Three conditions: the name is final, every file is there, every size is right. Step numbers have six digits, so
+# names sort as their steps do.
+#
+# </details>
+
+# %% [markdown]
+# ## 5 · Break it, then fix it: another run's checkpoint
+#
+# The shapes fit, so torch alone would load it without a word: AdamW's moments into child-tuning.
+
+# %%
+fresh_model = load_base()[0]
+fresh = fresh_model, torch.optim.AdamW(fresh_model.parameters())
+
+# %% tags=["raises-exception"]
+other = {**ABOUT, "optimizer": "child-tuning task-free"}
+Checkpoints(Path("undisturbed/checkpoints"), other, alone).load(*fresh, {})
+
+# %%
+saved = Checkpoints(Path("undisturbed/checkpoints"), ABOUT, alone).load(*fresh, {})
+print(f"with its own settings it loads, at step {saved['step']}")
+assert saved["step"] == STEPS
+
+# %% [markdown]
+# Notice: it was refused before anything was loaded, by what `about.json` says: the run's settings, and every
+# parameter's name and whole shape.
+
+# %% [markdown]
+# ## 6 · Kill -9, in the middle of a step
+#
+# SIGKILL cannot be caught: rank 1 is gone, with gradients computed and weights not yet updated. `torchrun
+# --max-restarts` notices, ends the other ranks and starts all again. **Predict:** which steps are done twice?
+
+# %%
+survived = train("killed", kill_at=KILL_AT, restarts=1)
+attempts = [
+    [e["step"] for e in events("killed") if e["attempt"] == n and "step" in e] for n in (0, 1)
+]
+again = KILL_AT - attempts[1][0]  # steps that were done already
+print(
+    f"killed in step {KILL_AT}; fewer than {2 * SAVE_EVERY} steps done again: {again < 2 * SAVE_EVERY}"
+)
+same = [survived[step] == undisturbed[step] for step in range(1, STEPS + 1)]
+print(f"losses equal to the bit: {sum(same)} of {len(same)}")
+assert all(same) and attempts[1][-1] == STEPS and again < 2 * SAVE_EVERY
+
+
+# %%
+def weights_of(folder):
+    model = load_base()[0]
+    load_weights(latest_checkpoint(Path(folder, "checkpoints")), model)
+    return model.state_dict()
+
+
+pair = weights_of("undisturbed"), weights_of("killed")
+equal = all(torch.equal(pair[0][name], pair[1][name]) for name in pair[0])
+print(f"weights after step {STEPS} equal to the bit: {equal}")
+assert equal
+measured = f"2 ranks, one killed: {sum(same)} losses and the weights {'equal' if equal else 'not equal'} to the bit"
+claims.append(
+    Claim("after kill -9 a run restarts and resumes by itself", "torchrun", equal, measured)
+)
+
+
+# %%
+def timeline(name):
+    """Steps of both ranks over the seconds since the first one; a cross where a rank was killed."""
+    both = [{**event} for rank in range(RANKS) for event in events(name, rank)]
+    begin = min(event["time"] for event in both)
+    _, ax = new_axes(7.5, 1.9)
+    for event in both:
+        at, attempt = event["time"] - begin, event["attempt"]
+        if "killed" in event:
+            ax.plot(at, event["rank"], "x", color=OKABE_ITO[5], markersize=13, mew=3)
+            ax.annotate(
+                " SIGKILL",
+                (at, event["rank"]),
+                va="center",
+                xytext=(8, 0),
+                textcoords="offset points",
+            )
+        else:
+            ax.plot(
+                at, event["rank"], "os"[attempt], color=OKABE_ITO[attempt * 2], markersize=15
+            )
+            ax.text(
+                at,
+                event["rank"],
+                event["step"],
+                ha="center",
+                va="center",
+                color="white",
+                fontsize=8,
+            )
+    ax.set(
+        yticks=range(RANKS),
+        yticklabels=[f"rank {r}" for r in range(RANKS)],
+        ylim=(-0.6, RANKS - 0.4),
+    )
+    ax.set(xlabel="seconds; circles: first attempt, squares: second; the number is the step")
+    return ax
+
+
+# %% tags=["nbval-ignore-output"]
+ax = timeline("killed")
+
+# %% [markdown]
+# Notice: the gap is the price of a restart: new processes, their imports, the rendezvous, the loading. Of the work
+# only the steps since the last whole checkpoint are done again; one that was still being written is lost.
+
+# %% [markdown]
+# **SIGTERM** is the polite kind: preemptible machines, Kubernetes and Slurm send it before they end a job, and
+# torchrun passes it on to its ranks. `Preemption` only sets a flag; after the step all ranks agree on it, save, and
+# leave. Here this process goes on with the run of section 3, and sends itself the signal.
+
+# %%
+with Preemption() as preemption:
+    for step in range(STEPS + 1, 100_000):
+        one_step(Path("one"), model, optimizer, step, alone, kill_at=0)
+        if step == STEPS + 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        if preemption.asked(alone):
+            checkpoints.save(step, model, optimizer, {})
+            break
+checkpoints.finish()
+
+# %%
+saved = latest_checkpoint(Path("one/checkpoints"))
+clean = step == STEPS + 3 and saved.name == f"step-{step:06d}"
+print(f"left after step {step}, and that step is saved: {clean}")
+assert clean
+measured = f"sent in step {STEPS + 3}, {'saved and left after it' if clean else 'not saved'}; under torchrun: in the tests"
+claims.append(
+    Claim("SIGTERM ends a run without losing a step", "this course", clean, measured)
+)
+
+# %% [markdown]
+# Notice: torchrun kills after 30 seconds what has not left, so a step and a checkpoint must fit into that.
+
+# %% [markdown]
+# ## 7 · From shards to a folder
+#
+# A checkpoint is for going on; others want a folder that `from_pretrained` opens. One call in one process, with no
+# ranks and no GPU, makes it.
+
+# %%
+last = latest_checkpoint(Path("killed/checkpoints"))
+folder = to_hugging_face(last, find_base(), Path("model"))
+print(f"{last.name} -> {sorted(path.name for path in folder.iterdir())}")
+opened = load_file(folder / "model.safetensors")
+same_bits = all(torch.equal(tensor, pair[1][name]) for name, tensor in opened.items())
+print(f"{len(opened)} tensors equal to the shards' to the bit: {same_bits}")
+assert same_bits and load_base(folder)[0].config.model_type == "llama"
+
+# %% [markdown]
+# ## 8 · How often to save
+#
+# Saving too often costs writing; too rarely, work. With `C` seconds to write, `M` seconds between failures and `T`
+# between checkpoints, the lost share is about `C/T + T/(2M)`, plus a restart for each failure. Young (1974) found
+# the least of it: `T = √(2·C·M)`.
+
+
+# %%
+def lost_share(interval, write, between_failures, restart):
+    """The share of time that is lost to writing, to work done again and to restarts (all in seconds)."""
+    return write / interval + (interval / 2 + restart) / between_failures
+
+
+def simulated(interval, write, between_failures, restart, segments=20_000, seed=0):
+    """The same by chance: a failure within an interval or its write undoes it."""
+    rng, spent = random.Random(seed), 0.0
+    for _ in range(segments):
+        while (failure := rng.expovariate(1 / between_failures)) < interval + write:
+            spent += failure + restart
+        spent += interval + write
+    return 1 - segments * interval / spent
+
+
+# %%
+WRITE, BETWEEN, RESTART = 30.0, 6 * 3600.0, 300.0  # seconds: four failures a day
+young = math.sqrt(2 * WRITE * BETWEEN)
+found = {
+    factor: simulated(factor * young, WRITE, BETWEEN, RESTART)
+    for factor in (0.1, 0.25, 0.5, 1, 2, 4, 10)
+}
+for factor, share in found.items():
+    print(
+        f"{factor * young / 60:6.1f} minutes between checkpoints: {share:.1%} of the time is lost"
+    )
+best = min(found, key=found.get)
+close = abs(found[1] - lost_share(young, WRITE, BETWEEN, RESTART)) < 0.01
+print(
+    f"least at Young's {young / 60:.0f} minutes: {best == 1}; the formula's share is that of chance: {close}"
+)
+assert best == 1 and close
+measured = f"simulated, 1 seed: of 7 intervals from 0.1 to 10 times Young's, least is lost at {best:g}"
+claims.append(Claim("save every √(2·C·M) seconds", "Young, 1974", best == 1, measured))
+
+
+# %%
+def interval_explorer():
+    """Sliders over the curve of lost time; `best` is Young's interval in minutes."""
+    write = ipywidgets.IntSlider(30, 1, 300, description="write, s")
+    failures = ipywidgets.IntSlider(4, 1, 48, description="failures/day")
+    restart = ipywidgets.IntSlider(5, 0, 60, description="restart, min")
+    picture = ipywidgets.HTML()
+    box = ipywidgets.VBox([write, failures, restart, picture])
+
+    def redraw(_change=None):
+        between = 86_400 / failures.value
+        box.best = math.sqrt(2 * write.value * between) / 60
+        box.lost = lost_share(60 * box.best, write.value, between, 60 * restart.value)
+        minutes = [2 ** (k / 8) for k in range(80)]
+        shares = [
+            lost_share(60 * m, write.value, between, 60 * restart.value) for m in minutes
+        ]
+        figure, ax = new_axes(6.5, 2.8)
+        ax.plot(minutes, [100 * share for share in shares], color=OKABE_ITO[0])
+        ax.plot(box.best, 100 * box.lost, "o", color=OKABE_ITO[5], markersize=9)
+        ax.annotate(
+            f"every {box.best:.0f} min: {box.lost:.1%}",
+            (box.best, 100 * box.lost),
+            xytext=(0, 12),
+            textcoords="offset points",
+            ha="center",
+        )
+        ax.set(
+            xscale="log",
+            ylim=(0, 60),
+            xlabel="minutes between checkpoints",
+            ylabel="time lost, %",
+        )
+        picture.value = figure_svg(figure, title=f"time lost, least at {box.best:.0f} minutes")
+
+    for control in (write, failures, restart):
+        control.observe(redraw, names="value")
+    redraw()
+    return box
+
+
+# %% tags=["nbval-ignore-output"]
+explorer = interval_explorer()
+explorer
+
+# %% [markdown]
+# **Predict:** saving in the background makes a save cost 1 second in place of 30. What happens to the interval?
+
+# %%
+before = explorer.best, explorer.lost
+explorer.children[0].value = 1  # what you do with the slider, done by a cell
+print(
+    f"interval, minutes: {before[0]:.0f} -> {explorer.best:.0f}; lost: {before[1]:.1%} -> {explorer.lost:.1%}"
+)
+assert explorer.best < before[0] / 5 and explorer.lost < before[1]
+
+# %% [markdown]
+# Notice: cheap saves pay twice: less time is spent on them, and less work is lost. What remains are the restarts.
+
+# %% [markdown]
+# ### Exercise 2 · your interval
+#
+# Difficulty ●○○, 4 minutes. Seconds to write and failures a day are given. How many seconds should lie between two
+# checkpoints? Expected: 1,610 seconds for 30 seconds and two failures a day.
+
+
+# %% tags=["exercise"]
+def best_interval(write_seconds: float, failures_a_day: float) -> float:
+    """Young's interval, in seconds."""
+    ### BEGIN SOLUTION
+    return math.sqrt(2 * write_seconds * 86_400 / failures_a_day)
+    ### END SOLUTION
+
+
+check_best_interval(best_interval)
+
+# %% [markdown] tags=["hint"]
+# <details><summary>Hint</summary>
+#
+# `M` is the time between two failures: 86,400 seconds, divided by the failures of a day.
+#
+# </details>
+
+# %% [markdown]
+# ## Recap
+#
+# - A sharded checkpoint is what each rank holds, and a list of what lies where.
+# - It is written while training goes on, and gets its name when it is whole.
+# - Any number of ranks can go on from it; the same number goes on to the bit.
+# - kill -9 costs a restart and the steps since the last checkpoint; SIGTERM costs no step.
+# - Save every √(2·C·M) seconds.
+
+# %%
+show_claims(claims)
+
+# %% [markdown]
+# ## Recall
+#
+# 1. What three things does a checkpoint hold besides the place in the data?
+# 2. Why does the folder get its final name only at the end?
+# 3. Why are losses equal to the bit after a resume on two ranks, and not on one?
+# 4. Which steps are done again after kill -9?
+# 5. What happens to the best interval when failures become four times as frequent?
+
+# %% [markdown]
+# <details><summary>Answers</summary>
+#
+# - 1: the parameters and the optimizer's two moments.
+# - 2: a rename happens or does not, so a folder with its name is whole; half of a write never has it.
+# - 3: with the same ranks every sum has the same order; with others its last digits differ.
+# - 4: those since the last checkpoint that was whole when the rank died.
+# - 5: it is halved, as it goes with the square root of the time between failures.
+#
+# </details>
+
+# %% [markdown]
+# ## Sources
+#
+# - PyTorch, [distributed checkpoint](https://docs.pytorch.org/docs/stable/distributed.checkpoint.html) and
+#   [torchrun](https://docs.pytorch.org/docs/stable/elastic/run.html).
+# - Young, [A first order approximation to the optimum checkpoint interval](https://doi.org/10.1145/361147.361115),
+#   1974.
+# - Daly, [A higher order estimate of the optimum checkpoint interval for restart dumps](https://doi.org/10.1016/j.future.2004.11.016),
+#   2006: better where writing takes long compared with the time between failures.
+#
+# ## Next
+#
+# [16_fsdp_fine_tune](16_fsdp_fine_tune.ipynb): the whole program on several ranks.
