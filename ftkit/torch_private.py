@@ -6,9 +6,11 @@ Each has a test that fails when a new version changes what is relied on here.
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 import torch.distributed as dist
-from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
-from torch.distributed.device_mesh import DeviceMesh
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 
@@ -27,24 +29,39 @@ def is_flattened_by_fsdp1(param) -> bool:
     return getattr(param, "_fsdp_flattened", False)
 
 
-@contextmanager
-def fake_tensors() -> Iterator[None]:
-    """A context in which tensors have shapes, dtypes, devices and storages of a size, and no memory.
+def fake_tensors() -> FakeTensorMode:
+    """A context in which tensors have shapes, dtypes, devices and storages of a size, and no memory."""
+    return FakeTensorMode()
 
-    Device meshes that `fully_shard` makes of others stay real: it asks their tensors of ranks for values.
-    """
-    concatenate = DeviceMesh._concatenate
 
-    def for_real(*args, **kwargs):
-        with unset_fake_temporarily():
-            return concatenate(*args, **kwargs)
+@torch.no_grad()
+def fill_from_meta(model: nn.Module) -> None:
+    """Give every parameter and buffer on meta storage on the CPU: fake, within `fake_tensors`. Ties and shards stay."""
+    filled: dict[int, torch.Tensor] = {}
+    for module in model.modules():
+        for tensors in (module._parameters, module._buffers):
+            for name, tensor in tensors.items():
+                if tensor is None:
+                    continue
+                if id(tensor) not in filled:
+                    new = _like(tensor)
+                    if isinstance(tensor, nn.Parameter):
+                        new = nn.Parameter(new, tensor.requires_grad)
+                    filled[id(tensor)] = new
+                tensors[name] = filled[id(tensor)]
+    for module in model.modules():
+        if isinstance(module, FSDPModule):  # it keeps tensors of its own beside the module's
+            for group in module._get_fsdp_state()._fsdp_param_groups:
+                for parameter in group.fsdp_params:
+                    parameter.reset_sharded_param()
 
-    DeviceMesh._concatenate = staticmethod(for_real)
-    try:
-        with FakeTensorMode():
-            yield
-    finally:
-        DeviceMesh._concatenate = staticmethod(concatenate)
+
+def _like(tensor: torch.Tensor) -> torch.Tensor:
+    if not isinstance(tensor, DTensor):
+        return torch.empty(tensor.shape, dtype=tensor.dtype)
+    local = torch.empty(tensor._local_tensor.shape, dtype=tensor.dtype)
+    how = {"run_check": False, "shape": tensor.shape, "stride": tensor.stride()}
+    return DTensor.from_local(local, tensor.device_mesh, tensor.placements, **how)
 
 
 @contextmanager

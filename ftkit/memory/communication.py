@@ -1,5 +1,6 @@
-"""Bytes that a rank sends in a step, by ring algorithms: of n ranks' tensor of S bytes it sends S (n - 1) / n, and twice
-that for an all-reduce. Shapes: B rows, T tokens, D hidden.
+"""Bytes that a rank sends in a step, by ring algorithms: of S bytes on n ranks S (n - 1) / n, twice that to all-reduce.
+
+Shapes: B rows, T tokens, D hidden.
 """
 
 from collections import Counter

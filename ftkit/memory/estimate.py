@@ -11,7 +11,7 @@ from ftkit.memory.communication import communication
 from ftkit.memory.plan import Plan
 from ftkit.memory.states import States, states
 from ftkit.memory.step import apply_method, causal_lm, parallel_styles
-from ftkit.memory.trace import on_meta, trace
+from ftkit.memory.trace import Trace, on_meta, trace
 
 OPTIMIZER_STEP = "optimizer step"
 
@@ -25,6 +25,7 @@ class Estimate:
     phases: dict[str, int]  # the peak of each phase
     splits: dict[str, dict[str, int]]  # the same, by kind
     communication: dict[str, int]  # what a rank sends in a step, by operation
+    traced: Trace  # the step without its optimizer
 
     @property
     def weights(self) -> int:
@@ -57,19 +58,26 @@ class Estimate:
 
 
 def estimate_memory(
-    model: nn.Module, plan: Plan, gradient_mask: Mapping[str, torch.Tensor] | None = None
+    model: nn.Module,
+    plan: Plan,
+    gradient_mask: Mapping[str, torch.Tensor] | None = None,
+    *,
+    traced: Trace | None = None,
+    every_layer: bool = False,
 ) -> Estimate:
     """Estimate a steady step (not the first, which has no moments yet) of a causal language model under a plan.
 
     `model` may lie on meta, and is not changed. `gradient_mask` is that of task-dependent child-tuning, where it is
-    there already. Raises ValueError for a plan that the model cannot follow, RuntimeError in a process that is in a
+    there already; `traced` the trace of a plan that differs in its optimizer alone. `every_layer` traces the whole
+    depth, as a slower proof of the short cut that `ftkit.memory.trace` takes. Raises ValueError for a plan that the model cannot follow, RuntimeError in a process that is in a
     process group while the plan has several ranks.
     """
     check(model, plan)
     model = apply_method(on_meta(model), plan)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ValueError(f"freeze {plan.freeze!r} leaves nothing to train: give a narrower pattern")
-    held, traced = states(model, plan, 0, gradient_mask), trace(model, plan)
+    held = states(model, plan, 0, gradient_mask)
+    traced = traced or trace(model, plan, every_layer)
     constant = {"optimizer": held.optimizer, "communication": held.buffers, "scratch": held.scratch}
 
     def with_states(split: dict[str, int]) -> dict[str, int]:
@@ -79,7 +87,7 @@ def estimate_memory(
     step = {"weights": held.weights, "gradients": held.gradients, "scratch": held.transient}
     splits[OPTIMIZER_STEP] = with_states(step)
     phases = {phase: sum(split.values()) for phase, split in splits.items()}
-    return Estimate(plan, held, phases, splits, communication(model, plan))
+    return Estimate(plan, held, phases, splits, communication(model, plan), traced)
 
 
 def check(model: nn.Module, plan: Plan) -> None:

@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor
 from ftkit.child_tuning import ChildTuningAdamW
 from ftkit.memory.estimate import OPTIMIZER_STEP, check
 from ftkit.memory.live import LiveBytes
-from ftkit.memory.plan import DTYPES, Plan
+from ftkit.memory.plan import Plan
 from ftkit.memory.step import (
     apply_method,
     causal_lm,

@@ -56,6 +56,6 @@ def named_model(name: str = "") -> nn.Module:
 
 def _unknown(name: str) -> str:
     return (
-        f"no model {name!r}: give a folder with a config.json, a name that your copy of transformers can find, or one of "
-        f"{', '.join(SIZES)}"
+        f"no model {name!r}: give a folder with a config.json, a name that transformers finds, "
+        f"or one of {', '.join(SIZES)}"
     )

@@ -110,8 +110,10 @@ def states(
 
 
 def _scratch(plan: Plan, sizes: list[int]) -> int:
-    """Child-tuning works through blocks and keeps their memory: for each element of the largest batch its gradient and a
-    mask as bits, in float32's size, a mask of one byte where it is drawn, and a weight where that is copied.
+    """Child-tuning works through blocks and keeps their memory, for each element of the largest batch.
+
+    It is a gradient and a mask's bits, each of float32's size, a mask of one byte where it is drawn, and a weight
+    where that is copied.
     """
     if plan.method != "child-tuning" or plan.child_state == "compact" or plan.kernel != "loop":
         return 0

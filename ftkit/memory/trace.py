@@ -16,7 +16,7 @@ from ftkit.distributed.sharding import decoder_layers
 from ftkit.memory import step
 from ftkit.memory.live import LiveBytes
 from ftkit.memory.plan import Plan
-from ftkit.torch_private import fake_ranks, fake_tensors
+from ftkit.torch_private import fake_ranks, fake_tensors, fill_from_meta
 
 FEW = 4  # layers: two at either end have phases of their own, and FSDP gathers one while another computes
 
@@ -50,10 +50,10 @@ def on_meta(model: nn.Module, layers: int | None = None) -> nn.Module:
     return small
 
 
-def trace(model: nn.Module, plan: Plan) -> Trace:
+def trace(model: nn.Module, plan: Plan, every_layer: bool = False) -> Trace:
     """The trace of a model on meta, with what trains chosen already (`step.apply_method`)."""
     count = len(decoder_layers(model))
-    if count <= FEW + 1 or not alike(model):
+    if every_layer or count <= FEW + 1 or not alike(model):
         return trace_few(model, plan, count)
     few, more = trace_few(model, plan, FEW), trace_few(model, plan, FEW + 1)
 
@@ -92,9 +92,9 @@ def trace_few(model: nn.Module, plan: Plan, layers: int) -> Trace:
 
 def _run(model: nn.Module, plan: Plan, mesh, vocabulary: int) -> Trace:
     live = LiveBytes(vocabulary)
+    model = step.distribute(model, plan, mesh)  # on meta: cutting into 1,024 shards is slow in fake tensors
     with fake_tensors():
-        _fill(model)
-        model = step.distribute(model, plan, mesh)
+        fill_from_meta(model)
         step.mark_layers(model, live)
         step.label_gradients(model, live)
         with live:
@@ -105,19 +105,3 @@ def _run(model: nn.Module, plan: Plan, mesh, vocabulary: int) -> Trace:
     del model
     gc.collect()  # FSDP's hooks are cycles that hold the process group
     return found
-
-
-def _fill(model: nn.Module) -> None:
-    """Replace meta tensors by (fake) ones on the CPU; tied weights stay tied."""
-    filled: dict[int, torch.Tensor] = {}
-    for module in model.modules():
-        for tensors in (module._parameters, module._buffers):
-            for name, tensor in tensors.items():
-                if tensor is None:
-                    continue
-                if id(tensor) not in filled:
-                    new = torch.empty(tensor.shape, dtype=tensor.dtype)
-                    filled[id(tensor)] = (
-                        nn.Parameter(new, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else new
-                    )
-                tensors[name] = filled[id(tensor)]
