@@ -1,6 +1,6 @@
 """Memory told in advance: bytes of a training step on one rank, from a model (meta is enough) and a plan.
 
-estimate = estimate_memory(named_model("llama-3-8b"), Plan(mesh=(1, 8, 1), compute="bfloat16"))
+print(table(estimate_memory(named_model("llama-3-8b"), Plan(mesh=(1, 8, 1), compute="bfloat16"))))
 """
 
 from .estimate import Estimate, estimate_memory

@@ -16,8 +16,8 @@ from tqdm import tqdm
 from ftkit.almanac import data_dir
 from ftkit.memory import Estimate, Plan, estimate_memory, named_model
 
-MODELS = ("llama-2-7b", "llama-3-8b", "llama-3-70b", "llama-3-405b")
-GPUS = (1, 8, 64, 512, 1024)
+MODELS = ("llama-3-8b", "llama-3-70b", "llama-3-405b")
+GPUS = (1, 8, 64, 1024)
 BASE = Plan(compute="bfloat16", micro_batch_size=2, max_length=2048, kernel="foreach")
 METHODS = {
     "full": {},
