@@ -69,15 +69,20 @@ def estimate_memory(
 
     `model` may lie on meta, and is not changed. `gradient_mask` is that of task-dependent child-tuning, where it is
     there already; `traced` the trace of a plan that differs in its optimizer alone. `every_layer` traces the whole
-    depth, as a slower proof of the short cut that `ftkit.memory.trace` takes. Raises ValueError for a plan that the model cannot follow, RuntimeError in a process that is in a
-    process group while the plan has several ranks.
+    depth, as a slower proof of the short cut that `ftkit.memory.trace` takes. Raises ValueError for a plan that the
+    model cannot follow, RuntimeError in a process that is in a process group while the plan has several ranks.
     """
     check(model, plan)
     model = apply_method(on_meta(model), plan)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ValueError(f"freeze {plan.freeze!r} leaves nothing to train: give a narrower pattern")
-    held = states(model, plan, 0, gradient_mask)
-    traced = traced or trace(model, plan, every_layer)
+    return combine(
+        model, plan, states(model, plan, 0, gradient_mask), traced or trace(model, plan, every_layer)
+    )
+
+
+def combine(model: nn.Module, plan: Plan, held: States, traced: Trace) -> Estimate:
+    """What is held and what was traced, as one estimate, of a model with what trains chosen."""
     constant = {"optimizer": held.optimizer, "communication": held.buffers, "scratch": held.scratch}
 
     def with_states(split: dict[str, int]) -> dict[str, int]:

@@ -14,10 +14,15 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ftkit.almanac import data_dir
-from ftkit.memory import Estimate, Plan, estimate_memory, named_model
+from ftkit.memory import Estimate, Plan, named_model
+from ftkit.memory.estimate import combine
+from ftkit.memory.states import states
+from ftkit.memory.step import apply_method
+from ftkit.memory.trace import Trace, trace
 
 MODELS = ("llama-3-8b", "llama-3-70b", "llama-3-405b")
-GPUS = (1, 8, 64, 1024)
+GPUS = (1, 8, 64, 256, 1024)
+TRACED_ON = 8  # ranks; other numbers follow from it (`on_ranks`)
 BASE = Plan(compute="bfloat16", micro_batch_size=2, max_length=2048, kernel="foreach")
 METHODS = {
     "full": {},
@@ -53,16 +58,37 @@ def row(model: str, method: str, gpus: int, changes: int, found: Estimate) -> di
     }
 
 
-def rows(model: str, gpus: int) -> list[dict]:
-    """Every method and change for one model on one number of GPUs; plans that differ in the optimizer share a trace."""
-    empty, found, traces = named_model(model), [], {}
-    for method in METHODS:
-        for changes in range(len(CHANGES)):
+def on_ranks(traced: Trace, shards: int) -> Trace:
+    """A trace of TRACED_ON ranks for another number: shards shrink, and what is gathered and computed stays.
+
+    Left out: reduced gradients on their way into shards, and padding of dimensions that the ranks do not divide. One
+    rank gathers nothing.
+    """
+
+    def scaled(split: dict[str, int]) -> dict[str, int]:
+        factors = {"weights": TRACED_ON / shards, "gradients": TRACED_ON / shards}
+        if shards == 1:
+            factors |= {"gathered": 0, "communication": 0}
+        return {kind: round(size * factors.get(kind, 1)) for kind, size in split.items()}
+
+    splits = {phase: scaled(split) for phase, split in traced.at_peak.items()}
+    return Trace({phase: sum(split.values()) for phase, split in splits.items()}, splits, traced.traffic)
+
+
+def rows(name: str, method: str, traces: dict) -> list[dict]:
+    """Every change on every number of GPUs for one model and method; optimizers share a trace."""
+    model = apply_method(named_model(name), plan_of(method, 1, 0))
+    found = []
+    for changes in range(len(CHANGES)):
+        traced_plan = plan_of(method, TRACED_ON, changes)
+        adapter = traced_plan.method == "lora"
+        key = (name, adapter, traced_plan.activation_checkpointing, traced_plan.loss_chunk)
+        if key not in traces:
+            traces[key] = trace(model, traced_plan)
+        for gpus in GPUS:
             plan = plan_of(method, gpus, changes)
-            key = (plan.method == "lora", plan.activation_checkpointing, plan.loss_chunk)
-            estimate = estimate_memory(empty, plan, traced=traces.get(key))
-            traces[key] = estimate.traced
-            found.append(row(model, method, gpus, changes, estimate))
+            estimate = combine(model, plan, states(model, plan), on_ranks(traces[key], gpus))
+            found.append(row(name, method, gpus, changes, estimate))
     return found
 
 
@@ -75,8 +101,8 @@ def main(arguments: list[str] | None = None) -> int:
     output = data_dir() / "results" / "memory_plans.json"
     parser.add_argument("--output", type=Path, default=output, help="where to store it (%(default)s)")
     given = parser.parse_args(arguments)
-    settings = [(model, gpus) for model in MODELS for gpus in GPUS]
-    found = [line for setting in tqdm(settings, desc="memory plans") for line in rows(*setting)]
+    settings, traces = [(model, method) for model in MODELS for method in METHODS], {}
+    found = [line for setting in tqdm(settings, desc="memory plans") for line in rows(*setting, traces)]
     given.output.write_text("[\n" + ",\n".join(map(json.dumps, found)) + "\n]\n")
     print(f"{len(found)} estimates stored in {given.output}")
     return 0

@@ -45,7 +45,7 @@ def test_plans_that_the_model_cannot_follow():
         estimate_memory(llama(), small(mesh=(1, 1, 2), method="lora"))
     with pytest.raises(ValueError, match="leaves nothing to train"):
         estimate_memory(llama(), small(method="frozen", freeze="."))
-    with pytest.raises(ValueError, match="matches nothing|no parameter"):
+    with pytest.raises(ValueError, match=r"matches nothing|no parameter"):
         estimate_memory(llama(), small(method="frozen", freeze="nothing_like_it"))
     gpt = GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=90, n_positions=32))
     with pytest.raises(ValueError, match="names no tensor parallel plan"):
@@ -63,7 +63,7 @@ def test_measurements_that_cannot_be():
 
 def test_unknown_models(tmp_path):
     for name in ("./nowhere", str(tmp_path)):
-        with pytest.raises(ValueError, match="no model .*llama-2-7b"):
+        with pytest.raises(ValueError, match=r"no model .*llama-2-7b"):
             named_model(name)
 
 

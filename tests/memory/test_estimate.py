@@ -153,7 +153,7 @@ def test_shards_add_up_to_the_whole(mesh):
     """The law of sharding: over the ranks of one replica, parts add up; replicated ones count tp times."""
     model, plan = llama(), replace(SMALL, mesh=mesh)
     whole = states(model, SMALL)
-    replicate, shard, tp = mesh
+    replicate, _, tp = mesh
     held = [states(model, plan, rank) for rank in range(plan.world_size)]
     if tp == 1:
         assert sum(h.weights for h in held) == replicate * whole.weights

@@ -1,4 +1,4 @@
-"""What is relied on of torch's fake tensors, its fake process group and FSDP's own tensors: a new version may change it."""
+"""What is relied on of torch's fake tensors, fake process group and FSDP's own tensors, which a version may change."""
 
 import pytest
 import torch
