@@ -1,4 +1,4 @@
-"""Pictures of memory: stacked bars of what a rank holds at its peak, and a control that says what fits, and what would."""
+"""Pictures of memory: bars of what a rank holds at its peak, and a control that says what fits, and what would."""
 
 import html
 from collections.abc import Mapping, Sequence
