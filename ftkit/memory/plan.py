@@ -1,0 +1,81 @@
+"""What a training step is planned to be: everything besides the model that decides about its bytes."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+METHODS = ("full", "frozen", "lora", "child-tuning")
+CHILD_STATES = ("task-free", "dense", "compact")
+KERNELS = ("loop", "foreach", "fused")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Defaults are those of `python -m ftkit.finetune` on one process of a CPU.
+
+    Raises ValueError, naming the field, for what no step can be.
+    """
+
+    method: str = "full"  # one of METHODS; "frozen" wants `freeze`
+    options: Mapping = field(default_factory=dict)  # of "lora": what ftkit.adapters.attach takes
+    freeze: str = ""  # regular expression of the parameter names to freeze
+    child_state: str = "task-free"  # of child-tuning: one of CHILD_STATES
+    reserve_p: float = 0.3  # the part of the weights that is the child
+    weights: str = "float32"  # of the parameters that the optimizer steps; gradients are of their dtype
+    compute: str = "float32"  # of gathered weights and of activations
+    moments: str = ""  # of AdamW's two moments; "" for what the optimizer does by itself
+    master_copy: bool = False  # a float32 copy of what trains, for weights in fewer bits
+    mesh: tuple[int, int, int] = (1, 1, 1)  # ranks: dp_replicate, dp_shard, tp
+    reshard_after_forward: bool = True  # free a layer's gathered weights after its forward pass
+    micro_batch_size: int = 8  # rows of a forward pass on one rank
+    max_length: int = 512  # tokens of a row
+    accumulation: int = 1  # micro-batches of a step
+    activation_checkpointing: bool = False
+    loss_chunk: int = 0  # tokens whose logits exist at once; 0 for all of a micro-batch
+    kernel: str = "loop"  # of AdamW: torch takes "loop" on a CPU and "foreach" on CUDA
+
+    def __post_init__(self):
+        for name, allowed in (("method", METHODS), ("child_state", CHILD_STATES), ("kernel", KERNELS)):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} is {getattr(self, name)!r}: give one of {', '.join(allowed)}")
+        for name in ("weights", "compute", "moments"):
+            if getattr(self, name) not in (*DTYPES, *([""] if name == "moments" else [])):
+                raise ValueError(f"{name} is {getattr(self, name)!r}: give one of {', '.join(DTYPES)}")
+        if len(self.mesh) != 3 or any(not isinstance(size, int) or size < 1 for size in self.mesh):
+            raise ValueError(
+                f"mesh is {self.mesh}: give three whole numbers from 1, dp_replicate,dp_shard,tp, as in 1,8,1"
+            )
+        for name in ("micro_batch_size", "max_length", "accumulation"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: give 1 or more")
+        if self.max_length < 2:
+            raise ValueError("max_length is 1: a token is learnt from the one before it, so give 2 or more")
+        if self.loss_chunk < 0:
+            raise ValueError(
+                f"loss_chunk is {self.loss_chunk}: give a number of tokens, or 0 for all at once"
+            )
+        if not 0 < self.reserve_p <= 1:
+            raise ValueError(f"reserve_p is {self.reserve_p}: give a probability above 0 and at most 1")
+        if (self.method == "frozen") != bool(self.freeze):
+            raise ValueError("method 'frozen' and `freeze`, the pattern of what is frozen, come together")
+        if self.method != "lora" and self.options:
+            raise ValueError(f"options {dict(self.options)} are LoRA's, and the method is {self.method!r}")
+        if self.method == "child-tuning" and self.master_copy:
+            raise ValueError("child-tuning keeps no master copy: keep the weights in float32")
+
+    @property
+    def world_size(self) -> int:
+        return math.prod(self.mesh)
+
+    @property
+    def sharded(self) -> bool:
+        """Whether `fully_shard` is in it; replicas alone are DDP's."""
+        replicate, shard, tp = self.mesh
+        return shard > 1 or (replicate > 1 and tp > 1)
+
+    @property
+    def ddp(self) -> bool:
+        return self.mesh[0] > 1 and not self.sharded
