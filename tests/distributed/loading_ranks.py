@@ -1,4 +1,4 @@
-"""What the ranks of test_shard_loading and test_tensor_parallel run: `torchrun loading_ranks.py FOLDER`.
+"""What the ranks of test_shard_loading and test_tensor_parallel run: `python loading_ranks.py FOLDER RANKS`.
 
 All cases of a number of ranks in one launch, as a launch takes longer than a case. Rank 0 writes `FOLDER/N.json`.
 """
@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from ftkit.distributed import delayed_init, mesh, shard_loading, sharding, tensor_parallel
 from ftkit.distributed.clip import clip_grad_norm
+from ftkit.distributed.forked import run_forked
 from ftkit.params import count_parameters
 from ftkit.pocket import empty_base
 
@@ -204,4 +205,4 @@ if __name__ == "__main__":
         if ranks.is_first:
             (folder / f"{ranks.world_size}.json").write_text(json.dumps(result))
 
-    mesh.run(main, mesh="1,-1,2")
+    run_forked(main, int(sys.argv[2]), mesh="1,-1,2")

@@ -1,0 +1,30 @@
+"""The peak is that of the time between, also of what is gone at the end, and not of mapped files."""
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from ftkit.distributed.host_memory import peak_own_bytes
+
+SIZE = 64_000_000  # bytes
+
+
+def test_a_tensor_that_is_gone_at_the_end_is_counted():
+    with peak_own_bytes() as peak:
+        tensor = torch.ones(SIZE // 4)
+        tensor.square_()
+        del tensor
+    assert 0.95 * SIZE < peak[0] < 1.3 * SIZE
+    with peak_own_bytes() as peak:
+        pass
+    assert peak[0] < 0.1 * SIZE
+
+
+def test_pages_of_a_file_are_not_counted(tmp_path):
+    if not hasattr(psutil.Process().memory_info(), "shared"):
+        pytest.skip("only Linux tells pages of files apart")
+    save_file({"x": torch.ones(SIZE // 4)}, tmp_path / "x.safetensors")
+    with peak_own_bytes() as peak:
+        assert load_file(tmp_path / "x.safetensors")["x"].sum() > 0  # every page is touched
+    assert peak[0] < 0.1 * SIZE
