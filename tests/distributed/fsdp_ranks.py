@@ -6,7 +6,6 @@ same comparison with something broken on purpose.
 
 import json
 import sys
-from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -19,12 +18,12 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils._python_dispatch import TorchDispatchMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from tiny import foreign_model
 
 from ftkit.distributed import mesh
+from ftkit.distributed.collectives import CountCollectives
 from ftkit.distributed.sharding import decoder_layers, shard
 
 INPUT_IDS = torch.randint(0, 200, (8, 12), generator=torch.Generator().manual_seed(1))  # (B, T)
@@ -71,19 +70,6 @@ def peak_gathered(model: nn.Module, rows: torch.Tensor) -> int:
     for hook in hooks:
         hook.remove()
     return max(seen)
-
-
-class CountCollectives(TorchDispatchMode):
-    """Counts what a block of code sends, by the operator's name."""
-
-    def __init__(self):
-        super().__init__()
-        self.counts = Counter()
-
-    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
-        if operator.namespace == "c10d":
-            self.counts[operator.__name__.split(".")[0]] += 1
-        return operator(*args, **(kwargs or {}))
 
 
 def counts(model: nn.Module, rows: torch.Tensor) -> dict[str, int]:
@@ -196,7 +182,7 @@ def accumulation(build: Callable[[], nn.Module], mine: torch.Tensor, compare: Ca
             for rows, sync in zip(mine.chunk(2) if len(mine) > 1 else [mine, mine], syncs, strict=True):
                 model.set_requires_gradient_sync(sync)
                 (loss_of(model, rows) / 2).backward()
-        reductions = sum(n for op, n in mode.counts.items() if "reduce_scatter" in op)
+        reductions = sum(n for op, n in mode.counts.items() if op == "reduce_scatter")
         found[name] = compare(model) | {"reductions": reductions}
     return found
 

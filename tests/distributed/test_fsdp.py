@@ -54,9 +54,9 @@ def test_wrapping_by_layer_holds_less_at_once_and_sends_more_often(run):
     rest = result["all_bytes"] - 3 * result["layer_bytes"]
     assert result["peak"]["layer"] == rest + result["layer_bytes"]
     if ranks > 1:  # a single rank sends nothing
-        assert result["counts"]["whole"] == {"_allgather_base_": 1, "_reduce_scatter_base_": 1}
+        assert result["counts"]["whole"] == {"all_gather": 1, "reduce_scatter": 1}
         # The root once; each of 3 layers before its forward and again before its backward pass.
-        assert result["counts"]["layer"] == {"_allgather_base_": 7, "_reduce_scatter_base_": 4}
+        assert result["counts"]["layer"] == {"all_gather": 7, "reduce_scatter": 4}
     else:
         assert result["counts"] == {"whole": {}, "layer": {}}
 
