@@ -1,0 +1,69 @@
+"""What a rank of a sharded model holds at each moment of a forward pass: a picture, and a slider over the moments."""
+
+import html
+from collections.abc import Mapping, Sequence
+
+import ipywidgets
+
+from ftkit.plots import OKABE_ITO, figure_svg, new_axes
+
+LINES = ("-", "--", ":")
+KB = 1000  # bytes
+
+
+def plot_gathered(held: Mapping[str, Sequence[int]], moments: Sequence[str], moment: int, ax=None):
+    """Draw the bytes of whole parameters over the moments of a forward pass, a line each way of wrapping.
+
+    held: way of wrapping -> bytes at each moment; moments: their names; moment: the one that is marked. Returns Axes.
+    """
+    ax = ax or new_axes(8.5, 3.0)[1]
+    for number, (name, values) in enumerate(held.items()):
+        look = {"color": OKABE_ITO[(0, 5, 2)[number]], "linestyle": LINES[number], "linewidth": 2}
+        ax.step(range(len(values)), [v / KB for v in values], where="mid", label=name, **look)
+        ax.plot([moment], [values[moment] / KB], "o", color=look["color"], markersize=7)
+    ax.axvline(moment, color="#777777", linewidth=1, zorder=0)
+    ax.set(title=moments[moment], xlabel="moment of the forward pass", ylabel="gathered (kB)", ylim=(0, None))
+    ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    return ax
+
+
+class GatherExplorer(ipywidgets.VBox):
+    """A slider over the moments of a forward pass, above `plot_gathered`.
+
+    Attributes: `slider` and `picture`, the control and its picture; `here`, the bytes gathered at the chosen moment.
+    """
+
+    def __init__(self, held: Mapping[str, Sequence[int]], moments: Sequence[str]):
+        self.held, self.moments = held, moments
+        self.slider = ipywidgets.IntSlider(value=0, min=0, max=len(moments) - 1, description="moment")
+        self.picture = ipywidgets.HTML()
+        super().__init__([self.slider, self.picture])
+        self.add_class("ftkit-gather-explorer")
+        self.slider.observe(self._redraw, names="value")
+        self._redraw()
+
+    @property
+    def here(self) -> dict[str, int]:
+        return {name: values[self.slider.value] for name, values in self.held.items()}
+
+    def __repr__(self) -> str:
+        return f"GatherExplorer({len(self.moments)} moments): run the cell to move it"
+
+    def _redraw(self, _change=None) -> None:
+        moment = self.slider.value
+        parts = [f"{name}: {held / KB:,.0f} kB" for name, held in self.here.items()]
+        caption = f"{self.moments[moment]}. Gathered on this rank, {'; '.join(parts)}."
+        svg = figure_svg(plot_gathered(self.held, self.moments, moment).figure, title=caption)
+        self.picture.value = f'{svg}<p aria-live="polite">{html.escape(caption)}</p>'
+
+
+def gather_explorer(held: Mapping[str, Sequence[int]], moments: Sequence[str]) -> GatherExplorer:
+    """Return a `GatherExplorer` of up to three ways of wrapping.
+
+    Raises ValueError unless every way has a number for each moment.
+    """
+    if not moments or not 1 <= len(held) <= 3 or any(len(v) != len(moments) for v in held.values()):
+        raise ValueError(
+            f"give one to three ways, each with a number of bytes for each of {len(moments)} moments"
+        )
+    return GatherExplorer(held, moments)

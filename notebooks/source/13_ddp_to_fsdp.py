@@ -1,0 +1,695 @@
+# %% [markdown]
+# # 13 · From DDP to FSDP, with ranks you can look into
+#
+# Two processes that you can ask: what each holds, what it sends, and whether together they compute what one would.
+#
+# - **Prerequisites:** 12_memory (weights, gradients, moments) and [01_gradient_masks](01_gradient_masks.ipynb).
+# - **Hardware:** any processor with two cores; a GPU is not used here. On Windows, use WSL 2.
+# - **Time:** about 45 minutes with the exercises; its cells run in about a minute on two cores.
+
+# %% [markdown]
+# ## You will be able to
+#
+# - **start** ranks from a notebook and look into each of them,
+# - **tell** what DDP, FSDP1 and `fully_shard` keep on a rank,
+# - **count** gathered bytes and collectives for a way of wrapping,
+# - **prove** on gradients that sharding changed nothing, with clipping and accumulation,
+# - **read** the failure of one rank among many.
+
+# %%
+import sys
+
+if "google.colab" in sys.modules:
+    # %pip install -q ftkit trl ipyparallel
+    print("Colab: ftkit, trl and ipyparallel are installed")
+
+import os
+import subprocess
+import tempfile
+
+from ftkit.checks.ddp_to_fsdp import check_all_gathers, check_clip_factor, check_peak_gathered
+from ftkit.claims import Claim, show_claims
+from ftkit.distributed.live import RankError, start_ranks
+from ftkit.fsdp_figures import gather_explorer
+from ftkit.plots import new_axes, plot_shards, use_course_style
+
+# %% tags=["nbval-ignore-output"]
+use_course_style()
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the ranks of this notebook are the processor's
+os.chdir(tempfile.mkdtemp())  # what this notebook writes lies there
+print(f"Python {sys.version.split()[0]}, device: cpu, {os.cpu_count()} cores")
+
+# %%
+RANKS = 2  # processes
+# float32 keeps 7 digits; sums over rows and ranks in another order lose one or two of them.
+TOLERANCE = 1e-4  # of the largest entry of each gradient
+claims = []  # what this notebook tested, each with its verdict; the recap prints them
+
+# %% [markdown]
+# ## 1 · Ranks you can look into
+#
+# A **rank** is one of several processes that run the same program. `start_ranks` starts them beside this notebook;
+# a cell that begins with `%%px` runs on every rank, not here. All of them know `rank`, `world_size` and `mesh`,
+# which says how the ranks are arranged.
+
+# %%
+ranks = start_ranks(RANKS, timeout=60)
+
+# %%
+# %%px
+import os
+
+print(f"I am {rank} of {world_size}")
+mesh
+
+# %%
+pids = ranks.get("os.getpid()")  # a value from each rank, brought here
+print(f"{len(set(pids))} processes, none of them this one: {os.getpid() not in pids}")
+assert len(set(pids)) == RANKS and os.getpid() not in pids
+
+# %% [markdown]
+# Notice: each line says who printed it. Now a model, pocket-base, and 8 rows of text, of which every rank takes
+# its part.
+
+# %%
+# %%px
+import warnings
+
+import torch
+import transformers
+from torch import nn
+from torch.distributed.tensor import DTensor
+
+from ftkit import load_base
+from ftkit.pocket import find_chat
+
+transformers.utils.logging.disable_progress_bar()
+warnings.simplefilter("ignore")
+start, tokenizer = load_base()
+ids = tokenizer(find_chat()["train"].read_text(encoding="utf-8")[:4000]).input_ids
+rows = torch.tensor(ids[: 8 * 48]).view(8, 48)  # (B, T)
+mine = rows.chunk(world_size)[rank]
+print(
+    f"{sum(p.numel() for p in start.parameters()):,} parameters, {len(mine)} of {len(rows)} rows"
+)
+
+# %%
+# %%px
+from copy import deepcopy
+
+
+def loss_of(model, rows):
+    return model(input_ids=rows, labels=rows, use_cache=False).loss
+
+
+def gradients(model):
+    """Whole gradients by name, wherever they lie."""
+    return {
+        name.removeprefix("module.").replace("_checkpoint_wrapped_module.", ""): (
+            p.grad.full_tensor() if isinstance(p.grad, DTensor) else p.grad
+        )
+        for name, p in model.named_parameters()
+        if p.grad is not None
+    }
+
+
+def apart(found, wanted):
+    """The largest difference, relative to the largest entry of each tensor."""
+    assert found.keys() == wanted.keys(), "gradients of other parameters"
+    return max(
+        ((found[n] - wanted[n]).abs().max() / wanted[n].abs().max()).item() for n in wanted
+    )
+
+
+alone = deepcopy(start)  # what a single process computes from all rows
+loss_of(alone, rows).backward()
+wanted = gradients(alone)
+
+# %% [markdown]
+# ## 2 · DDP: a whole copy on every rank
+#
+# **Distributed data parallel** keeps the whole model on each rank. Every rank computes gradients from its own rows;
+# before the step they are exchanged. **Predict:** does each rank then hold the sum of them or their mean?
+
+# %%
+# %%px
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+own = deepcopy(start)
+loss_of(own, mine).backward()  # this rank's rows only
+replica = DistributedDataParallel(deepcopy(start))
+loss_of(replica, mine).backward()
+total = gradients(own)["lm_head.weight"].clone()
+dist.all_reduce(total)  # the sum over ranks
+shared = gradients(replica)["lm_head.weight"]
+mean = torch.allclose(shared, total / world_size, atol=1e-7)  # float32's last digits
+print(
+    f"own rows alone differ: {apart(gradients(own), wanted) > 0.1}; DDP holds the mean: {mean}"
+)
+
+# %%
+checksums = ranks.get("gradients(replica)['lm_head.weight'].double().sum().item()")
+same = len(set(checksums)) == 1
+equal = max(ranks.get("apart(gradients(replica), wanted)"))
+summed = min(
+    ranks.get("apart({n: world_size * g for n, g in gradients(replica).items()}, wanted)")
+)
+print(f"equal on all ranks: {same}; those of a single process: {equal < TOLERANCE}")
+print(f"a sum in place of the mean would be noticed: {summed > 0.9}")
+assert same and equal < TOLERANCE and summed > 0.9 and all(ranks.get("mean"))
+claims.append(
+    Claim(
+        "DDP's gradients are the mean over ranks, and those of a single process",
+        "PyTorch's documentation of DDP",
+        all(ranks.get("mean")) and equal < TOLERANCE,
+        f"{RANKS} ranks, gradients within {TOLERANCE:g} of each tensor's largest entry",
+    )
+)
+
+# %% [markdown]
+# Notice: equal, and whole on every rank. Two ranks hold two full models, gradients and moments: DDP saves time, and
+# no memory.
+
+# %% [markdown]
+# ## 3 · FSDP1: one flat parameter
+#
+# The first **fully sharded data parallel** glued all parameters of a wrapper into one long vector and gave each rank
+# a piece. A vector has one `requires_grad`. **Predict:** what happens to a wrapper with a frozen and a trainable
+# weight? It runs in a process of its own: FSDP1 is history.
+
+# %%
+# %%writefile fsdp1.py
+import os
+import warnings
+
+import torch
+import torch.distributed as dist
+from torch.distributed.fsdp import FullyShardedDataParallel
+
+warnings.simplefilter("ignore")
+dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+for frozen, original in [(False, False), (True, False), (True, True)]:
+    model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Linear(3, 2))
+    model[0].requires_grad_(not frozen)
+    try:
+        wrapped = FullyShardedDataParallel(
+            model, use_orig_params=original, device_id=torch.device("cpu")
+        )
+        shapes = [tuple(p.shape) for p in wrapped.parameters()]
+        print(f"frozen={frozen}, use_orig_params={original}: parameters of shape {shapes}")
+    except ValueError as error:
+        print(f"frozen={frozen}, use_orig_params={original}: {error}")
+os._exit(print(end="", flush=True) or 0)  # FSDP1 may abort when the interpreter ends
+
+# %%
+said = subprocess.run([sys.executable, "fsdp1.py"], capture_output=True, text=True).stdout
+print(said)
+flat, refused, mixed = said.splitlines()
+assert "[(23,)]" in flat and "uniform `requires_grad`" in refused and "shape" in mixed
+claims.append(
+    Claim(
+        "FSDP1 cannot mix frozen and trainable parameters in one wrapper",
+        "FSDP talk of 2022",
+        "uniform `requires_grad`" in refused,
+        "a layer of two linear ones, the first frozen: refused, and taken with use_orig_params",
+        only_if="use_orig_params=False, its default",
+    )
+)
+
+# %% [markdown]
+# Notice: 12 + 3 + 6 + 2 numbers became one vector of 23. With `use_orig_params=True` names and flags come back as views
+# of it.
+
+# %% [markdown]
+# ## 4 · `fully_shard`: every parameter by itself
+#
+# FSDP2 cuts each parameter by rows. What stays on a rank is a **DTensor**: it knows the whole shape and holds a part.
+# One call for each decoder layer, then one for the root with what is left.
+
+# %%
+# %%px
+from torch.distributed.fsdp import fully_shard
+
+sharded = deepcopy(start)
+for layer in sharded.model.layers:
+    fully_shard(layer, mesh=mesh)
+fully_shard(sharded, mesh=mesh)
+weight = sharded.model.layers[0].mlp.up_proj.weight
+print(type(weight.data).__name__, tuple(weight.shape), weight.placements)
+print("held here:", tuple(weight.to_local().shape))
+
+# %%
+held = ranks.get("[p.to_local().shape[0] for p in (weight, sharded.model.norm.weight)]")
+figure, axes = new_axes(9, 2.4, columns=2)
+plot_shards([h[0] for h in held], columns=128, title="up_proj.weight", ax=axes[0])
+plot_shards([h[1] for h in held], columns=1, title="norm.weight", ax=axes[1])
+assert [sum(column) for column in zip(*held, strict=True)] == [320, 128]
+
+# %% [markdown]
+# A layer computes with whole weights, so it gathers them first. **Predict:** how many bytes of layer 0 are whole
+# before its forward pass, in it, and after it?
+
+
+# %%
+# %%px
+def gathered(model):
+    """Bytes of parameters that are whole on this rank."""
+    return sum(
+        p.numel() * p.element_size() for p in model.parameters() if not isinstance(p, DTensor)
+    )
+
+
+layer = sharded.model.layers[0]
+states = [gathered(layer)]
+hook = layer.mlp.register_forward_hook(lambda *_: states.append(gathered(layer)))
+loss = loss_of(sharded, mine)
+hook.remove()
+states.append(gathered(layer))
+loss.backward()
+whole = sum(p.numel() * 4 for p in alone.model.layers[0].parameters())
+print(f"layer 0, whole bytes before, in and after: {states}; the layer has {whole}")
+assert states == [0, whole, 0]
+
+# %% [markdown]
+# Notice: the whole layer exists for a moment. The gather before it is an **all-gather**; in the backward pass it comes
+# again, and the gradients leave by a **reduce-scatter**: the mean over ranks, of which each keeps its own rows.
+
+# %% [markdown]
+# ## 5 · What to wrap: memory against traffic
+#
+# The **wrapping** decides what is gathered at once. One call for the whole model, or one for each layer too: we follow
+# a training step of both, and count.
+
+# %%
+# %%px
+from ftkit.distributed.collectives import CountCollectives
+
+
+def wrap(model, each_layer=True, **options):
+    for layer in model.model.layers if each_layer else []:
+        fully_shard(layer, mesh=mesh, **options)
+    return fully_shard(model, mesh=mesh, **options)
+
+
+def follow(model):
+    """Bytes gathered at each moment of a step, and the collectives that it took."""
+    held = [gathered(model)]
+    modules = [
+        model.model.embed_tokens,
+        *(layer.mlp for layer in model.model.layers),
+        model.lm_head,
+    ]
+    hooks = [m.register_forward_hook(lambda *_: held.append(gathered(model))) for m in modules]
+    with CountCollectives() as sent:
+        loss_of(model, mine).backward()
+    for hook in hooks:
+        hook.remove()
+    return [*held, gathered(model)], dict(sent.counts)
+
+
+coarse, fine = follow(wrap(deepcopy(start), each_layer=False)), follow(wrap(deepcopy(start)))
+print(f"whole model: at most {max(coarse[0]):,} bytes, {coarse[1]}")
+print(f"each layer:  at most {max(fine[0]):,} bytes, {fine[1]}")
+
+# %%
+coarse, fine = ranks.get("(coarse, fine)")[0]
+moments = [
+    "before",
+    "embeddings",
+    *(f"in layer {i}" for i in range(4)),
+    "head",
+    "after backward",
+]
+explorer = gather_explorer({"whole model": coarse[0], "each layer": fine[0]}, moments)
+explorer
+
+# %%
+explorer.slider.value = 3  # what the slider does, done by a cell
+layers = len(moments) - 4
+saved = explorer.here["whole model"] / explorer.here["each layer"]
+print(f"{moments[3]}: {explorer.here}, {saved:.1f} times less")
+assert saved > 1.5 and coarse[0][-1] == fine[0][-1] == 0
+assert coarse[1] == {"all_gather": 1, "reduce_scatter": 1}
+assert fine[1] == {"all_gather": 2 * layers + 1, "reduce_scatter": layers + 1}
+claims.append(
+    Claim(
+        "sharding layer by layer lowers the peak of gathered parameters, and sends more often",
+        "PyTorch's documentation of fully_shard",
+        max(fine[0]) < max(coarse[0]) and fine[1]["all_gather"] > coarse[1]["all_gather"],
+        f"{max(coarse[0]):,} bytes with {coarse[1]['all_gather']} all-gather, "
+        f"{max(fine[0]):,} with {fine[1]['all_gather']}",
+    )
+)
+
+# %% [markdown]
+# Notice: with four layers the saving is small, since embeddings and head stay whole in the root; with eighty it is
+# nearly the whole model.
+
+# %% [markdown]
+# ### Exercise 1 · the peak
+#
+# Difficulty ●○○, 4 minutes. How many bytes of parameters are whole at the peak of a forward pass? Expected: layers of
+# 100, 300 and 200 bytes and a root of 50 peak at 350, or at 650 with a single wrapper.
+
+
+# %% tags=["exercise"]
+def peak_gathered(layers: list[int], root: int, per_layer: bool) -> int:
+    """Bytes gathered at once; `root` is what belongs to no layer."""
+    ### BEGIN SOLUTION
+    return root + (max(layers) if per_layer else sum(layers))
+    ### END SOLUTION
+
+
+check_peak_gathered(peak_gathered)
+
+# %% [markdown] tags=["hint"]
+# <details><summary>Hint</summary>
+#
+# The root gathers first and stays. Wrapped layer by layer, one layer at a time joins it: which one is the worst?
+#
+# </details>
+
+# %% [markdown]
+# ### Exercise 2 · all-gathers in a step
+#
+# Difficulty ●●○, 5 minutes. With `reshard_after_forward=False` a layer stays whole from its forward to its backward
+# pass; the root always does. How many all-gathers does a step take? Expected: 9 for 4 layers.
+
+
+# %% tags=["exercise"]
+def all_gathers(layers: int, reshard_after_forward: bool) -> int:
+    """All-gathers of one training step, each layer and the root wrapped."""
+    ### BEGIN SOLUTION
+    return layers * (2 if reshard_after_forward else 1) + 1
+    ### END SOLUTION
+
+
+check_all_gathers(all_gathers)
+
+# %% [markdown] tags=["hint"]
+# <details><summary>Hint</summary>
+#
+# Count for one layer: once before its forward pass. Is it still whole when its backward pass comes?
+#
+# </details>
+
+# %% [markdown]
+# ## 6 · The same gradients
+#
+# Compare gradients, not losses or weights: a sum in place of a mean leaves the first loss as it is, and AdamW divides
+# its size away. Here are whole and layer-wise wrapping, **clipping** to a norm, and **accumulation** over two micro-batches
+# with one exchange.
+
+
+# %%
+# %%px
+def trained(model, batches=(mine,), last_only=True):
+    """Backward over the batches; exchange gradients at the last, or at each."""
+    for number, batch in enumerate(batches):
+        model.set_requires_gradient_sync(not last_only or number == len(batches) - 1)
+        (loss_of(model, batch) / len(batches)).backward()
+    return model
+
+
+two = mine.chunk(2)
+with CountCollectives() as once:
+    accumulated = trained(wrap(deepcopy(start)), two)
+with CountCollectives() as each:
+    trained(wrap(deepcopy(start)), two, last_only=False)
+distances = {
+    "whole model": apart(gradients(trained(wrap(deepcopy(start), each_layer=False))), wanted),
+    "each layer": apart(gradients(trained(wrap(deepcopy(start)))), wanted),
+    "accumulated": apart(gradients(accumulated), wanted),
+}
+wrong = apart({n: world_size * g for n, g in gradients(accumulated).items()}, wanted)
+
+# %%
+distances = {
+    name: max(d[name] for d in ranks.get("distances")) for name in ranks.get("distances")[0]
+}
+for name, distance in distances.items():
+    print(f"{name}: gradients of a single process: {distance < TOLERANCE}")
+sent = ranks.get("(once.counts['reduce_scatter'], each.counts['reduce_scatter'])")[0]
+print(f"reduce-scatters over two micro-batches: {sent[0]} at the end, or {sent[1]} at each")
+print(f"a sum in place of the mean is noticed: {min(ranks.get('wrong')) > 0.9}")
+assert max(distances.values()) < TOLERANCE and min(ranks.get("wrong")) > 0.9
+assert sent == (layers + 1, 2 * (layers + 1))
+
+# %% [markdown]
+# Clipping needs one norm over all shards. **Predict:** is the norm of a rank's own shards larger or smaller?
+
+# %%
+# %%px
+local = torch.stack([p.grad.to_local().norm() for p in accumulated.parameters()]).norm().item()
+norm = nn.utils.clip_grad_norm_(accumulated.parameters(), 0.5).full_tensor().item()
+reference = deepcopy(alone)
+for name, p in reference.named_parameters():
+    p.grad = wanted[name].clone()
+norm_alone = nn.utils.clip_grad_norm_(reference.parameters(), 0.5).item()
+clipped = apart(gradients(accumulated), gradients(reference))
+unclipped = apart(gradients(accumulated), wanted)
+print(
+    f"own shards have less: {local < 0.99 * norm}; gradients were clipped: {unclipped > 0.1}"
+)
+
+# %%
+off = max(abs(n / a - 1) for n, a in ranks.get("(norm, norm_alone)"))
+clipped = max(ranks.get("clipped"))
+print(f"norm: {off < TOLERANCE}, clipped gradients: {clipped < TOLERANCE}")
+assert off < TOLERANCE and clipped < TOLERANCE
+assert all(ranks.get("local < 0.99 * norm and unclipped > 0.1"))
+claims.append(
+    Claim(
+        "fully_shard's gradients are a single process's, accumulated and clipped too",
+        "PyTorch's documentation of fully_shard",
+        max(*distances.values(), off, clipped) < TOLERANCE,
+        f"{RANKS} ranks, all within {TOLERANCE:g} of each tensor's largest entry",
+    )
+)
+
+# %% [markdown]
+# Notice: no code changed but the wrapping; `clip_grad_norm_` sees DTensors and adds the squares of all ranks.
+
+# %% [markdown]
+# ### Exercise 3 · one norm for all
+#
+# Difficulty ●●○, 5 minutes. Each rank knows the norm of its shards. By which factor must all ranks multiply their
+# gradients? Expected: norms 3 and 4, clipped to 1, give 0.2.
+
+
+# %% tags=["exercise"]
+def clip_factor(shard_norms: list[float], max_norm: float) -> float:
+    """The factor of clipping, at most 1."""
+    ### BEGIN SOLUTION
+    norm = sum(shard_norm**2 for shard_norm in shard_norms) ** 0.5
+    return min(1.0, max_norm / norm)
+    ### END SOLUTION
+
+
+check_clip_factor(clip_factor)
+
+# %% [markdown] tags=["hint"]
+# <details><summary>Hint</summary>
+#
+# Norms do not add, squares do. And a gradient that is small enough is left alone.
+#
+# </details>
+
+# %% [markdown]
+# ## 7 · bfloat16, checkpointing, freezing
+#
+# A **mixed precision policy** casts what is gathered: half the bytes travel, and the whole layer computes in bfloat16.
+# **Autocast** casts inside single operations. **Predict:** in which dtype does each gather weights?
+
+# %%
+# %%px
+from contextlib import nullcontext
+
+from torch.distributed.fsdp import MixedPrecisionPolicy
+
+
+def look_into(model, context):
+    """dtypes of a gathered weight, of what a layer hands on, and of the gradient; and the loss."""
+    seen, layer = {}, model.model.layers[1]
+    hooks = [
+        layer.mlp.up_proj.register_forward_hook(
+            lambda m, *_: seen.update(weight=m.weight.dtype)
+        )
+    ]
+    hooks += [layer.register_forward_hook(lambda m, i, out: seen.update(handed_on=out.dtype))]
+    with context:
+        loss = loss_of(model, mine)
+    loss.backward()
+    for hook in hooks:
+        hook.remove()
+    return seen | {"gradient": layer.mlp.up_proj.weight.grad.dtype, "loss": loss.item()}
+
+
+policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+by_policy = look_into(wrap(deepcopy(start), mp_policy=policy), nullcontext())
+by_autocast = look_into(wrap(deepcopy(start)), torch.autocast("cpu", torch.bfloat16))
+in_float32 = look_into(wrap(deepcopy(start)), nullcontext())
+
+# %%
+seen = ranks.get("(by_policy, by_autocast, in_float32)")[0]
+for name, found in zip(("policy", "autocast", "float32"), seen, strict=True):
+    near = abs(found["loss"] - seen[2]["loss"])
+    dtypes = {k: str(v).removeprefix("torch.") for k, v in found.items() if k != "loss"}
+    print(f"{name:8} {dtypes}, loss within 0.02 of float32's: {near < 0.02}")
+    assert near < 0.02 and dtypes["gradient"] == "float32"
+weights = [str(found["weight"]) for found in seen]
+assert weights == ["torch.bfloat16", "torch.float32", "torch.float32"]
+claims.append(
+    Claim(
+        "a mixed precision policy gathers in bfloat16, autocast does not",
+        "PyTorch's documentation of MixedPrecisionPolicy",
+        weights[:2] == ["torch.bfloat16", "torch.float32"],
+        f"gathered as {weights[0]} and as {weights[1]}; losses within 0.02 of float32's",
+    )
+)
+
+# %% [markdown]
+# Notice: both keep sharded weights and gradients in float32. The policy hands bfloat16 from layer to layer; autocast
+# keeps that stream in float32.
+#
+# **Activation checkpointing** drops a layer's activations and computes them again. A tutorial of 2022 says: only after
+# sharding. Is before wrong? And may a layer hold **frozen and trainable** weights?
+
+# %%
+# %%px
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
+    apply_activation_checkpointing,
+)
+
+Block = type(
+    start.model.layers[0]
+)  # sharding renames classes, so ask isinstance, not for a name
+
+
+def checkpointed(model):
+    apply_activation_checkpointing(model, check_fn=lambda module: isinstance(module, Block))
+    return model
+
+
+def half_frozen(model):
+    for name, p in model.named_parameters():
+        p.requires_grad_("mlp" not in name)
+    return model
+
+
+before = apart(gradients(trained(wrap(checkpointed(deepcopy(start))))), wanted)
+after = apart(gradients(trained(checkpointed(wrap(deepcopy(start))))), wanted)
+attention_only = {name: g for name, g in wanted.items() if "mlp" not in name}
+frozen = apart(gradients(trained(wrap(half_frozen(deepcopy(start))))), attention_only)
+
+# %%
+before, after, frozen = (max(ranks.get(name)) for name in ("before", "after", "frozen"))
+print(f"checkpointing before sharding: {before < TOLERANCE}, after: {after < TOLERANCE}")
+print(f"half a layer frozen: {frozen < TOLERANCE}")
+assert max(before, after, frozen) < TOLERANCE
+claims.append(
+    Claim(
+        "activation checkpointing must be applied after sharding",
+        "FSDP tutorial of 2022",
+        not before < TOLERANCE,
+        f"before and after: gradients within {TOLERANCE:g} of a single process's, {RANKS} ranks",
+        outdated_by="FSDP2, where both orders agree",
+    )
+)
+
+# %% [markdown]
+# Notice: all equal. `apart` also demands the same names, so the frozen weights have no gradient at all.
+
+# %% [markdown]
+# ## 8 · Break it, then fix it
+#
+# Ranks meet in every collective. One that fails never comes, and by default the others wait for many minutes. Live ranks let
+# them go at once, and tell you who failed and where.
+
+# %% tags=["raises-exception"]
+# %%px
+x = torch.ones(1)
+if rank == 1:
+    raise ValueError("bad row in my part of the data")
+dist.all_reduce(x)
+
+# %% [markdown]
+# Read such a message from its top: the first rank has the cause, the others only waited. The ranks have joined anew,
+# so mend the cell and run it again:
+
+# %%
+# %%px
+x = torch.ones(1)
+dist.all_reduce(x)
+print(x.item())
+assert x.item() == world_size
+
+# %% [markdown]
+# The other way to hang raises nothing: a rank that skips a collective. `monitored_barrier` finds it: rank 0 waits for
+# the others, two seconds here, and reports.
+
+# %%
+skips = """
+import datetime
+if rank == 0:
+    dist.monitored_barrier(timeout=datetime.timedelta(seconds=2))
+"""
+try:
+    ranks.run(skips)
+except RankError as error:
+    print(*str(error).splitlines()[:3], sep="\n")
+    assert "rank 1 never came there" in str(error)
+else:
+    raise AssertionError("nobody was missed")
+
+# %% [markdown]
+# Notice: both ended in seconds. When you are done, stop the ranks; they end with the notebook in any case.
+
+# %%
+ranks.stop()
+ranks
+
+# %% [markdown]
+# ## Recap
+#
+# - DDP copies the model and averages gradients; FSDP cuts it and gathers a layer while it computes.
+# - Wrapping layer by layer trades memory for traffic.
+# - Equality is shown on gradients, and a wrong factor must turn it red.
+# - A rank that fails is the cause; those that waited are not.
+
+# %%
+show_claims(claims)
+
+# %% [markdown]
+# ## Recall
+#
+# 1. What does DDP save, and what does it not?
+# 2. Why could FSDP1 not freeze half of a wrapper?
+# 3. When is a layer whole on a rank, and which collective made it so?
+# 4. Why compare gradients, and not weights after AdamW?
+# 5. What is cast by a mixed precision policy, and what by autocast?
+
+# %% [markdown]
+# <details><summary>Answers</summary>
+#
+# - 1: time; every rank still holds the whole model.
+# - 2: it made one flat vector of it, with one `requires_grad`.
+# - 3: in its forward and its backward pass, after an all-gather.
+# - 4: AdamW divides by the gradient's size, which hides a wrong factor.
+# - 5: the gathered weights and a layer's inputs; the inputs of single operations.
+#
+# </details>
+
+# %% [markdown]
+# ## Sources
+#
+# - PyTorch, [fully_shard](https://docs.pytorch.org/docs/stable/distributed.fsdp.fully_shard.html) and
+#   [DistributedDataParallel](https://docs.pytorch.org/docs/stable/generated/torch.nn.parallel.DistributedDataParallel.html).
+# - Zhao et al., [PyTorch FSDP](https://arxiv.org/abs/2304.11277): experiences on scaling, FSDP1.
+# - PyTorch, [FSDP tutorial](https://docs.pytorch.org/tutorials/intermediate/FSDP_advanced_tutorial.html) of 2022.
+# - [ipyparallel](https://ipyparallel.readthedocs.io), which carries `%%px`.
+#
+# ## Next
+#
+# 14_delayed_init_and_tensor_parallel: models that no rank could load whole.
