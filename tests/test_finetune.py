@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from tiny import CHATML, foreign_model, foreign_tokenizer, ragged_conversations, save_foreign
 from torch.nn.functional import cross_entropy
 
-from ftkit import finetune
+from ftkit import finetune, run_loss
 from ftkit.batches import global_batch
 from ftkit.conversations import encode
 from ftkit.distributed.checkpoint import latest_checkpoint
@@ -103,8 +103,8 @@ def test_three_ranks_on_batches_that_do_not_divide(setting, alone):
 
 def test_a_forgotten_world_size_would_show(setting, alone, monkeypatch):
     """The mutation: half the gradient. AdamW would hide it; the gradient norm in the metrics does not."""
-    true = finetune.summed_loss
-    monkeypatch.setattr(finetune, "summed_loss", lambda *a: true(*a) * 0.5)
+    true = run_loss.summed_loss
+    monkeypatch.setattr(run_loss, "summed_loss", lambda *a: true(*a) * 0.5)
     finetune.main(flags(setting, "halved", max_steps=1))
     halved = metrics(setting / "halved")[0]["grad_norm"]
     assert halved == pytest.approx(metrics(alone)[0]["grad_norm"] / 2, rel=1e-4)
@@ -242,8 +242,8 @@ def test_another_launch_does_not_touch_it(setting, alone, monkeypatch, capsys):
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_says_what_to_do(setting, monkeypatch):
-    true = finetune.summed_loss
-    monkeypatch.setattr(finetune, "summed_loss", lambda *a: true(*a) * float("nan"))
+    true = run_loss.summed_loss
+    monkeypatch.setattr(run_loss, "summed_loss", lambda *a: true(*a) * float("nan"))
     with pytest.raises(RuntimeError, match="the loss is nan: lower --lr"):
         finetune.main(flags(setting, "nan"))
 
