@@ -1,4 +1,4 @@
-"""What a rank of a sharded model holds at each moment of a forward pass: a picture, and a slider over the moments."""
+"""What a rank of a sharded model holds at each moment of a training step: a picture, and a slider over the moments."""
 
 import html
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ KB = 1000  # bytes
 
 
 def plot_gathered(held: Mapping[str, Sequence[int]], moments: Sequence[str], moment: int, ax=None):
-    """Draw the bytes of whole parameters over the moments of a forward pass, a line each way of wrapping.
+    """Draw the bytes of whole parameters over the moments of a training step, a line each way of wrapping.
 
     held: way of wrapping -> bytes at each moment; moments: their names; moment: the one that is marked. Returns Axes.
     """
@@ -22,13 +22,15 @@ def plot_gathered(held: Mapping[str, Sequence[int]], moments: Sequence[str], mom
         ax.step(range(len(values)), [v / KB for v in values], where="mid", label=name, **look)
         ax.plot([moment], [values[moment] / KB], "o", color=look["color"], markersize=7)
     ax.axvline(moment, color="#777777", linewidth=1, zorder=0)
-    ax.set(title=moments[moment], xlabel="moment of the forward pass", ylabel="gathered (kB)", ylim=(0, None))
+    ax.set(
+        title=moments[moment], xlabel="moment of the training step", ylabel="gathered (kB)", ylim=(0, None)
+    )
     ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     return ax
 
 
 class GatherExplorer(ipywidgets.VBox):
-    """A slider over the moments of a forward pass, above `plot_gathered`.
+    """A slider over the moments of a training step, above `plot_gathered`.
 
     Attributes: `slider` and `picture`, the control and its picture; `here`, the bytes gathered at the chosen moment.
     """

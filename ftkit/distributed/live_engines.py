@@ -15,7 +15,7 @@ CONTROLLER = [
     "--HeartMonitor.period=300",  # ms; an engine is registered at its second heartbeat, and we wait for that
     "--HeartMonitor.max_heartmonitor_misses=200",  # a busy machine is not a death; a death is noticed without
 ]
-STARTING = 60  # seconds that the processes may take before they can join
+STARTING = 120  # seconds that the processes may take before they can join
 
 
 @dataclass(frozen=True)

@@ -74,6 +74,7 @@ assert len(set(pids)) == RANKS and os.getpid() not in pids
 # %%
 # %%px
 import warnings
+from copy import deepcopy
 
 import torch
 import transformers
@@ -85,19 +86,20 @@ from ftkit.pocket import find_chat
 
 transformers.utils.logging.disable_progress_bar()
 warnings.simplefilter("ignore")
+
+# %%
+# %%px
 start, tokenizer = load_base()
-ids = tokenizer(find_chat()["train"].read_text(encoding="utf-8")[:4000]).input_ids
+ids = tokenizer(find_chat()["train"].read_text(encoding="utf-8")[:800]).input_ids
 rows = torch.tensor(ids[: 8 * 48]).view(8, 48)  # (B, T)
 mine = rows.chunk(world_size)[rank]
 print(
     f"{sum(p.numel() for p in start.parameters()):,} parameters, {len(mine)} of {len(rows)} rows"
 )
 
+
 # %%
 # %%px
-from copy import deepcopy
-
-
 def loss_of(model, rows):
     return model(input_ids=rows, labels=rows, use_cache=False).loss
 
@@ -113,6 +115,8 @@ def gradients(model):
     }
 
 
+# %%
+# %%px
 def apart(found, wanted):
     """The largest difference, relative to the largest entry of each tensor."""
     assert found.keys() == wanted.keys(), "gradients of other parameters"
@@ -158,6 +162,8 @@ summed = min(
 print(f"equal on all ranks: {same}; those of a single process: {equal < TOLERANCE}")
 print(f"a sum in place of the mean would be noticed: {summed > 0.9}")
 assert same and equal < TOLERANCE and summed > 0.9 and all(ranks.get("mean"))
+
+# %%
 claims.append(
     Claim(
         "DDP's gradients are the mean over ranks, and those of a single process",
@@ -207,6 +213,8 @@ said = subprocess.run([sys.executable, "fsdp1.py"], capture_output=True, text=Tr
 print(said)
 flat, refused, mixed = said.splitlines()
 assert "[(23,)]" in flat and "uniform `requires_grad`" in refused and "shape" in mixed
+
+# %%
 claims.append(
     Claim(
         "FSDP1 cannot mix frozen and trainable parameters in one wrapper",
@@ -260,6 +268,8 @@ def gathered(model):
     )
 
 
+# %%
+# %%px
 layer = sharded.model.layers[0]
 states = [gathered(layer)]
 hook = layer.mlp.register_forward_hook(lambda *_: states.append(gathered(layer)))
@@ -332,6 +342,8 @@ print(f"{moments[3]}: {explorer.here}, {saved:.1f} times less")
 assert saved > 1.5 and coarse[0][-1] == fine[0][-1] == 0
 assert coarse[1] == {"all_gather": 1, "reduce_scatter": 1}
 assert fine[1] == {"all_gather": 2 * layers + 1, "reduce_scatter": layers + 1}
+
+# %%
 claims.append(
     Claim(
         "sharding layer by layer lowers the peak of gathered parameters, and sends more often",
@@ -397,9 +409,9 @@ check_all_gathers(all_gathers)
 # %% [markdown]
 # ## 6 · The same gradients
 #
-# Compare gradients, not losses or weights: a sum in place of a mean leaves the first loss as it is, and AdamW divides
-# its size away. Here are whole and layer-wise wrapping, **clipping** to a norm, and **accumulation** over two micro-batches
-# with one exchange.
+# Compare gradients, not losses or weights: a sum in place of a mean leaves the first loss as it is, and AdamW
+# divides it away. Here are both ways of wrapping, and **accumulation**: two micro-batches and one exchange. The loss
+# of each is halved, because their gradients add up.
 
 
 # %%
@@ -459,6 +471,8 @@ clipped = max(ranks.get("clipped"))
 print(f"norm: {off < TOLERANCE}, clipped gradients: {clipped < TOLERANCE}")
 assert off < TOLERANCE and clipped < TOLERANCE
 assert all(ranks.get("local < 0.99 * norm and unclipped > 0.1"))
+
+# %%
 claims.append(
     Claim(
         "fully_shard's gradients are a single process's, accumulated and clipped too",
@@ -540,6 +554,8 @@ for name, found in zip(("policy", "autocast", "float32"), seen, strict=True):
     assert near < 0.02 and dtypes["gradient"] == "float32"
 weights = [str(found["weight"]) for found in seen]
 assert weights == ["torch.bfloat16", "torch.float32", "torch.float32"]
+
+# %%
 claims.append(
     Claim(
         "a mixed precision policy gathers in bfloat16, autocast does not",
@@ -552,7 +568,8 @@ claims.append(
 # %% [markdown]
 # Notice: both keep sharded weights and gradients in float32. The policy hands bfloat16 from layer to layer; autocast
 # keeps that stream in float32.
-#
+
+# %% [markdown]
 # **Activation checkpointing** drops a layer's activations and computes them again. A tutorial of 2022 says: only after
 # sharding. Is before wrong? And may a layer hold **frozen and trainable** weights?
 
@@ -588,6 +605,8 @@ before, after, frozen = (max(ranks.get(name)) for name in ("before", "after", "f
 print(f"checkpointing before sharding: {before < TOLERANCE}, after: {after < TOLERANCE}")
 print(f"half a layer frozen: {frozen < TOLERANCE}")
 assert max(before, after, frozen) < TOLERANCE
+
+# %%
 claims.append(
     Claim(
         "activation checkpointing must be applied after sharding",
@@ -604,8 +623,8 @@ claims.append(
 # %% [markdown]
 # ## 8 · Break it, then fix it
 #
-# Ranks meet in every collective. One that fails never comes, and by default the others wait for many minutes. Live ranks let
-# them go at once, and tell you who failed and where.
+# Ranks meet in every collective. One that fails never comes, and by default the others wait for many minutes.
+# Live ranks let them go at once, and tell you who failed and where.
 
 # %% tags=["raises-exception"]
 # %%px

@@ -13,8 +13,10 @@ from ftkit.distributed import live, live_engines, live_rank
 from ftkit.distributed.live import RankError, start_ranks
 from ftkit.distributed.live_guard import cluster_processes
 
-TIMEOUT = 6.0  # seconds that a rank waits for another one in a collective
-QUIET_START = 60.0  # seconds; 8 on two cores with nothing else to do, and tests run beside other tests
+TIMEOUT = 10.0  # seconds that a rank waits for another one in a collective
+START = (
+    120.0  # seconds at most; about 8 on two cores with nothing else to do, and tests run beside other tests
+)
 
 
 def gone(pids, within: float = 20.0) -> bool:
@@ -34,7 +36,9 @@ def running(pid: int) -> bool:
 
 @pytest.fixture(scope="module")
 def ranks():
-    with start_ranks(2, timeout=TIMEOUT) as started:
+    with start_ranks(2) as started:
+        started.timeout = TIMEOUT
+        started.join()
         started.run("import os, torch, torch.distributed as dist")
         yield started
 
@@ -149,8 +153,9 @@ def test_one_rank_is_enough_and_two_sets_live_side_by_side(ranks):
 
 def test_a_rank_that_never_joins_and_one_that_is_killed():
     start = time.monotonic()
-    with start_ranks(2, timeout=3) as ranks:
-        assert time.monotonic() - start < QUIET_START
+    with start_ranks(2) as ranks:
+        assert time.monotonic() - start < START
+        ranks.timeout = 3.0
         pids = ranks.get("__import__('os').getpid()")
         os.kill(pids[1], signal.SIGSTOP)
         start = time.monotonic()
