@@ -44,15 +44,14 @@ def train(
 ) -> None:
     output = Path(config.output)
     model = load_model(config, inputs.source, ranks)
-    if config.packing:
+    optimizer = make_optimizer(config, model, inputs, ranks)  # of the sharded parameters
+    if config.packing:  # afterwards, for a forward pass leaves the root's parameters gathered
         check_no_leak(model, ranks.compute.device)
-    optimizer = make_optimizer(
-        config, model, inputs, ranks
-    )  # after sharding: it holds the sharded parameters
     steps = config.max_steps or round(config.epochs * steps_per_epoch(inputs.train, config.batch_size))
     schedule = get_scheduler("linear", optimizer, round(config.warmup_ratio * steps), steps)
     about = {"model": inputs.source, "method": config.method, "optimizer": config.optimizer}
-    checkpoints = Checkpoints(output / "checkpoints", about, ranks)
+    lora = config.method == "lora"  # whose base comes back from its own files
+    checkpoints = Checkpoints(output / "checkpoints", about, ranks, trainable_only=lora)
     first = 0
     if config.resume:
         saved = checkpoints.load(model, optimizer, {"schedule": schedule.state_dict()})

@@ -11,6 +11,7 @@ from ftkit.batches import global_batch, micro_batches
 from ftkit.child_tuning import ChildTuningAdamW, fisher_mask, load_masks, save_masks
 from ftkit.conversations import IGNORE_INDEX
 from ftkit.distributed.compiled import compile_layers
+from ftkit.distributed.delayed_init import load_from_rank0
 from ftkit.distributed.lora import attach_lora, file_name, reset_adapters
 from ftkit.distributed.mesh import Ranks
 from ftkit.distributed.shard_loading import load_shards
@@ -22,6 +23,7 @@ from ftkit.pocket import empty_base
 from ftkit.run_config import Config
 from ftkit.run_inputs import Inputs
 from ftkit.run_loss import compute_dtype, summed_loss
+from ftkit.torch_private import conversions_on_load
 
 
 def load_model(config: Config, source: str, ranks: Ranks) -> nn.Module:
@@ -49,11 +51,18 @@ def load_model(config: Config, source: str, ranks: Ranks) -> nn.Module:
     def initialise(model: nn.Module) -> None:
         reset_adapters(model, config.seed)
 
-    if ranks.mesh is None:
-        whole = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, use_safetensors=True)
-        model = prepare(whole.to(ranks.compute.device))
+    def whole() -> nn.Module:
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, use_safetensors=True)
+        model = prepare(model.to("cpu" if ranks.mesh is not None else ranks.compute.device))
         initialise(model)
         return model
+
+    if ranks.mesh is None:
+        return whole()
+    if conversions_on_load(
+        empty_base(source)
+    ):  # its files hold other tensors than the model, as with experts
+        return load_from_rank0(lambda: prepare(empty_base(source)), whole, split, ranks.compute.device)
     return load_shards(
         build_empty=lambda: prepare(empty_base(source)),
         shard=split,

@@ -10,7 +10,8 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from tiny import foreign_model, ragged_conversations, save_foreign
+from tiny import foreign_model, foreign_tokenizer, ragged_conversations, save_foreign
+from transformers import MixtralConfig, MixtralForCausalLM
 
 from ftkit import finetune
 from ftkit.adapters import load_adapter
@@ -22,6 +23,7 @@ RECIPES = {
     "child": {"optimizer": "child-tuning"},
     "fisher": {"optimizer": "child-tuning-d", "fisher_rows": 6},
     "lora": {"method": "lora", "lora_r": 4},
+    "experts": {"optimizer": "adamw", "model": "mixtral"},  # whose tensors are converted on loading
 }
 CASES = {  # name: (ranks, recipe, what else is set)
     "packed": (1, "child", {"packing": True, "max_length": 64}),
@@ -29,6 +31,7 @@ CASES = {  # name: (ranks, recipe, what else is set)
     "replicas2": (2, "adamw", {"mesh": "2,1,1"}),
     "fisher2": (2, "fisher", {"reshard_after_forward": False}),
     "lora2": (2, "lora", {"activation_checkpointing": True}),
+    "experts2": (2, "experts", {}),
     "packed2": (2, "child", {"packing": True, "max_length": 64}),
     "shards4": (4, "child", {}),
     "both4": (4, "child", {"mesh": "1,-1,2"}),
@@ -42,14 +45,25 @@ CASES = {  # name: (ranks, recipe, what else is set)
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("meshes")
     save_foreign(folder / "qwen")
+    save_experts(folder / "mixtral")
     (folder / "chats.jsonl").write_text("\n".join(json.dumps(row) for row in ragged_conversations()))
     return folder
 
 
+def save_experts(folder: Path) -> None:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "head_dim": 8}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "num_local_experts": 4}
+    config = MixtralConfig(vocab_size=len(foreign_tokenizer()), **sizes, **heads)
+    MixtralForCausalLM(config).save_pretrained(folder)
+    foreign_tokenizer().save_pretrained(folder)
+
+
 def settings(folder: Path, name: str, recipe: str, **more) -> dict:
-    base = {"model": str(folder / "qwen"), "data": str(folder / "chats.jsonl"), "output": str(folder / name)}
+    base = {"model": "qwen", "data": str(folder / "chats.jsonl"), "output": str(folder / name)}
     base |= {"lr": 1e-2, "max_steps": 3, "batch_size": 5, "micro_batch_size": 2}
-    return base | RECIPES[recipe] | more
+    base |= RECIPES[recipe] | more
+    return base | {"model": str(folder / base["model"])}
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +121,14 @@ def test_task_dependent_child_tuning_moves_its_child_alone(runs, name):
     alone = load_file(runs / "fisher" / "masks.safetensors")
     differ = sum(int((masks[key] != alone[key]).sum()) for key in masks)
     assert differ <= kept // 1000  # scores next to the threshold, summed in another order
+
+
+def test_a_lora_checkpoint_holds_the_adapters_alone_and_resumes(runs):
+    sizes = [sum(f.stat().st_size for f in (runs / n / "checkpoints").rglob("*.distcp")) for n in RECIPES]
+    assert sizes[3] < sizes[0] / 2
+    for more in ({"stop_after": 2}, {"resume": True}):
+        finetune.main(flags(settings(runs, "lora_again", "lora", **more)))
+    assert [r["loss"] for r in metrics(runs / "lora_again")] == [r["loss"] for r in metrics(runs / "lora")]
 
 
 @pytest.mark.parametrize("name", ["lora", "lora2", "lora4"])

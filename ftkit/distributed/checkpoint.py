@@ -52,12 +52,14 @@ class Checkpoints:
     """The checkpoints of one run, of which the newest `keep` are kept.
 
     `about` says what run they belong to ({"model": ..., "optimizer": ...}, JSON values); parameter names and
-    whole shapes are added to it, and a checkpoint with another `about` is refused. Every method is called by
-    all ranks, and returns or raises the same on each: rank 0 decides.
+    whole shapes are added to it, and a checkpoint with another `about` is refused. `trainable_only` leaves frozen
+    weights out, which must then be in the model before `load`. Every method is called by all ranks, and returns or
+    raises the same on each: rank 0 decides.
     """
 
-    def __init__(self, folder: Path, about: dict, ranks: Ranks, keep: int = 1):
+    def __init__(self, folder: Path, about: dict, ranks: Ranks, keep: int = 1, trainable_only: bool = False):
         self.folder, self.about, self.ranks, self.keep = Path(folder), about, ranks, keep
+        self.trainable_only = trainable_only
         # Of its own: the writing thread must not mix its messages with those of the training step.
         several = ranks.mesh is not None
         self.group = dist.new_group(backend="gloo", timeout=WRITE_TIMEOUT) if several else None
@@ -78,7 +80,7 @@ class Checkpoints:
         final = self.folder / f"step-{step:06d}"
         temporary = final.with_suffix(".incomplete")
         self._on_rank0(lambda: empty_folder(temporary))
-        model_state, optimizer_state = get_state_dict(model, optimizer)
+        model_state, optimizer_state = self._states(model, optimizer)
         state = {"model": model_state, "optimizer": optimizer_state, "extra": {**extra, "step": step}}
         writing = dcp.async_save(
             state, checkpoint_id=temporary, process_group=self.group, no_dist=self.group is None
@@ -116,12 +118,25 @@ class Checkpoints:
             raise FileNotFoundError(f"{self.folder} holds no whole checkpoint: start without resuming")
         mine = _about(self.about, model)
         self._on_rank0(lambda: refuse_others(path, mine))
-        model_state, optimizer_state = get_state_dict(model, optimizer)
+        model_state, optimizer_state = self._states(model, optimizer)
         state = {"model": model_state, "optimizer": optimizer_state, "extra": {**extra, "step": 0}}
         _read(state, path, self.group)
-        set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
+        set_state_dict(
+            model,
+            optimizer,
+            model_state_dict=state["model"],
+            optim_state_dict=state["optimizer"],
+            options=StateDictOptions(strict=not self.trainable_only),
+        )
         self.written = state["extra"]["step"]
         return state["extra"]
+
+    def _states(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict, dict]:
+        weights, moments = get_state_dict(model, optimizer)
+        if self.trainable_only:
+            trained = _about({}, model)["trained"]
+            weights = {name: tensor for name, tensor in weights.items() if clean_name(name) in trained}
+        return weights, moments
 
     def _complete(self, writing: Future, final: Path, about: dict) -> None:
         """In the writing thread: make `step-N.incomplete` a whole `step-N`, or remember why it is none."""
