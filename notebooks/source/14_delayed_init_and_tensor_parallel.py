@@ -624,7 +624,7 @@ assert not any(agrees("no_sum").values()) and farthest("two_d", "grad", 0.5) > 0
 # %%
 claimed = {
     "by_hand": (
-        "column- and row-parallel layers compute what one does",
+        "column- and row-parallel layers compute what whole layers do",
         "Shoeybi et al., 2019",
     ),
     "two_d": ("a model's own tp_plan is enough, also under FSDP2", "transformers, tp_plan"),
