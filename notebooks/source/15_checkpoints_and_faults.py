@@ -398,40 +398,23 @@ claims.append(
 
 # %%
 def timeline(name):
-    """Steps of both ranks over the seconds since the first one; a cross where a rank was killed."""
-    both = [{**event} for rank in range(RANKS) for event in events(name, rank)]
-    begin = min(event["time"] for event in both)
-    _, ax = new_axes(7.5, 1.9)
-    for event in both:
-        at, attempt = event["time"] - begin, event["attempt"]
-        if "killed" in event:
-            ax.plot(at, event["rank"], "x", color=OKABE_ITO[5], markersize=13, mew=3)
-            ax.annotate(
-                " SIGKILL",
-                (at, event["rank"]),
-                va="center",
-                xytext=(8, 0),
-                textcoords="offset points",
-            )
-        else:
-            ax.plot(
-                at, event["rank"], "os"[attempt], color=OKABE_ITO[attempt * 2], markersize=15
-            )
-            ax.text(
-                at,
-                event["rank"],
-                event["step"],
-                ha="center",
-                va="center",
-                color="white",
-                fontsize=8,
-            )
-    ax.set(
-        yticks=range(RANKS),
-        yticklabels=[f"rank {r}" for r in range(RANKS)],
-        ylim=(-0.6, RANKS - 0.4),
-    )
-    ax.set(xlabel="seconds; circles: first attempt, squares: second; the number is the step")
+    """A mark for each step over the seconds since the first; a cross where a rank was killed."""
+    _, ax = new_axes(7.5, 2.1)
+    begin = events(name)[0]["time"]
+    for rank, attempt in [(rank, attempt) for rank in range(RANKS) for attempt in (0, 1)]:
+        did = [event for event in events(name, rank) if event["attempt"] == attempt]
+        times = [event["time"] - begin for event in did]
+        steps = [event["step"] for event in did if "step" in event]
+        style = {"color": OKABE_ITO[2 * attempt], "marker": "os"[attempt], "markersize": 6}
+        ax.plot(times, [rank] * len(did), **style)
+        above = {"xytext": (0, 9), "textcoords": "offset points"}
+        ax.annotate(f"steps {steps[0]} to {steps[-1]}", (times[0], rank), **above)
+        if "killed" in did[-1]:
+            ax.plot(times[-1], rank, "x", color=OKABE_ITO[5], markersize=13, mew=3)
+            beside = {"xytext": (11, -4), "textcoords": "offset points"}
+            ax.annotate("SIGKILL", (times[-1], rank), **beside)
+    ax.set(yticks=range(RANKS), yticklabels=[f"rank {r}" for r in range(RANKS)])
+    ax.set(ylim=(-0.5, RANKS - 0.4), xlabel="seconds; circles: first attempt, squares: second")
     return ax
 
 
@@ -463,7 +446,8 @@ saved = latest_checkpoint(Path("one/checkpoints"))
 clean = step == STEPS + 3 and saved.name == f"step-{step:06d}"
 print(f"left after step {step}, and that step is saved: {clean}")
 assert clean
-measured = f"sent in step {STEPS + 3}, {'saved and left after it' if clean else 'not saved'}; under torchrun: in the tests"
+left = "saved and left after it" if clean else "not saved"
+measured = f"sent in step {STEPS + 3}, {left}; under torchrun: in the tests"
 claims.append(
     Claim("SIGTERM ends a run without losing a step", "this course", clean, measured)
 )
@@ -558,12 +542,10 @@ def interval_explorer():
             textcoords="offset points",
             ha="center",
         )
-        ax.set(
-            xscale="log",
-            ylim=(0, 60),
-            xlabel="minutes between checkpoints",
-            ylabel="time lost, %",
-        )
+        ax.set(xscale="log", ylim=(0, 60), xlabel="minutes between checkpoints")
+        ax.set_xticks([1, 3, 10, 30, 100, 300], ["1", "3", "10", "30", "100", "300"])
+        ax.minorticks_off()
+        ax.set_ylabel("time lost, %")
         picture.value = figure_svg(figure, title=f"time lost, least at {box.best:.0f} minutes")
 
     for control in (write, failures, restart):
