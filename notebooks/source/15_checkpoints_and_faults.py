@@ -35,6 +35,7 @@ import time
 import warnings
 from pathlib import Path
 
+# %%
 import ipywidgets
 import torch
 import transformers
@@ -166,6 +167,7 @@ def events(name, rank=0):
     ]
 
 
+# %%
 undisturbed = train("undisturbed")
 checkpoint = Path("undisturbed/checkpoints/step-000003")
 print(sorted(path.name for path in checkpoint.iterdir()))
@@ -217,6 +219,8 @@ load_weights(checkpoints.latest(), model)
 kept = all(torch.equal(tensor, original[name]) for name, tensor in model.state_dict().items())
 print(f"the checkpoint holds the weights as they were at `save`: {kept}")
 assert kept and returned < written
+
+# %%
 measured = "weights set to zero while the file was written; read back, all equal to the bit"
 claims.append(
     Claim(
@@ -294,6 +298,8 @@ print(
     f"chosen: {chosen.name}; a warning names the damaged file: {'__1_0' in str(said[0].message)}"
 )
 assert chosen.name == "step-000009" and "__1_0.distcp" in str(said[0].message)
+
+# %%
 claims.append(
     Claim(
         "a torn checkpoint is never loaded",
@@ -501,6 +507,8 @@ found = {
     factor: simulated(factor * young, WRITE, BETWEEN, RESTART)
     for factor in (0.1, 0.25, 0.5, 1, 2, 4, 10)
 }
+
+# %%
 for factor, share in found.items():
     print(
         f"{factor * young / 60:6.1f} minutes between checkpoints: {share:.1%} of the time is lost"
@@ -516,8 +524,27 @@ claims.append(Claim("save every √(2·C·M) seconds", "Young, 1974", best == 1,
 
 
 # %%
+def draw_lost(write, between_failures, restart):
+    """The curve of lost time; also Young's interval in seconds, and what is lost there."""
+    best = math.sqrt(2 * write * between_failures)
+    lost = lost_share(best, write, between_failures, restart)
+    minutes = [2 ** (k / 8) for k in range(80)]
+    shares = [lost_share(60 * m, write, between_failures, restart) for m in minutes]
+    figure, ax = new_axes(6.5, 2.8)
+    ax.plot(minutes, [100 * share for share in shares], color=OKABE_ITO[0])
+    ax.plot(best / 60, 100 * lost, "o", color=OKABE_ITO[5], markersize=9)
+    above = {"xytext": (0, 12), "textcoords": "offset points", "ha": "center"}
+    ax.annotate(f"every {best / 60:.0f} min: {lost:.1%}", (best / 60, 100 * lost), **above)
+    ax.set(xscale="log", ylim=(0, 60), xlabel="minutes between checkpoints")
+    ax.set_xticks([1, 3, 10, 30, 100, 300], ["1", "3", "10", "30", "100", "300"])
+    ax.minorticks_off()
+    ax.set_ylabel("time lost, %")
+    return figure, best, lost
+
+
+# %%
 def interval_explorer():
-    """Sliders over the curve of lost time; `best` is Young's interval in minutes."""
+    """Sliders over that curve; `best` is Young's interval in minutes."""
     write = ipywidgets.IntSlider(30, 1, 300, description="write, s")
     failures = ipywidgets.IntSlider(4, 1, 48, description="failures/day")
     restart = ipywidgets.IntSlider(5, 0, 60, description="restart, min")
@@ -525,28 +552,11 @@ def interval_explorer():
     box = ipywidgets.VBox([write, failures, restart, picture])
 
     def redraw(_change=None):
-        between = 86_400 / failures.value
-        box.best = math.sqrt(2 * write.value * between) / 60
-        box.lost = lost_share(60 * box.best, write.value, between, 60 * restart.value)
-        minutes = [2 ** (k / 8) for k in range(80)]
-        shares = [
-            lost_share(60 * m, write.value, between, 60 * restart.value) for m in minutes
-        ]
-        figure, ax = new_axes(6.5, 2.8)
-        ax.plot(minutes, [100 * share for share in shares], color=OKABE_ITO[0])
-        ax.plot(box.best, 100 * box.lost, "o", color=OKABE_ITO[5], markersize=9)
-        ax.annotate(
-            f"every {box.best:.0f} min: {box.lost:.1%}",
-            (box.best, 100 * box.lost),
-            xytext=(0, 12),
-            textcoords="offset points",
-            ha="center",
+        drawn = draw_lost(write.value, 86_400 / failures.value, 60 * restart.value)
+        box.best, box.lost = drawn[1] / 60, drawn[2]
+        picture.value = figure_svg(
+            drawn[0], title=f"time lost, least at {box.best:.0f} minutes"
         )
-        ax.set(xscale="log", ylim=(0, 60), xlabel="minutes between checkpoints")
-        ax.set_xticks([1, 3, 10, 30, 100, 300], ["1", "3", "10", "30", "100", "300"])
-        ax.minorticks_off()
-        ax.set_ylabel("time lost, %")
-        picture.value = figure_svg(figure, title=f"time lost, least at {box.best:.0f} minutes")
 
     for control in (write, failures, restart):
         control.observe(redraw, names="value")
