@@ -109,4 +109,4 @@ def test_the_table_counts_what_was_found(survived):
     assert "| backward | 1 of 1 | 0 of 1 |" in table and "1 of 2 runs recovered" in table
     assert "equal to the bit" not in table  # of the one that hung nothing is known
     assert "| equal to the bit |" in report.table({**record, "strikes": [survived]})
-    assert report.line(lost).endswith("killed in backward of step 6: it hung")
+    assert report.line(lost).endswith("killed in backward, step 6: it hung")

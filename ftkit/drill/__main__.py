@@ -20,6 +20,12 @@ from ftkit.drill.report import line, table
 from ftkit.drill.run import SAVE_EVERY, STEPS, draw, fine_tune, judge, prepare
 
 
+def machine() -> str:
+    """Cores, system and how busy they are: seconds to resume are no good on a machine that does other work."""
+    load = f", load average {os.getloadavg()[1]:.0f}" if hasattr(os, "getloadavg") else ""
+    return f"{os.cpu_count()} cores, {platform.system()}{load}"
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m ftkit.drill", description=__doc__.partition("\n")[0])
     parser.add_argument("--seed", type=int, default=0, help="of the steps and ranks that are struck")
@@ -28,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     strikes = {ranks: draw(given.seed, ranks) for ranks in given.ranks}
     record = {"seed": given.seed, "steps": STEPS, "save_every": SAVE_EVERY, "torch": torch.__version__}
-    record |= {"machine": f"{os.cpu_count()} cores, {platform.system()}", "strikes": []}
+    record |= {"machine": machine(), "strikes": []}
     total = sum(1 + len(drawn) for drawn in strikes.values())
     with tempfile.TemporaryDirectory() as name, tqdm(total=total, unit="run") as bar:
         folder = Path(name)

@@ -6,7 +6,7 @@ from ftkit.drill.victim import POINTS
 
 
 def line(found: dict) -> str:
-    where = f"rank {found['rank']} of {found['ranks']} killed in {found['point']} of step {found['step']}"
+    where = f"rank {found['rank']} of {found['ranks']} killed in {found['point']}, step {found['step']}"
     return f"{where}: {'; '.join(found['faults']) or 'recovered'}"
 
 

@@ -39,7 +39,10 @@ def main() -> None:
 
 
 def lie_in_wait(folder: Path, point: str, step: int) -> None:
-    """Kill this process at `point` of step `step` (the first is 1)."""
+    """Kill this process at `point` of step `step` (the first is 1).
+
+    Checkpoints are written beside the steps: of one, the first write or rename after that step's update is struck.
+    """
     done = 0  # optimizer steps
 
     def kill() -> None:

@@ -35,6 +35,7 @@ import time
 import warnings
 from pathlib import Path
 
+# %%
 import ipywidgets
 import torch
 import transformers
@@ -166,6 +167,7 @@ def events(name, rank=0):
     ]
 
 
+# %%
 undisturbed = train("undisturbed")
 checkpoint = Path("undisturbed/checkpoints/step-000003")
 print(sorted(path.name for path in checkpoint.iterdir()))
@@ -217,6 +219,8 @@ load_weights(checkpoints.latest(), model)
 kept = all(torch.equal(tensor, original[name]) for name, tensor in model.state_dict().items())
 print(f"the checkpoint holds the weights as they were at `save`: {kept}")
 assert kept and returned < written
+
+# %%
 measured = "weights set to zero while the file was written; read back, all equal to the bit"
 claims.append(
     Claim(
@@ -294,6 +298,8 @@ print(
     f"chosen: {chosen.name}; a warning names the damaged file: {'__1_0' in str(said[0].message)}"
 )
 assert chosen.name == "step-000009" and "__1_0.distcp" in str(said[0].message)
+
+# %%
 claims.append(
     Claim(
         "a torn checkpoint is never loaded",
@@ -398,40 +404,23 @@ claims.append(
 
 # %%
 def timeline(name):
-    """Steps of both ranks over the seconds since the first one; a cross where a rank was killed."""
-    both = [{**event} for rank in range(RANKS) for event in events(name, rank)]
-    begin = min(event["time"] for event in both)
-    _, ax = new_axes(7.5, 1.9)
-    for event in both:
-        at, attempt = event["time"] - begin, event["attempt"]
-        if "killed" in event:
-            ax.plot(at, event["rank"], "x", color=OKABE_ITO[5], markersize=13, mew=3)
-            ax.annotate(
-                " SIGKILL",
-                (at, event["rank"]),
-                va="center",
-                xytext=(8, 0),
-                textcoords="offset points",
-            )
-        else:
-            ax.plot(
-                at, event["rank"], "os"[attempt], color=OKABE_ITO[attempt * 2], markersize=15
-            )
-            ax.text(
-                at,
-                event["rank"],
-                event["step"],
-                ha="center",
-                va="center",
-                color="white",
-                fontsize=8,
-            )
-    ax.set(
-        yticks=range(RANKS),
-        yticklabels=[f"rank {r}" for r in range(RANKS)],
-        ylim=(-0.6, RANKS - 0.4),
-    )
-    ax.set(xlabel="seconds; circles: first attempt, squares: second; the number is the step")
+    """A mark for each step over the seconds since the first; a cross where a rank was killed."""
+    _, ax = new_axes(7.5, 2.1)
+    begin = events(name)[0]["time"]
+    for rank, attempt in [(rank, attempt) for rank in range(RANKS) for attempt in (0, 1)]:
+        did = [event for event in events(name, rank) if event["attempt"] == attempt]
+        times = [event["time"] - begin for event in did]
+        steps = [event["step"] for event in did if "step" in event]
+        style = {"color": OKABE_ITO[2 * attempt], "marker": "os"[attempt], "markersize": 6}
+        ax.plot(times, [rank] * len(did), **style)
+        above = {"xytext": (0, 9), "textcoords": "offset points"}
+        ax.annotate(f"steps {steps[0]} to {steps[-1]}", (times[0], rank), **above)
+        if "killed" in did[-1]:
+            ax.plot(times[-1], rank, "x", color=OKABE_ITO[5], markersize=13, mew=3)
+            beside = {"xytext": (11, -4), "textcoords": "offset points"}
+            ax.annotate("SIGKILL", (times[-1], rank), **beside)
+    ax.set(yticks=range(RANKS), yticklabels=[f"rank {r}" for r in range(RANKS)])
+    ax.set(ylim=(-0.5, RANKS - 0.4), xlabel="seconds; circles: first attempt, squares: second")
     return ax
 
 
@@ -463,7 +452,8 @@ saved = latest_checkpoint(Path("one/checkpoints"))
 clean = step == STEPS + 3 and saved.name == f"step-{step:06d}"
 print(f"left after step {step}, and that step is saved: {clean}")
 assert clean
-measured = f"sent in step {STEPS + 3}, {'saved and left after it' if clean else 'not saved'}; under torchrun: in the tests"
+left = "saved and left after it" if clean else "not saved"
+measured = f"sent in step {STEPS + 3}, {left}; under torchrun: in the tests"
 claims.append(
     Claim("SIGTERM ends a run without losing a step", "this course", clean, measured)
 )
@@ -517,6 +507,8 @@ found = {
     factor: simulated(factor * young, WRITE, BETWEEN, RESTART)
     for factor in (0.1, 0.25, 0.5, 1, 2, 4, 10)
 }
+
+# %%
 for factor, share in found.items():
     print(
         f"{factor * young / 60:6.1f} minutes between checkpoints: {share:.1%} of the time is lost"
@@ -532,8 +524,27 @@ claims.append(Claim("save every √(2·C·M) seconds", "Young, 1974", best == 1,
 
 
 # %%
+def draw_lost(write, between_failures, restart):
+    """The curve of lost time; also Young's interval in seconds, and what is lost there."""
+    best = math.sqrt(2 * write * between_failures)
+    lost = lost_share(best, write, between_failures, restart)
+    minutes = [2 ** (k / 8) for k in range(80)]
+    shares = [lost_share(60 * m, write, between_failures, restart) for m in minutes]
+    figure, ax = new_axes(6.5, 2.8)
+    ax.plot(minutes, [100 * share for share in shares], color=OKABE_ITO[0])
+    ax.plot(best / 60, 100 * lost, "o", color=OKABE_ITO[5], markersize=9)
+    above = {"xytext": (0, 12), "textcoords": "offset points", "ha": "center"}
+    ax.annotate(f"every {best / 60:.0f} min: {lost:.1%}", (best / 60, 100 * lost), **above)
+    ax.set(xscale="log", ylim=(0, 60), xlabel="minutes between checkpoints")
+    ax.set_xticks([1, 3, 10, 30, 100, 300], ["1", "3", "10", "30", "100", "300"])
+    ax.minorticks_off()
+    ax.set_ylabel("time lost, %")
+    return figure, best, lost
+
+
+# %%
 def interval_explorer():
-    """Sliders over the curve of lost time; `best` is Young's interval in minutes."""
+    """Sliders over that curve; `best` is Young's interval in minutes."""
     write = ipywidgets.IntSlider(30, 1, 300, description="write, s")
     failures = ipywidgets.IntSlider(4, 1, 48, description="failures/day")
     restart = ipywidgets.IntSlider(5, 0, 60, description="restart, min")
@@ -541,30 +552,11 @@ def interval_explorer():
     box = ipywidgets.VBox([write, failures, restart, picture])
 
     def redraw(_change=None):
-        between = 86_400 / failures.value
-        box.best = math.sqrt(2 * write.value * between) / 60
-        box.lost = lost_share(60 * box.best, write.value, between, 60 * restart.value)
-        minutes = [2 ** (k / 8) for k in range(80)]
-        shares = [
-            lost_share(60 * m, write.value, between, 60 * restart.value) for m in minutes
-        ]
-        figure, ax = new_axes(6.5, 2.8)
-        ax.plot(minutes, [100 * share for share in shares], color=OKABE_ITO[0])
-        ax.plot(box.best, 100 * box.lost, "o", color=OKABE_ITO[5], markersize=9)
-        ax.annotate(
-            f"every {box.best:.0f} min: {box.lost:.1%}",
-            (box.best, 100 * box.lost),
-            xytext=(0, 12),
-            textcoords="offset points",
-            ha="center",
+        drawn = draw_lost(write.value, 86_400 / failures.value, 60 * restart.value)
+        box.best, box.lost = drawn[1] / 60, drawn[2]
+        picture.value = figure_svg(
+            drawn[0], title=f"time lost, least at {box.best:.0f} minutes"
         )
-        ax.set(
-            xscale="log",
-            ylim=(0, 60),
-            xlabel="minutes between checkpoints",
-            ylabel="time lost, %",
-        )
-        picture.value = figure_svg(figure, title=f"time lost, least at {box.best:.0f} minutes")
 
     for control in (write, failures, restart):
         control.observe(redraw, names="value")
