@@ -212,6 +212,8 @@ exact = all(
 apart = [
     abs(row["predicted"]["peak"] / max(r["peak"] for r in row["measured"]) - 1) for row in rows
 ]
+
+# %%
 for row in rows[::4]:
     plan_text = ", ".join(f"{k} {v}" for k, v in row["plan"].items()) or "defaults"
     print(
@@ -220,6 +222,8 @@ for row in rows[::4]:
 print(
     f"{len(rows)} combinations: states exact: {exact}; peaks apart by {max(apart):.2%} at most"
 )
+
+# %%
 claims.append(
     Claim(
         "a step's memory can be told without running it on its hardware",
@@ -306,12 +310,15 @@ def gpt(width, layers):
         return AutoModelForCausalLM.from_config(shape, dtype=torch.float32)
 
 
+# %%
 ask = Plan(micro_batch_size=1, max_length=512, activation_checkpointing=True, loss_chunk=128)
 asked = {
     "0.7 B, DDP on 4": (gpt(1280, 32), replace(ask, mesh=(4, 1, 1), kernel="fused")),
     "3 B, FSDP on 4": (gpt(2560, 36), replace(ask, mesh=(1, 4, 1), kernel="fused")),
     "Llama-2-7B alone": (named_model("llama-2-7b"), ask),
 }
+
+# %%
 answers = {name: estimate_memory(*question) for name, question in asked.items()}
 for name, e in answers.items():
     billions = count_parameters(asked[name][0]).total / 1e9
@@ -330,28 +337,36 @@ source = "tutorials of PyTorch FSDP, 2022"
 condition = (
     "one row of 512 tokens, checkpointing, chunked loss, and an AdamW without temporaries"
 )
-claims += [
+claims.append(
     Claim(
         "a model of 700 M parameters trains on GPUs of 16 GB under DDP",
         source,
         ddp < 16,
         f"{ddp:.1f} GB by estimate, float32",
         only_if=condition if ddp < 16 else "",
-    ),
+    )
+)
+
+# %%
+claims.append(
     Claim(
         "a model of 3 B trains on four GPUs of 16 GB under FSDP",
         source,
         fsdp < 16 < too_much,
         f"{fsdp:.1f} GB by estimate; under DDP {too_much:.0f} GB before any activation",
         only_if=condition if fsdp < 16 < too_much else "",
-    ),
+    )
+)
+claims.append(
     Claim(
         "full fine-tuning of Llama-2-7B does not fit on one GPU of 80 GB",
         source,
         seven > 80,
         f"{seven:.0f} GB by estimate, float32 with AdamW",
-    ),
-]
+    )
+)
+
+# %%
 assert ddp < too_much and seven > 80
 small = count_parameters(asked["0.7 B, DDP on 4"][0]).total
 default = (20 + 4) * small / 1e9  # AdamW's foreach kernel has a copy of the second moments
