@@ -48,6 +48,10 @@ from ftkit.studies.memory_plans import plan_of
 
 # %% tags=["nbval-ignore-output"]
 use_course_style()
+
+import warnings  # PEFT asks a model by a name that changes
+
+warnings.filterwarnings("ignore", r"`\w*gradient_checkpointing", FutureWarning)
 logging.disable(logging.WARNING)  # transformers warns of tokens that a tiny vocabulary lacks
 model, _ = load_base(data_dir() / "pocket-base")
 print(f"torch {torch.__version__}, device: cpu")
