@@ -169,8 +169,8 @@ print(f"checkpointing and chunks leave {peaks[3] / peaks[1]:.0%} of it")
 
 # %% [markdown]
 # Notice: less than four times, as the states stay. Checkpointing keeps one row of `D` numbers a token and layer, and
-# computes one layer again at a time. Chunks change little here, where the vocabulary is small; section 7 has them
-# where it is large.
+# the logits stick out. Chunks remove those, and the peak moves: now it is one layer, computed again in the backward
+# pass, and nearly as large.
 
 # %% [markdown]
 # ## 4 · On several ranks
