@@ -9,6 +9,7 @@ from ftkit.memory.live import KINDS
 from ftkit.plots import HATCHES, OKABE_ITO, figure_svg, new_axes
 
 ORDER = (*KINDS, "scratch")
+COLOURS, MARKS = (*OKABE_ITO, "#999999"), (*HATCHES, "..")  # one pair for each
 GIB = 2**30
 RESERVE = 0.1  # of a GPU, for the CUDA context, libraries and fragmentation
 
@@ -25,15 +26,14 @@ def plot_memory(bars: Mapping[str, Mapping[str, int]], *, capacity: int | None =
     for kind in kinds:
         sizes = [bar.get(kind, 0) / scale for bar in bars.values()]
         n = ORDER.index(kind)
-        look = {
-            "color": OKABE_ITO[n % len(OKABE_ITO)],
-            "hatch": HATCHES[n % len(HATCHES)],
-            "edgecolor": "white",
-        }
+        look = {"color": COLOURS[n], "hatch": MARKS[n], "edgecolor": "white"}
         ax.barh(list(bars), sizes, left=left, label=kind, **look)
         left = [a + b for a, b in zip(left, sizes, strict=True)]
     for row, total in enumerate(left):
-        ax.annotate(f" {total:,.1f}", (total, row), va="center")
+        box = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # over the line of the capacity
+        ax.annotate(
+            f"{total:,.1f}", (total, row), (5, 0), textcoords="offset points", va="center", bbox=box, zorder=5
+        )
     if capacity:
         ax.axvline(capacity / scale, color="black", linestyle="--", linewidth=1.2)
         ax.annotate(

@@ -37,8 +37,10 @@ def communication(model: nn.Module, plan: Plan) -> dict[str, int]:
     if tp > 1:
         hidden = causal_lm(model).config.get_text_config().hidden_size
         tokens = plan.micro_batch_size * plan.max_length * plan.accumulation
-        # Attention and MLP each add up their outputs forward and their inputs' gradients backward.
-        passes = 6 if plan.activation_checkpointing else 4
+        # Forward, the output of each linear that is cut by rows; backward, the input's gradient of each cut by columns.
+        # Computing a layer again stops before its last output, which nothing needs.
+        styles = list(parallel_styles(model).values())
+        passes = len(styles) + (styles.count("rowwise") - 1 if plan.activation_checkpointing else 0)
         size = tokens * hidden * DTYPES[plan.compute].itemsize * len(decoder_layers(model))
         sent["all-reduce of activations"] = passes * 2 * size * (tp - 1) // tp
     return {operation: size for operation, size in sent.items() if size}
