@@ -610,7 +610,7 @@ assert mixed_units(maps["first half frozen"]) == ["the rest"]
 # %% [markdown]
 # Notice: BitFit mixes in every block, so FSDP1 refused it; since torch 2.1 (2023) it takes a mixture with
 # `use_orig_params=True`. FSDP2 shards each parameter by itself and takes any pattern:
-# [16_fsdp_fine_tune](16_fsdp_fine_tune.ipynb) provokes that error, and trains a mixed model.
+# [13_ddp_to_fsdp](13_ddp_to_fsdp.ipynb) provokes that error, and trains a mixed model.
 
 # %% [markdown]
 # ## 8 · Break it, then fix it

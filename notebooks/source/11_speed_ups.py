@@ -962,4 +962,4 @@ show_claims(claims)
 #
 # ## Next
 #
-# [16_fsdp_fine_tune](16_fsdp_fine_tune.ipynb): what one device cannot hold, several hold in parts.
+# [12_memory](12_memory.ipynb): what a run will need, told before it starts.

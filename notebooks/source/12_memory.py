@@ -573,4 +573,4 @@ show_claims(claims)
 #
 # ## Next
 #
-# `13_ddp_to_fsdp.ipynb`: the same bytes, seen on live ranks.
+# [13_ddp_to_fsdp](13_ddp_to_fsdp.ipynb): the same bytes, seen on live ranks.

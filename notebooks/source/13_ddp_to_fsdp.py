@@ -3,7 +3,8 @@
 #
 # Two processes that you can ask: what each holds, what it sends, and whether together they compute what one would.
 #
-# - **Prerequisites:** 12_memory (weights, gradients, moments) and [01_gradient_masks](01_gradient_masks.ipynb).
+# - **Prerequisites:** [12_memory](12_memory.ipynb) (weights, gradients, moments)
+#   and [01_gradient_masks](01_gradient_masks.ipynb).
 # - **Hardware:** any processor with two cores; a GPU is not used here. On Windows, use WSL 2.
 # - **Time:** about 45 minutes with the exercises; its cells run in about a minute on two cores.
 
@@ -711,4 +712,4 @@ show_claims(claims)
 #
 # ## Next
 #
-# 14_delayed_init_and_tensor_parallel: models that no rank could load whole.
+# [14_delayed_init_and_tensor_parallel](14_delayed_init_and_tensor_parallel.ipynb): models that no rank could load whole.
