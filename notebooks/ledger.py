@@ -18,6 +18,7 @@ import nbformat
 
 from ftkit.bench.report import markdown
 from ftkit.claims import read_claims
+from ftkit.drill.report import table as drill_table
 
 ROOT = Path(__file__).resolve().parent.parent
 MAP = "00_start_here"
@@ -151,6 +152,9 @@ def written(root=ROOT):
     readme = between_markers(readme, "claims", claim_table(claims))
     if "<!-- bench" in readme:
         readme = between_markers(readme, "bench", bench_tables(root / "data" / "results"))
+    if "<!-- drill" in readme:
+        record = json.loads((root / "data" / "results" / "drill.json").read_text(encoding="utf-8"))
+        readme = between_markers(readme, "drill", drill_table(record))
     texts = {"data/notebooks.json": notebooks, "data/claims.json": claims}
     texts = {name: json.dumps(rows, indent=1, ensure_ascii=False) + "\n" for name, rows in texts.items()}
     return {root / name: text for name, text in {**texts, "README.md": readme}.items()}

@@ -705,11 +705,12 @@ show_claims(claims)
 # ## Sources
 #
 # - PyTorch, [fully_shard](https://docs.pytorch.org/docs/stable/distributed.fsdp.fully_shard.html) and
-#   [DistributedDataParallel](https://docs.pytorch.org/docs/stable/generated/torch.nn.parallel.DistributedDataParallel.html).
+#   [DistributedDataParallel](https://docs.pytorch.org/docs/stable/notes/ddp.html).
 # - Zhao et al., [PyTorch FSDP](https://arxiv.org/abs/2304.11277): experiences on scaling, FSDP1.
 # - PyTorch, [FSDP tutorial](https://docs.pytorch.org/tutorials/intermediate/FSDP_advanced_tutorial.html) of 2022.
 # - [ipyparallel](https://ipyparallel.readthedocs.io), which carries `%%px`.
 #
 # ## Next
 #
-# [14_delayed_init_and_tensor_parallel](14_delayed_init_and_tensor_parallel.ipynb): models that no rank could load whole.
+# [14_delayed_init_and_tensor_parallel](14_delayed_init_and_tensor_parallel.ipynb): models that
+# no rank could load whole.
