@@ -69,9 +69,13 @@ def first_change(rows: Sequence[Mapping], chosen: Mapping, capacity: int) -> str
             return row["change"]
     for row in sorted(same, key=lambda row: row["gpus"]):
         if row["gpus"] > chosen["gpus"]:
-            return f"{row['gpus']} GPUs, with {row['change']}"
+            return f"{row['gpus']} GPUs{_with(row)}"
     others = [row for row in near if row["gpus"] == chosen["gpus"]]
-    return f"{others[0]['method']}, with {others[0]['change']}" if others else ""
+    return f"{others[0]['method']}{_with(others[0])}" if others else ""
+
+
+def _with(row: Mapping) -> str:
+    return "" if row["change"] == "as planned" else f", with {row['change']}"
 
 
 class MemoryExplorer(ipywidgets.VBox):

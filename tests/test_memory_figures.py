@@ -25,7 +25,7 @@ ROWS = [
 def test_first_change():
     assert first_change(ROWS, ROWS[0], 80 * GIB) == "8 GPUs, with less"
     assert first_change(ROWS, ROWS[0], 180 * GIB) == "less"
-    assert first_change(ROWS, ROWS[0], 40 * GIB) == "lora, with as planned"
+    assert first_change(ROWS, ROWS[0], 40 * GIB) == "lora"
     assert first_change(ROWS, ROWS[0], 10 * GIB) == ""  # nothing would do
     assert first_change(ROWS, ROWS[4], 80 * GIB) == ""  # it fits
     assert fits(ROWS[3], 80 * GIB) and not fits(ROWS[3], 77 * GIB)  # a tenth is left free

@@ -25,6 +25,11 @@ def check_peak_gathered(peak_gathered) -> str:
         raise NotYet(
             f"with one wrapper around the model all 650 bytes are whole at once, and yours are {value}."
         )
+    others = [float(filled(peak_gathered([70, 20, 10, 40], 5, each))) for each in (True, False)]
+    if others != [75, 145]:
+        raise NotYet(
+            "right for the example only: with layers of 70, 20, 10, 40 and a root of 5 it is 75, or 145 in one wrapper."
+        )
     return "the root and the largest layer; with a single wrapper, all of it."
 
 
@@ -50,6 +55,8 @@ def check_all_gathers(all_gathers) -> str:
         )
     if filled(all_gathers(12, True)) != 25:
         raise NotYet("right for 4 layers, and not for 12: use the argument.")
+    if filled(all_gathers(12, False)) != 13:
+        raise NotYet("without resharding, 12 layers and the root gather 13 times.")
     return "two for each layer that is resharded, one for the root: less memory is paid for in traffic."
 
 
@@ -75,4 +82,6 @@ def check_clip_factor(clip_factor) -> str:
         raise NotYet("a gradient that is smaller than max_norm is left alone: the factor is at most 1.")
     if not math.isclose(value, 1.0, rel_tol=1e-4):
         raise NotYet(f"the norm 0.5 is below max_norm, so the factor is 1, and yours is {value:.3f}.")
+    if not math.isclose(float(filled(clip_factor([2.0, 3.0, 6.0], 3.5))), 0.5, rel_tol=1e-4):
+        raise NotYet("norms 2, 3 and 6 clipped to 3.5 give 0.5: use every shard, and max_norm.")
     return "one norm over all shards, and the same factor on every rank."

@@ -20,12 +20,14 @@ def check_shard_rows(shard_rows) -> str:
             raise NotYet(f"{where}: there should be a number for each rank, and you return {len(sizes)}.")
         if any(not isinstance(size, int) for size in sizes):
             raise NotYet(f"{where}: a rank holds whole rows: use //, not /.")
+        if min(sizes) < 0:
+            raise NotYet(f"{where}: a rank holds {min(sizes)} rows: where nothing is left, it holds 0.")
         if sum(sizes) < rows:
             raise NotYet(f"{where}: {rows - sum(sizes)} rows lie nowhere: round the block up, not down.")
         if sum(sizes) > rows:
             raise NotYet(f"{where}: {sum(sizes)} rows are held: the last ranks take only what is left.")
         if sizes != expected and sorted(sizes) != sorted(expected):
-            raise NotYet(f"{where}: FSDP2 does not even the blocks out; expected {expected}, got {sizes}.")
+            raise NotYet(f"{where}: blocks are rounded up, not evened out; expected {expected}, got {sizes}.")
         if sizes != expected:
             raise NotYet(f"{where}: the first ranks are filled first: {expected}.")
     return "equal blocks from the top, and the last ranks take what is left, even nothing."
@@ -35,7 +37,12 @@ def check_shard_rows(shard_rows) -> str:
 def check_global_loss(global_loss) -> str:
     """Check `global_loss(sums, tokens)`: from each rank's summed loss and unmasked tokens."""
     sums, tokens = [30.0, 2.0, 0.0], [10, 2, 0]
-    value = float(filled(global_loss(list(sums), list(tokens))))
+    try:
+        value = float(filled(global_loss(list(sums), list(tokens))))
+    except ZeroDivisionError:
+        raise NotYet(
+            "a rank may have no tokens: do not divide on each rank; add up first, then divide once."
+        ) from None
     wrong = {
         (3.0 + 1.0) / 2: "that is a mean of the ranks' means: a rank with few tokens would weigh too much.",
         (3.0 + 1.0) / 3: "that is a mean of the ranks' means: a rank with few tokens would weigh too much.",

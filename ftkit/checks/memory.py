@@ -47,13 +47,23 @@ def check_rank_bytes(rank_bytes) -> str:
         raise NotYet(
             f"44,000 bytes are expected, and yours is {value:,.0f}: shards, and the largest layer twice."
         )
+    if not math.isclose(rank_bytes([10, 20], 2), 16 * 30 / 2 + 4 * 20):
+        raise NotYet(
+            "layers of 10 and 20 on 2 ranks take 320 bytes: a trained weight keeps 16, divided by `ranks`."
+        )
     return "44,000 bytes: what is kept shrinks with the ranks, what is gathered does not."
 
 
 @checker
 def check_largest_micro_batch(largest_micro_batch) -> str:
     """Check `largest_micro_batch(peak_of, capacity)`: rows whose peak, linear in rows, fits."""
-    for fixed, per_row, capacity in ((100, 7, 150), (1_000, 64, 2_000), (10, 3, 40), (50, 10, 55)):
+    for fixed, per_row, capacity in (
+        (100, 7, 150),
+        (1_000, 64, 2_000),
+        (10, 3, 40),
+        (50, 10, 55),
+        (50, 10, 20),
+    ):
         calls = []
 
         def peak_of(rows: int, fixed=fixed, per_row=per_row, calls=calls) -> int:
@@ -67,6 +77,8 @@ def check_largest_micro_batch(largest_micro_batch) -> str:
             raise NotYet(f"{where}: rows are whole: round down.")
         if value > right and value == capacity // per_row:
             raise NotYet(f"{where}: take off what is there without any row first.")
+        if value < 0:
+            raise NotYet(f"{where}: not even one row fits: return 0.")
         if value == right + 1:
             raise NotYet(f"{where}: {right + 1} rows do not fit: round down.")
         if value != right:

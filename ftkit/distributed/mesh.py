@@ -10,6 +10,7 @@ the ranks form a mesh of three dimensions, whose product is the number of ranks:
 
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -19,7 +20,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from ftkit.device import Device, pick_device
-from ftkit.distributed.rendezvous import join
+from ftkit.distributed.rendezvous import RendezvousError, join
 
 # torch's own default makes a rank that lost its peers hang for half an hour.
 TIMEOUT = timedelta(minutes=10)
@@ -118,9 +119,10 @@ def run(main: Callable[[Ranks], None], mesh: str = "", timeout: timedelta = TIME
     """Call `main(ranks)`, inside a process group where torchrun has started several ranks.
 
     `mesh` as in `mesh_shape`; `timeout` is how long a rank waits for the others, to join and in each collective.
-    With several ranks this is the last thing that a process does: it ends here, with exit code 0. gloo's
-    threads can outlive the process group and abort an interpreter that shuts down in the usual way ("terminate
-    called without an active exception"), after all work is done and saved.
+    With several ranks this is the last thing that a process does: it ends here, with exit code 0, or 1 after the
+    traceback of what `main` raised. gloo's threads can outlive the process group and abort an interpreter that shuts
+    down in the usual way ("terminate called without an active exception"), and those that write a checkpoint can make
+    one that has failed wait for the others.
     """
     world_size = launched_world_size()
     shape = mesh_shape(mesh, world_size)
@@ -130,12 +132,18 @@ def run(main: Callable[[Ranks], None], mesh: str = "", timeout: timedelta = TIME
     if world_size == 1:
         main(Ranks(0, 1, compute, None))
         return
-    join(compute.backend, timeout)
+    try:
+        join(compute.backend, timeout)
+    except RendezvousError as error:
+        raise SystemExit(f"error: {error}") from None
+    code = 0
     try:
         main(arrange(shape, compute))
         dist.barrier()
-    finally:
         dist.destroy_process_group()
+    except BaseException as error:
+        traceback.print_exception(error)
+        code = 1
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)
+    os._exit(code)

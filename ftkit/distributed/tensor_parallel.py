@@ -47,11 +47,10 @@ def check(config: PretrainedConfig, tp: int) -> None:
         )
 
 
-def parallelize(model: nn.Module, tp_mesh: DeviceMesh) -> nn.Module:
-    """Cut the model's matrices over `tp_mesh`, as its own plan says, in place; logits are whole on every rank.
+def layer_styles(model: nn.Module) -> dict[str, str]:
+    """A key of STYLES for each module that is cut, by its name; numbers of layers stand as `*`.
 
-    Works on meta and on real weights, which must then be the same on all ranks. Do it before `fully_shard`.
-    Raises ValueError for a model without a plan, with a style of layer that is not known here, and as `check`.
+    Raises ValueError for a model without a plan, and for one with a style that is not known here.
     """
     name = type(model).__name__
     if hasattr(model, "peft_config"):
@@ -62,10 +61,20 @@ def parallelize(model: nn.Module, tp_mesh: DeviceMesh) -> nn.Module:
         raise ValueError(
             f"{name} has no tensor-parallel plan (base_model_tp_plan): use dp_shard instead of tp"
         )
-    check(model.config, tp_mesh.size())
     plan = {**model.tp_plan, **_ends(model)}
     if unknown := sorted({style for style in plan.values() if style not in STYLES}):
         raise ValueError(f"{name}'s plan has layers of kind {', '.join(unknown)}: use dp_shard instead of tp")
+    return plan
+
+
+def parallelize(model: nn.Module, tp_mesh: DeviceMesh) -> nn.Module:
+    """Cut the model's matrices over `tp_mesh`, as its own plan says, in place; logits are whole on every rank.
+
+    Works on meta and on real weights, which must then be the same on all ranks. Do it before `fully_shard`.
+    Raises ValueError as `layer_styles` and `check` do.
+    """
+    plan = layer_styles(model)
+    check(model.config, tp_mesh.size())
     styles: dict[str, ParallelStyle] = {layer: STYLES[style]() for layer, style in plan.items()}
     parallelize_module(model, tp_mesh, styles, src_data_rank=None)  # None: no rank sends its weights
     model.tie_weights()  # each of two tied layers has been given a weight of its own

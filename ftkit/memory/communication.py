@@ -1,15 +1,16 @@
 """Bytes that a rank sends in a step, by ring algorithms: of S bytes on n ranks S (n - 1) / n, twice that to all-reduce.
 
-Shapes: B rows, T tokens, D hidden.
+Shapes: B rows, T tokens, D hidden, V vocabulary.
 """
 
 from collections import Counter
 
 from torch import nn
 
+from ftkit.distributed import tensor_parallel
 from ftkit.distributed.sharding import decoder_layers
 from ftkit.memory.plan import DTYPES, Plan
-from ftkit.memory.step import causal_lm, parallel_styles
+from ftkit.memory.step import causal_lm, cut_along
 
 
 def communication(model: nn.Module, plan: Plan) -> dict[str, int]:
@@ -18,7 +19,7 @@ def communication(model: nn.Module, plan: Plan) -> dict[str, int]:
     sent = Counter()
     layers = [parameter for layer in decoder_layers(model) for parameter in layer.parameters()]
     in_layers = {id(parameter) for parameter in layers}
-    split = _split_by_tp(model) if tp > 1 else set()
+    split = cut_along(model) if tp > 1 else {}
     for parameter in model.parameters():
         size = parameter.numel() // (tp if id(parameter) in split else 1)
         trains = parameter.requires_grad
@@ -35,20 +36,17 @@ def communication(model: nn.Module, plan: Plan) -> dict[str, int]:
             reduced = size * parameter.element_size() * plan.accumulation
             sent["all-reduce of gradients"] += 2 * reduced * (replicate - 1) // replicate
     if tp > 1:
-        hidden = causal_lm(model).config.get_text_config().hidden_size
+        config = causal_lm(model).config.get_text_config()
         tokens = plan.micro_batch_size * plan.max_length * plan.accumulation
+        hidden = tokens * config.hidden_size * DTYPES[plan.compute].itemsize
         # Forward, the output of each linear that is cut by rows; backward, the input's gradient of each cut by columns.
         # Computing a layer again stops before its last output, which nothing needs.
-        styles = list(parallel_styles(model).values())
+        found = tensor_parallel.layer_styles(causal_lm(model))
+        styles = [style for name, style in found.items() if "*." in name and style in ("colwise", "rowwise")]
         passes = len(styles) + (styles.count("rowwise") - 1 if plan.activation_checkpointing else 0)
-        size = tokens * hidden * DTYPES[plan.compute].itemsize * len(decoder_layers(model))
-        sent["all-reduce of activations"] = passes * 2 * size * (tp - 1) // tp
+        ends = 2  # the embedding's output, and the gradient of what the head is given
+        reduced = (passes * len(decoder_layers(model)) + ends) * hidden
+        sent["all-reduce of activations"] = 2 * reduced * (tp - 1) // tp
+        logits = tokens * config.vocab_size * DTYPES[plan.compute].itemsize
+        sent["all-gather of logits"] = logits * (tp - 1) // tp
     return {operation: size for operation, size in sent.items() if size}
-
-
-def _split_by_tp(model: nn.Module) -> set[int]:
-    return {
-        id(layer.get_submodule(name).weight)
-        for layer in decoder_layers(model)
-        for name in parallel_styles(model)
-    }

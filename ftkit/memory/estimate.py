@@ -6,11 +6,12 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from ftkit.distributed import tensor_parallel
 from ftkit.distributed.sharding import decoder_layers
 from ftkit.memory.communication import communication
 from ftkit.memory.plan import Plan
 from ftkit.memory.states import States, states
-from ftkit.memory.step import apply_method, causal_lm, parallel_styles
+from ftkit.memory.step import apply_method, causal_lm
 from ftkit.memory.trace import Trace, on_meta, trace
 
 OPTIMIZER_STEP = "optimizer step"
@@ -106,13 +107,7 @@ def check(model: nn.Module, plan: Plan) -> None:
         return
     if plan.method == "lora":
         raise ValueError("LoRA and tensor parallelism do not go together here: give a mesh whose tp is 1")
-    parallel_styles(model)
-    heads = {
-        name: getattr(config, name)
-        for name in ("num_attention_heads", "num_key_value_heads", "intermediate_size")
-    }
-    for name, count in heads.items():
-        if count % tp:
-            raise ValueError(f"tp {tp} does not divide {name} {count}: give a divisor of it")
+    tensor_parallel.layer_styles(causal_lm(model))
+    tensor_parallel.check(causal_lm(model).config, tp)
     if not decoder_layers(model):
         raise ValueError("the model has no layers to split")

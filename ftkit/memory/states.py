@@ -9,10 +9,9 @@ from torch import nn
 
 from ftkit.child_tuning.masks import clean_name
 from ftkit.child_tuning.update import BLOCK
-from ftkit.distributed.sharding import decoder_layers
 from ftkit.memory.live import LiveBytes
 from ftkit.memory.plan import DTYPES, Plan
-from ftkit.memory.step import parallel_styles
+from ftkit.memory.step import cut_along
 from ftkit.torch_private import fake_tensors
 
 INDEX_BYTES = 4  # int32, up to 2³¹ elements in a tensor
@@ -36,11 +35,10 @@ def block(length: int, parts: int, index: int) -> slice:
     return slice(min(length, index * size), min(length, (index + 1) * size))
 
 
-def region(shape: torch.Size, plan: Plan, rank: int, style: str = "") -> tuple[slice, ...]:
-    """Where a rank's part of a parameter lies in the whole; tensor parallelism cuts first, then `fully_shard`."""
+def region(shape: torch.Size, plan: Plan, rank: int, along: int | None = None) -> tuple[slice, ...]:
+    """Where a rank's part of a parameter lies; tensor parallelism cuts `along`, then `fully_shard` by rows."""
     _, shard, tp = plan.mesh
     cuts = [slice(0, length) for length in shape]
-    along = {"colwise": 0, "rowwise": 1 if len(shape) > 1 else None}.get(style)
     if along is not None:
         cuts[along] = block(shape[along], tp, rank % tp)
     if cuts and shard > 1:
@@ -58,14 +56,9 @@ def numel(cuts: tuple[slice, ...]) -> int:
 
 def parts(model: nn.Module, plan: Plan, rank: int) -> Iterator[tuple[str, nn.Parameter, tuple[slice, ...]]]:
     """Name, whole parameter and the rank's region of it; tied weights once."""
-    styles = {}
-    if plan.mesh[2] > 1:
-        for layer in decoder_layers(model):
-            for name, style in parallel_styles(model).items():
-                for parameter in layer.get_submodule(name).parameters():
-                    styles[id(parameter)] = style
+    along = cut_along(model) if plan.mesh[2] > 1 else {}
     for name, parameter in model.named_parameters():
-        yield name, parameter, region(parameter.shape, plan, rank, styles.get(id(parameter), ""))
+        yield name, parameter, region(parameter.shape, plan, rank, along.get(id(parameter)))
 
 
 def moment_dtype(plan: Plan, weights: torch.dtype) -> torch.dtype:

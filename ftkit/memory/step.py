@@ -3,6 +3,7 @@
 Shapes: B rows of a micro-batch, T tokens, V vocabulary, D hidden.
 """
 
+import re
 from collections.abc import Callable
 from types import MethodType
 
@@ -10,18 +11,17 @@ import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from ftkit.adapters import attach
+from ftkit.distributed import tensor_parallel
 from ftkit.distributed.sharding import decoder_layers
 from ftkit.freezing import freeze
 from ftkit.memory.live import LiveBytes
 from ftkit.memory.plan import DTYPES, Plan
 
 IGNORE_INDEX = -100
-STYLES = {"colwise": ColwiseParallel, "rowwise": RowwiseParallel}
 
 
 def apply_method(model: nn.Module, plan: Plan) -> nn.Module:
@@ -34,17 +34,20 @@ def apply_method(model: nn.Module, plan: Plan) -> nn.Module:
     return model.train()
 
 
-def parallel_styles(model: nn.Module) -> dict[str, str]:
-    """ "colwise" or "rowwise" by a layer's module name without its number, as the model's own plan says.
+def cut_along(model: nn.Module) -> dict[int, int]:
+    """The dimension along which tensor parallelism cuts each parameter that it cuts, by the parameter's id.
 
-    Raises ValueError for an architecture that names none.
+    Raises ValueError for a model without a plan.
     """
-    base = causal_lm(model)
-    plan = getattr(base.config.get_text_config(), "base_model_tp_plan", None) or {}
-    styles = {n.split("*.")[1]: style for n, style in plan.items() if "*." in n and style in STYLES}
-    if not styles:
-        raise ValueError(f"{type(base).__name__} names no tensor parallel plan: give a mesh whose tp is 1")
-    return styles
+    styles, along = tensor_parallel.layer_styles(causal_lm(model)), {}
+    for name, module in causal_lm(model).named_modules():
+        style = styles.get(re.sub(r"\.\d+", ".*", name))
+        for parameter in module.parameters(recurse=False):
+            if style == "rowwise" and parameter.ndim > 1:
+                along[id(parameter)] = 1
+            elif style in ("colwise", "colwise_gather_output", "embedding_rowwise"):
+                along[id(parameter)] = 0
+    return along
 
 
 def causal_lm(model: nn.Module) -> nn.Module:
@@ -64,9 +67,7 @@ def distribute(model: nn.Module, plan: Plan, mesh: DeviceMesh | None) -> nn.Modu
     if mesh is None:
         return model
     if plan.mesh[2] > 1:
-        styles = {name: STYLES[style]() for name, style in parallel_styles(model).items()}
-        for layer in decoder_layers(model):
-            parallelize_module(layer, mesh["tp"], styles)
+        tensor_parallel.parallelize(base, mesh["tp"])
     if plan.ddp:
         return DistributedDataParallel(model)
     if plan.sharded:

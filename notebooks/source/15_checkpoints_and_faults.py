@@ -1,20 +1,20 @@
 # %% [markdown]
 # # 15 · Checkpoints and faults: nothing is lost
 #
-# Long runs are interrupted: a process dies, a machine is withdrawn, a disk fills up. Here ranks are killed on
-# purpose, and every run still ends with the numbers of the run that nobody disturbed.
+# Long runs are interrupted: a process dies, a machine is withdrawn, a disk fills up. Here a rank is
+# killed in the middle of a step, and the run ends with the very numbers of one that nobody disturbed.
 #
 # - **Prerequisites:** [14_delayed_init_and_tensor_parallel](14_delayed_init_and_tensor_parallel.ipynb).
-# - **Hardware:** any processor with two cores; a GPU is not used here.
+# - **Hardware:** any processor with two cores; a GPU is not used here. On Windows, use WSL 2.
 # - **Time:** about 35 minutes with the exercises; its cells run in about 45 seconds on two cores.
 
 # %% [markdown]
 # ## You will be able to
 #
 # - **read** what lies in a sharded checkpoint,
-# - **resume** on another number of ranks, and prove that nothing changed,
+# - **resume** on another number of ranks, and say by how much losses may differ,
 # - **tell** a whole checkpoint from a torn one,
-# - **survive** `kill -9` and SIGTERM without a hand,
+# - **survive** `kill -9`, and **leave** in order on SIGTERM,
 # - **choose** how often to save.
 
 # %%
@@ -75,9 +75,14 @@ claims = []  # what this notebook tested, each with its verdict; the recap print
 # %% [markdown]
 # ## 1 · What a sharded checkpoint is made of
 #
-# To go on exactly, a run needs its weights, the optimizer's two moments and its place in the data. Torch's
-# **distributed checkpoint** (DCP) lets every rank write what it holds. Here is the program of this notebook: a few
-# steps of training, and three calls of `Checkpoints`.
+# To go on exactly, a run needs its weights, the optimizer's state (two moments and a step count) and its place in
+# the data (here: the step, which seeds the batch); with a schedule or dropout, those states too. In torch's
+# **distributed checkpoint** (DCP) every rank writes what it holds.
+
+# %% [markdown]
+# Here is the program of this notebook. `Checkpoints` finds the latest, loads, saves, and at the end waits; the `{}`
+# is room for more, such as a schedule. `Preemption` is for section 6; `keep=9` keeps every checkpoint for our
+# experiments.
 
 # %%
 # %%writefile train.py
@@ -145,7 +150,7 @@ def one_step(folder, model, optimizer, step, ranks, kill_at):
 
 
 def note(folder, ranks, **event):
-    attempt = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
+    attempt = int(os.environ["TORCHELASTIC_RESTART_COUNT"])  # torchrun's count of restarts
     event |= {"rank": ranks.rank, "attempt": attempt, "time": time.time()}
     with (folder / f"events-{ranks.rank}.jsonl").open("a") as file:
         file.write(json.dumps(event) + "\n")
@@ -186,8 +191,9 @@ print(
 assert all(1.4 < share < 1.7 for share in shares)
 
 # %% [markdown]
-# Notice: half of three times the weights: parameters and two moments. `.metadata` says which slice of which tensor
-# lies where; `about.json` is ours, and holds the run's name and the size of every file.
+# Notice: half of three times the weights (parameters and two moments) is 1.5; the rest is a header for every slice,
+# which shows only in so small a model. `.metadata` says which slice lies where; `about.json` is ours: the run's
+# settings, its parameters' shapes, the size of every file.
 
 # %% [markdown]
 # ## 2 · Save while training goes on
@@ -202,10 +208,19 @@ optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
 checkpoints = Checkpoints(Path("alone"), ABOUT, alone)
 original = {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
+
+def save_and_zero(step):
+    """Save, then set all weights to zero; whether the checkpoint was not whole yet when they were."""
+    model.load_state_dict(original)
+    checkpoints.save(step, model, optimizer, {})
+    torch._foreach_zero_([p.data for p in model.parameters()])
+    return not Path("alone", f"step-{step:06d}").exists()
+
+
 start = time.perf_counter()
-checkpoints.save(1, model, optimizer, {})
+# Once is enough; on a busy machine the writer may be done before this process goes on.
+unfinished = any(save_and_zero(step) for step in (1, 2, 3))
 returned = time.perf_counter() - start
-torch._foreach_zero_([p.data for p in model.parameters()])
 checkpoints.finish()
 written = time.perf_counter() - start
 
@@ -217,8 +232,9 @@ print(
 # %%
 load_weights(checkpoints.latest(), model)
 kept = all(torch.equal(tensor, original[name]) for name, tensor in model.state_dict().items())
-print(f"the checkpoint holds the weights as they were at `save`: {kept}")
-assert kept and returned < written
+print(f"the weights were zero before the checkpoint was whole: {unfinished}")
+print(f"it holds them as they were at `save`: {kept}")
+assert kept and unfinished
 
 # %%
 measured = "weights set to zero while the file was written; read back, all equal to the bit"
@@ -226,7 +242,7 @@ claims.append(
     Claim(
         "training may go on while a checkpoint is written",
         "PyTorch, async_save",
-        kept,
+        kept and unfinished,
         measured,
     )
 )
@@ -244,7 +260,7 @@ claims.append(
 # %%
 from step import one_step
 
-shutil.copytree(checkpoint, "one/checkpoints/step-000003")
+shutil.copytree(checkpoint, "one/checkpoints/step-000003", dirs_exist_ok=True)
 model = load_base()[0]
 optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
 checkpoints = Checkpoints(Path("one/checkpoints"), ABOUT, alone)
@@ -259,10 +275,14 @@ print(f"steps done after the resume: {sorted(resumed)}")
 print(f"losses on one rank within 0.0001 of those on two: {apart < 1e-4}")
 assert sorted(resumed) == list(range(4, STEPS + 1)) and apart < 1e-4
 
+# %% tags=["nbval-ignore-output"]
+to_the_bit = sum(resumed[step] == undisturbed[step] for step in resumed)
+print(f"equal to the bit: {to_the_bit} of {len(resumed)}")
+
 # %% [markdown]
 # Notice: nothing was converted: each rank reads the slices that it needs now. Sums in another order differ in their
 # last digits, which AdamW may enlarge; hence 0.0001. On the **same** number of ranks there is no such excuse, and
-# section 5 asks for equality to the bit.
+# section 6 asks for equality to the bit.
 
 # %%
 claims.append(
@@ -275,16 +295,16 @@ claims.append(
 )
 
 # %% [markdown]
-# ## 4 · A torn checkpoint is never loaded
+# ## 4 · A torn checkpoint is passed over
 #
 # A crash during a write leaves half of a file. So a checkpoint is written as `step-N.incomplete`; when every byte of
 # every rank is on disk, `about.json` records the sizes and the folder gets its name. **Predict** what
 # `latest_checkpoint` chooses below.
 
 # %%
-shutil.copytree("undisturbed/checkpoints", "torn")
+shutil.copytree("undisturbed/checkpoints", "torn", dirs_exist_ok=True)
 shutil.copytree(
-    "torn/step-000010", "torn/step-000011.incomplete"
+    "torn/step-000010", "torn/step-000011.incomplete", dirs_exist_ok=True
 )  # a crash just before the rename
 damaged = Path("torn/step-000010/__1_0.distcp")
 os.truncate(damaged, damaged.stat().st_size // 2)  # a disk that lost the end of a file
@@ -302,7 +322,7 @@ assert chosen.name == "step-000009" and "__1_0.distcp" in str(said[0].message)
 # %%
 claims.append(
     Claim(
-        "a torn checkpoint is never loaded",
+        "an unfinished or shortened checkpoint is passed over",
         "this course",
         chosen.name == "step-000009",
         "one unfinished and one with half a file passed over for an older whole one",
@@ -310,14 +330,15 @@ claims.append(
 )
 
 # %% [markdown]
-# Notice: a rename is one action for the file system: it happens or it does not. That is why the name can be
-# trusted, and a marker written before the data could not.
+# Notice: on a local disk a rename happens or does not, so the final name can be trusted; a file "done" written before
+# the data could lie. Sizes find what is short or gone; wrong bytes of the right length show only while reading.
 
 # %% [markdown]
 # ### Exercise 1 · which one is whole
 #
 # Difficulty ●●○, 6 minutes. A folder is described by the file sizes noted when it was written (`None`: never
 # finished) and those found now. Which checkpoint may be loaded? Expected: the newest whole one's name, or None.
+# A folder still called `.incomplete` is never whole, whatever its sizes.
 
 
 # %% tags=["exercise"]
@@ -346,20 +367,27 @@ check_newest_whole(newest_whole)
 # %% [markdown]
 # ## 5 · Break it, then fix it: another run's checkpoint
 #
-# The shapes fit, so torch alone would load it without a word: AdamW's moments into child-tuning.
+# Shapes that fit do not make it the same run. Torch only looks for the names that the new run asks for: child-tuning's
+# moments would load into AdamW without a word, and the saved `lr` and `weight_decay` replace yours. So `Checkpoints`
+# compares `about` first. Below, only that differs.
 
 # %%
 fresh_model = load_base()[0]
-fresh = fresh_model, torch.optim.AdamW(fresh_model.parameters())
+fresh = fresh_model, torch.optim.AdamW(fresh_model.parameters(), weight_decay=0.5)
 
 # %% tags=["raises-exception"]
 other = {**ABOUT, "optimizer": "child-tuning task-free"}
 Checkpoints(Path("undisturbed/checkpoints"), other, alone).load(*fresh, {})
 
 # %%
+untouched = all(torch.equal(t, original[n]) for n, t in fresh_model.state_dict().items())
 saved = Checkpoints(Path("undisturbed/checkpoints"), ABOUT, alone).load(*fresh, {})
-print(f"with its own settings it loads, at step {saved['step']}")
-assert saved["step"] == STEPS
+decay = fresh[1].param_groups[0]["weight_decay"]
+print(f"the refusal changed nothing: {untouched}")
+print(
+    f"with its own settings it loads, at step {saved['step']}; weight_decay 0.5 became {decay}"
+)
+assert untouched and saved["step"] == STEPS and decay == 0.01
 
 # %% [markdown]
 # Notice: it was refused before anything was loaded, by what `about.json` says: the run's settings, and every
@@ -396,10 +424,22 @@ pair = weights_of("undisturbed"), weights_of("killed")
 equal = all(torch.equal(pair[0][name], pair[1][name]) for name in pair[0])
 print(f"weights after step {STEPS} equal to the bit: {equal}")
 assert equal
-measured = f"2 ranks, one killed: {sum(same)} losses and the weights {'equal' if equal else 'not equal'} to the bit"
-claims.append(
-    Claim("after kill -9 a run restarts and resumes by itself", "torchrun", equal, measured)
+resumed_itself = 1 < attempts[1][0] <= KILL_AT and attempts[1][-1] == STEPS
+held = equal and all(same) and resumed_itself
+print(f"the second attempt went on from a checkpoint: {resumed_itself}")
+assert held
+
+# %%
+measured = (
+    f"2 ranks, one killed: the second attempt went on from a checkpoint: {resumed_itself}; "
+    f"losses and weights equal to the bit: {equal and all(same)}"
 )
+claims.append(
+    Claim("after kill -9 a run restarts and resumes by itself", "torchrun", held, measured)
+)
+
+# %% tags=["nbval-ignore-output"]
+print(f"done twice: steps {list(range(attempts[1][0], KILL_AT))}; begun twice: step {KILL_AT}")
 
 
 # %%
@@ -428,8 +468,9 @@ def timeline(name):
 ax = timeline("killed")
 
 # %% [markdown]
-# Notice: the gap is the price of a restart: new processes, their imports, the rendezvous, the loading. Of the work
-# only the steps since the last whole checkpoint are done again; one that was still being written is lost.
+# Notice: the gap is the price of a restart: new processes, their imports, ranks finding each other (the
+# *rendezvous*), the loading. Of the work only the steps since the last whole checkpoint are done again. A checkpoint
+# that was still being written is lost.
 
 # %% [markdown]
 # **SIGTERM** is the polite kind: preemptible machines, Kubernetes and Slurm send it before they end a job, and
@@ -438,7 +479,7 @@ ax = timeline("killed")
 
 # %%
 with Preemption() as preemption:
-    for step in range(STEPS + 1, 100_000):
+    for step in range(STEPS + 1, STEPS + 10):
         one_step(Path("one"), model, optimizer, step, alone, kill_at=0)
         if step == STEPS + 3:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -453,13 +494,20 @@ clean = step == STEPS + 3 and saved.name == f"step-{step:06d}"
 print(f"left after step {step}, and that step is saved: {clean}")
 assert clean
 left = "saved and left after it" if clean else "not saved"
-measured = f"sent in step {STEPS + 3}, {left}; under torchrun: in the tests"
 claims.append(
-    Claim("SIGTERM ends a run without losing a step", "this course", clean, measured)
+    Claim(
+        "SIGTERM ends a run without losing a step",
+        "this course",
+        clean,
+        f"sent in step {STEPS + 3}, {left}",
+        only_if="one process, here; two under torchrun in tests/distributed/test_preemption.py",
+    )
 )
 
 # %% [markdown]
-# Notice: torchrun kills after 30 seconds what has not left, so a step and a checkpoint must fit into that.
+# Notice: torchrun kills after 30 seconds (`--shutdown-timeout`) what has not left, and whoever sent the signal may
+# wait less. A step and a checkpoint must fit into that. A run that left is not started again by torchrun: give the
+# same command once more.
 
 # %% [markdown]
 # ## 7 · From shards to a folder
@@ -469,12 +517,18 @@ claims.append(
 
 # %%
 last = latest_checkpoint(Path("killed/checkpoints"))
+shutil.rmtree("model", ignore_errors=True)
 folder = to_hugging_face(last, find_base(), Path("model"))
 print(f"{last.name} -> {sorted(path.name for path in folder.iterdir())}")
 opened = load_file(folder / "model.safetensors")
-same_bits = all(torch.equal(tensor, pair[1][name]) for name, tensor in opened.items())
+same_bits = opened.keys() == pair[1].keys() and all(
+    torch.equal(tensor, pair[1][name]) for name, tensor in opened.items()
+)
 print(f"{len(opened)} tensors equal to the shards' to the bit: {same_bits}")
 assert same_bits and load_base(folder)[0].config.model_type == "llama"
+
+# %% [markdown]
+# Notice: the shards of two ranks became one file; the optimizer's state stays behind, so a run cannot go on from it.
 
 # %% [markdown]
 # ## 8 · How often to save
@@ -516,11 +570,15 @@ for factor, share in found.items():
 best = min(found, key=found.get)
 close = abs(found[1] - lost_share(young, WRITE, BETWEEN, RESTART)) < 0.01
 print(
-    f"least at Young's {young / 60:.0f} minutes: {best == 1}; the formula's share is that of chance: {close}"
+    f"least at Young's {young / 60:.0f} minutes: {best == 1}; there the formula is within 1 point: {close}"
 )
-assert best == 1 and close
+rough = lost_share(10 * young, WRITE, BETWEEN, RESTART)
+assert best == 1 and close and 0.27 < rough < 0.29 and found[10] < 0.27
 measured = f"simulated, 1 seed: of 7 intervals from 0.1 to 10 times Young's, least is lost at {best:g}"
 claims.append(Claim("save every √(2·C·M) seconds", "Young, 1974", best == 1, measured))
+
+# %% [markdown]
+# Notice: far from the least the formula is rough: at 10 times Young's interval it says 28 %.
 
 
 # %%
@@ -578,9 +636,11 @@ print(
     f"interval, minutes: {before[0]:.0f} -> {explorer.best:.0f}; lost: {before[1]:.1%} -> {explorer.lost:.1%}"
 )
 assert explorer.best < before[0] / 5 and explorer.lost < before[1]
+assert 0.5 < RESTART / BETWEEN / explorer.lost < 0.7
 
 # %% [markdown]
-# Notice: cheap saves pay twice: less time is spent on them, and less work is lost. What remains are the restarts.
+# Notice: cheap saves pay twice: less time goes into writing, and less work is lost. More than half of what remains is
+# restarts. (A save in the background is whole only later; a failure before that costs one interval more.)
 
 # %% [markdown]
 # ### Exercise 2 · your interval
@@ -621,7 +681,7 @@ show_claims(claims)
 # %% [markdown]
 # ## Recall
 #
-# 1. What three things does a checkpoint hold besides the place in the data?
+# 1. Which parts of a run's state does a checkpoint hold besides its place in the data?
 # 2. Why does the folder get its final name only at the end?
 # 3. Why are losses equal to the bit after a resume on two ranks, and not on one?
 # 4. Which steps are done again after kill -9?
@@ -630,7 +690,7 @@ show_claims(claims)
 # %% [markdown]
 # <details><summary>Answers</summary>
 #
-# - 1: the parameters and the optimizer's two moments.
+# - 1: the parameters, and the optimizer's two moments and step count.
 # - 2: a rename happens or does not, so a folder with its name is whole; half of a write never has it.
 # - 3: with the same ranks every sum has the same order; with others its last digits differ.
 # - 4: those since the last checkpoint that was whole when the rank died.

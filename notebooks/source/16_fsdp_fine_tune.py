@@ -2,7 +2,7 @@
 # # 16 · A fine-tune on several processes
 #
 # Real ranks, real shards, no GPU: child-tuning on the conversations of notebook 08, as two processes that
-# hold half of the model each. The same command runs on eight GPUs, and on several machines.
+# hold half of the model each. The same program is written for eight GPUs and for several machines.
 #
 # - **Prerequisites:** [08_full_fine_tune](08_full_fine_tune.ipynb) and
 #   [12_memory](12_memory.ipynb) to [15_checkpoints_and_faults](15_checkpoints_and_faults.ipynb).
@@ -13,10 +13,9 @@
 # ## You will be able to
 #
 # - **predict** which rows of a weight lie on which rank,
-# - **shard** a model with `fully_shard`, layer by layer,
-# - **prove** that sharded losses and gradients are those of a single process,
-# - **run** a sharded child-tuning with `torchrun`, from weights on one rank to an exported folder,
-# - **combine** shards, tensor parallelism, packing and Fisher masks, and prove the combination,
+# - **run** a sharded child-tuning with `torchrun`, from shards of the base to an exported folder,
+# - **prove** that sharded, tensor-parallel and packed runs give a single process's losses,
+# - **choose** a mesh, and say which ranks see which rows,
 # - **plan** a run on 8 GPUs or 4 machines: mesh, launch line and memory.
 
 # %%
@@ -37,10 +36,10 @@ import transformers
 from safetensors.torch import load_file
 
 from ftkit import finetune, load_base, load_chat
-from ftkit.batches import global_batch, micro_batches, read_rows, unmasked_tokens
 from ftkit.checks.fsdp_fine_tune import check_global_loss, check_shard_rows
 from ftkit.child_tuning import gradient_mask
 from ftkit.claims import Claim, show_claims
+from ftkit.device import pick_device
 from ftkit.distributed import tensor_parallel
 from ftkit.distributed.checkpoint import load_weights
 from ftkit.distributed.launch import torchrun
@@ -50,15 +49,16 @@ from ftkit.memory import Plan, estimate_memory, named_model
 from ftkit.memory.report import size
 from ftkit.params import count_parameters
 from ftkit.plots import plot_loss, use_course_style
-from ftkit.pocket import empty_base, find_base, find_chat
+from ftkit.pocket import empty_base, find_base
 from ftkit.widgets import shard_explorer
 
 # %% tags=["nbval-ignore-output"]
 use_course_style()
 transformers.utils.logging.disable_progress_bar()
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the ranks of this notebook are the processor's
+torch.backends.mps.is_available = lambda: False  # nor does a single process use Apple's GPU
 os.chdir(tempfile.mkdtemp())  # what this notebook writes lies there
-print(f"torch {torch.__version__}, device: cpu, {os.cpu_count()} cores")
+print(f"torch {torch.__version__}, device: {pick_device().device}, {os.cpu_count()} cores")
 
 # %%
 RANKS = 2  # processes
@@ -100,8 +100,8 @@ small
 
 # %%
 explorer.slider.value = small.slider.value = 4
-assert explorer.rows_per_rank == [256] * 4
-assert [explorer.rows_per_rank[0] * 4, sum(small.rows_per_rank)] == [1024, 5]
+print(f"5 entries on 4 ranks: {small.rows_per_rank}")
+assert explorer.rows_per_rank == [256] * 4 and small.rows_per_rank == [2, 2, 1, 0]
 
 # %% [markdown]
 # Notice: the blocks are cut as `torch.chunk` cuts: equal from the top, and the last rank may hold nothing.
@@ -133,113 +133,96 @@ check_shard_rows(shard_rows)
 # </details>
 
 # %% [markdown]
-# ## 2 · Sharding by hand
+# ## 2 · The whole program
 #
-# The whole of it is two kinds of call of `fully_shard`, which is FSDP's second generation, **FSDP2**: one for
-# each decoder layer, and one for the root, the model itself, with what is left. Here is a program that every
-# rank runs: one forward and backward pass over its part of one batch.
+# Notebook 13 sharded by hand. `ftkit.finetune` is that with all that a run needs: every rank starts **on meta**
+# (shapes without memory) and reads its own shards from the files; child-tuning; metrics; checkpoints; export.
+# **Predict:** will child-tuning draw the same gradient masks on two ranks as on one?
 
 # %%
-# %%writefile by_hand.py
-from safetensors.torch import save_file
-from torch.distributed.fsdp import fully_shard
-from torch.nn.functional import cross_entropy
+FLAGS = [
+    "--optimizer",
+    "child-tuning",
+    "--reserve_p",
+    RESERVE_P,
+    "--lr",
+    LR,
+    "--batch_size",
+    BATCH_SIZE,
+]
+FLAGS += ["--max_steps", STEPS, "--eval_every", STEPS // 3]
+print("torchrun --nproc-per-node", RANKS, "-m ftkit.finetune", *FLAGS, "--output two")
 
-from ftkit import load_base
-from ftkit.batches import global_batch, micro_batches, read_rows, unmasked_tokens
-from ftkit.distributed import mesh
-from ftkit.memory import Plan, estimate_memory, named_model
-from ftkit.memory.report import size
-from ftkit.params import count_parameters
-from ftkit.pocket import empty_base, find_base, find_chat
+# %% tags=["nbval-ignore-output"]
+whole_run = torchrun("-m", "ftkit.finetune", *FLAGS, "--output", "two", ranks=RANKS)
 
-
-def main(ranks):
-    model, tokenizer = load_base()
-    for layer in model.model.layers:
-        fully_shard(layer, mesh=ranks.mesh)
-    fully_shard(model, mesh=ranks.mesh)
-
-    rows = read_rows(find_chat()["train"], tokenizer, max_length=128).rows
-    batch = global_batch(rows, step=0, batch_size=16, seed=0)
-    (mine,) = micro_batches(batch, 16, tokenizer.pad_token_id, ranks.rank, ranks.world_size)
-    logits = model(mine["input_ids"], mine["attention_mask"]).logits[:, :-1].flatten(0, 1)
-    targets = mine["labels"][:, 1:].flatten()
-    loss = cross_entropy(logits, targets, reduction="sum") / unmasked_tokens(batch)
-    (loss * ranks.world_size).backward()  # FSDP averages over ranks
-
-    gradients = {name: p.grad.full_tensor() for name, p in model.named_parameters()}
-    total = ranks.sum(loss.item())
-    print(f"rank {ranks.rank} holds {count_parameters(model).local}, loss {total:.6f}")
-    if ranks.is_first:
-        save_file(gradients, "gradients.safetensors")
+# %% tags=["nbval-ignore-output"]
+# The same program in this process: one rank.
+finetune.main([*map(str, FLAGS), "--output", "one"])
 
 
-mesh.run(main)
-
-# %%
-said = torchrun("by_hand.py", ranks=RANKS, quiet=True)
-spoken = sorted(re.findall(r"rank (\d+) holds (\d+), loss (\d+\.\d{6})", said))
-held, sharded_loss = [int(part) for _, part, _ in spoken], float(spoken[0][2])
-print(f"parameters held by each rank: {held}, of {count.total}")
-assert len(spoken) == RANKS and sum(held) == count.total
-halves = all(abs(part / count.total - 1 / RANKS) < 0.01 for part in held)
-claims.append(
-    Claim(
-        "each of two ranks holds half of the model",
-        "FSDP's documentation",
-        halves,
-        f"{held} parameters",
-    )
-)
-
-# %% [markdown]
-# Notice: each rank loaded the whole model, then kept half of it; section 3 avoids the first part. Is what
-# they computed right? Do the same in this process, unsharded.
-
-# %%
-rows = read_rows(find_chat()["train"], tokenizer, 128).rows
-batch = global_batch(rows, step=0, batch_size=16, seed=0)
-(whole,) = micro_batches(batch, 16, tokenizer.pad_token_id, rank=0, world_size=1)
-logits = model(whole["input_ids"], whole["attention_mask"]).logits[:, :-1].flatten(0, 1)
-targets = whole["labels"][:, 1:].flatten()
-loss = torch.nn.functional.cross_entropy(logits, targets, reduction="sum") / unmasked_tokens(
-    batch
-)
-loss.backward()
-print(f"losses agree to 5 decimals: {abs(sharded_loss - loss.item()) < 1e-5}")
-assert abs(sharded_loss - loss.item()) < 1e-5
+# %% tags=["nbval-ignore-output"]
+# All else equal, no gradient masks, stopped early.
+PLAIN = ["--optimizer", "adamw", "--stop_after", "10", "--output", "unmasked"]
+finetune.main([*map(str, FLAGS), *PLAIN])
 
 
 # %%
-def farthest(gradients, factor=1.0):
-    """The largest difference from this process's gradients, relative to the largest entry of each tensor."""
-    own = dict(model.named_parameters())
+def metrics(folder):
+    return [
+        json.loads(line) for line in Path(folder, "metrics.jsonl").read_text().splitlines()
+    ]
+
+
+def apart(one, many):
+    """The largest difference of a step's loss between two runs, over the steps that both did."""
     return max(
-        ((factor * g - own[n].grad).abs().max() / own[n].grad.abs().max()).item()
-        for n, g in gradients.items()
+        abs(a["loss"] - b["loss"]) for a, b in zip(metrics(one), metrics(many), strict=False)
     )
 
 
-gradients = load_file("gradients.safetensors")
-# float32 keeps 7 digits; sums over tokens and ranks in another order lose two or three of them.
-TOLERANCE = 1e-4
-print(f"gradients agree: {farthest(gradients) < TOLERANCE}")
-print(f"without the factor world_size they would not: {farthest(gradients, 1 / RANKS) > 0.4}")
-assert farthest(gradients) < TOLERANCE and farthest(gradients, 1 / RANKS) > 0.4
-equal = farthest(gradients) < TOLERANCE
-measured = (
-    f"gradients {'within' if equal else 'beyond'} {TOLERANCE:g} of each tensor's largest entry"
+norms = [metrics(folder)[0]["grad_norm"] for folder in ("one", "two")]
+same = apart("one", "two") < 1e-4 and abs(norms[0] / norms[1] - 1) < 1e-4
+masked = apart("one", "unmasked") > 1e-3
+print(
+    f"{len(metrics('two'))} steps on one and two ranks; losses and first gradient norm agree: {same}"
 )
+print(f"without masks the losses are others: {masked}")
+assert len(metrics("one")) == len(metrics("two")) == STEPS and same and masked
+
+# %%
 claims.append(
     Claim(
-        "sharded gradients equal a single process's", "FSDP's documentation", equal, measured
+        "child-tuning under FSDP trains as in one process",
+        "this course, after Wright, transformer_central, 2022",
+        same and masked,
+        f"losses of {STEPS} steps on 1 and 2 ranks {'within' if same else 'beyond'} 0.0001, 1 seed; "
+        f"{'other' if masked else 'the same'} losses without masks",
     )
+)
+
+# %% tags=["nbval-ignore-output"]
+ax = plot_loss(metrics("two"))
+print(
+    f"largest difference of a step's loss between one and two ranks: {apart('one', 'two'):.1e}"
 )
 
 # %% [markdown]
-# Notice: compare gradients, not weights after AdamW. AdamW divides by the gradient's own size, which hides a
-# wrong factor, such as a sum in place of a mean.
+# Notice: sums in another order differ in their last digits, and AdamW may enlarge that, so we allow 0.0001. The
+# norm of the first gradient tells a sum from a mean, which AdamW would hide, as in notebook 13.
+# The gradient masks must have been the same, and they are: each depends on seed, step, name and the element's
+# place in the whole tensor.
+
+# %%
+name, shape = "model.layers.0.mlp.up_proj.weight", (320, 128)
+drawn = {"seed": 0, "step": 1, "name": name}
+whole_mask = gradient_mask(shape, RESERVE_P, **drawn)
+on_rank_1 = gradient_mask(shape, RESERVE_P, **drawn, region=(slice(160, 320), slice(0, 128)))
+print(f"rank 1 draws its rows of the whole mask: {torch.equal(on_rank_1, whole_mask[160:])}")
+print(f"the two halves differ: {not torch.equal(whole_mask[:160], whole_mask[160:])}")
+assert torch.equal(on_rank_1, whole_mask[160:]) and not torch.equal(
+    whole_mask[:160], whole_mask[160:]
+)
 
 # %% [markdown]
 # ### Exercise 2 · one loss for all ranks
@@ -266,88 +249,7 @@ check_global_loss(global_loss)
 # </details>
 
 # %% [markdown]
-# ## 3 · The whole program
-#
-# `ftkit.finetune` is the same idea with all that a run needs: every rank starts **on meta** (shapes without
-# memory) and reads its own shards from the files; child-tuning; metrics; checkpoints; export.
-# **Predict:** will child-tuning draw the same gradient masks on two ranks as on one?
-
-# %%
-FLAGS = [
-    "--optimizer",
-    "child-tuning",
-    "--reserve_p",
-    RESERVE_P,
-    "--lr",
-    LR,
-    "--batch_size",
-    BATCH_SIZE,
-]
-FLAGS += ["--max_steps", STEPS, "--eval_every", STEPS // 3]
-print("torchrun --nproc-per-node", RANKS, "-m ftkit.finetune", *FLAGS, "--output two")
-
-# %% tags=["nbval-ignore-output"]
-whole_run = torchrun("-m", "ftkit.finetune", *FLAGS, "--output", "two", ranks=RANKS)
-
-# %% tags=["nbval-ignore-output"]
-# The same program in this process: one rank.
-finetune.main([*map(str, FLAGS), "--output", "one"])
-
-
-# %%
-def metrics(folder):
-    return [
-        json.loads(line) for line in Path(folder, "metrics.jsonl").read_text().splitlines()
-    ]
-
-
-def apart(one, many):
-    """The largest difference of a step's loss between two runs."""
-    pairs = zip(metrics(one), metrics(many), strict=True)
-    return max(abs(a["loss"] - b["loss"]) for a, b in pairs)
-
-
-same = apart("one", "two") < 1e-4
-print(
-    f"{len(metrics('two'))} steps; losses of one and two ranks differ by less than 0.0001: {same}"
-)
-assert same
-measured = (
-    f"losses of {STEPS} steps on 1 and 2 ranks {'within' if same else 'beyond'} 0.0001, 1 seed"
-)
-claims.append(
-    Claim(
-        "child-tuning works under FSDP",
-        "Wright, transformer_central, 2022",
-        same,
-        measured,
-    )
-)
-
-# %% tags=["nbval-ignore-output"]
-ax = plot_loss(metrics("two"))
-print(
-    f"largest difference of a step's loss between one and two ranks: {apart('one', 'two'):.1e}"
-)
-
-# %% [markdown]
-# Notice: sums in another order differ in their last digits, and AdamW may enlarge that, so we allow 0.0001.
-# The gradient masks must have been the same, and they are: each depends on seed, step, name and the element's
-# place in the whole tensor.
-
-# %%
-name, shape = "model.layers.0.mlp.up_proj.weight", (320, 128)
-drawn = {"seed": 0, "step": 1, "name": name}
-whole_mask = gradient_mask(shape, RESERVE_P, **drawn)
-on_rank_1 = gradient_mask(shape, RESERVE_P, **drawn, region=(slice(160, 320), slice(0, 128)))
-print(f"rank 1 draws its rows of the whole mask: {torch.equal(on_rank_1, whole_mask[160:])}")
-print(f"the two halves differ: {not torch.equal(whole_mask[:160], whole_mask[160:])}")
-assert torch.equal(on_rank_1, whole_mask[160:]) and not torch.equal(
-    whole_mask[:160], whole_mask[160:]
-)
-
-# %% [markdown]
-# ## 4 · Checkpoint and export
+# ## 3 · Checkpoint and export
 #
 # Each rank writes its own shards, weights and moments: a checkpoint that no rank has to assemble. The export
 # is the other kind: one ordinary Hugging Face folder.
@@ -384,44 +286,46 @@ assert [a.text for a in generate_answers(in_memory, tokenizer, prompts)] == [
     a.text for a in from_folder
 ]
 before = generate_answers(load_base()[0], tokenizer, prompts)
+right = exact_match(from_folder, wanted)
+print(f"a quarter to a half of the answers are right: {0.25 < right < 0.5}")
 print(
     f"stop rate before under 10 %: {stop_rate(before) < 0.1}, after over 95 %: {stop_rate(from_folder) > 0.95}"
 )
-assert stop_rate(before) < 0.1 and stop_rate(from_folder) > 0.95
+assert stop_rate(before) < 0.1 and stop_rate(from_folder) > 0.95 and 0.25 < right < 0.5
 
 # %% tags=["nbval-ignore-output"]
 for prompt, old, new in list(zip(prompts, before, from_folder, strict=True))[:3]:
     print(f"{prompt[0]['content']}\n  before: {old.text[:70]!r}\n  after:  {new.text!r}")
-print(
-    f"exact match: before {exact_match(before, wanted):.0%}, after {exact_match(from_folder, wanted):.0%}"
-)
+print(f"exact match: before {exact_match(before, wanted):.0%}, after {right:.0%}")
 
 # %% [markdown]
 # Notice: the folder opens with `from_pretrained` and says what the trained model said. It stops nearly every
-# time, but sixty steps make only about a third of the answers right.
+# time, but after sixty steps fewer than half of the answers are right.
 
 # %% [markdown]
-# ## 5 · One program, many ways to train
+# ## 4 · One program, many ways to train
 #
-# Each technique of notebooks 02 to 15 is a flag, and flags combine. **Predict:** two ranks that share every
-# matrix (`--mesh 1,1,2`, tensor parallelism), rows packed together, only the 30 % of weights with the largest
-# Fisher information trained: will the losses still be those of one process with padded rows?
+# Most techniques of notebooks 02 to 15 are flags (`--help` lists them), and most combine; LoRA with tensor
+# parallelism is refused. **Predict:** two ranks share every matrix (`--mesh 1,1,2`, tensor parallelism), rows
+# are packed, and only the 30 % of weights with the largest Fisher information train: will the losses still be
+# those of one process with padded rows?
 
 # %%
 FISHER = ["--lr", str(LR), "--batch_size", str(BATCH_SIZE), "--max_steps", "4"]
 FISHER += ["--optimizer", "child-tuning-d", "--fisher_rows", "12", "--max_length", "128"]
+FISHER += ["--reserve_p", str(RESERVE_P)]
 SHARED = ["--mesh", "1,1,2", "--packing"]
 
 # %% tags=["nbval-ignore-output"]
 said = torchrun("-m", "ftkit.finetune", *FISHER, *SHARED, "--output", "shared", quiet=True)
 finetune.main([*FISHER, "--output", "alone"])  # in this process: one rank, padded rows
+finetune.main([*FISHER, "--optimizer", "adamw", "--output", "all"])  # all else equal, no child
 
 # %%
 same = apart("alone", "shared") < 1e-4
-plain = metrics("one")[3]["loss"]  # the fourth step of the run before, which trained otherwise
-other = abs(metrics("alone")[3]["loss"] - plain) > 0.01
+other = apart("alone", "all") > 0.01
 print(
-    f"losses of 4 steps within 0.0001 of one process: {same}; another way to train shows: {other}"
+    f"losses of 4 steps within 0.0001 of one process: {same}; without the child they differ: {other}"
 )
 assert same and other
 measured = f"losses of 4 steps on 2 ranks {'within' if same else 'beyond'} 0.0001 of one process, 1 seed"
@@ -446,11 +350,11 @@ print(f"every weight outside it is equal to the bit: {outside}")
 assert outside and abs(share - RESERVE_P) < 0.01
 
 # %% [markdown]
-# Notice: what trains decides the loss; how it is spread over ranks does not. LoRA (`--method lora`) goes the
-# same way: `adapter/` and the merged `model/` lie in the output afterwards.
+# Notice: what trains decides the loss; how it is spread over ranks does not. LoRA (`--method lora`, not with
+# tp) leaves `adapter/` and the merged `model/` in the output; this notebook does not run it.
 
 # %% [markdown]
-# ## 6 · Which mesh
+# ## 5 · Which mesh
 #
 # `--mesh dp_replicate,dp_shard,tp` says what the ranks share; the product is their number. Ranks of `tp`
 # share each matrix and talk in every layer, so they sit in one machine; `dp_shard` cuts the states;
@@ -459,16 +363,21 @@ assert outside and abs(share - RESERVE_P) < 0.01
 # %%
 for text in ("1,-1,1", "4,-1,1", "4,-1,2"):
     shape = mesh_shape(text, world_size=32)
+    parts = shape.dp_replicate * shape.dp_shard
     print(
-        f"{text:7} on 32 ranks: {shape.dp_replicate} copies of {shape.dp_shard} shards, "
-        f"each matrix cut over {shape.tp}; a batch in {shape.dp_replicate * shape.dp_shard} parts"
+        f"{text:7} on 32 ranks: copies {shape.dp_replicate}, shards {shape.dp_shard}, "
+        f"ranks that share a matrix {shape.tp}; a batch in {parts} parts"
     )
+    assert parts * shape.tp == 32
+
+# %% [markdown]
+# Notice: with tp 2 a batch has half as many parts, as two ranks see the same rows.
 
 # %% [markdown]
 # ### Break it, then fix it
 #
-# pocket-base has four attention heads. **Predict:** three tensor-parallel ranks? And a mesh of three for two
-# ranks? Both must fail before a model is loaded.
+# pocket-base has four attention heads, and two ranks are started. **Predict:** can three tensor-parallel ranks
+# share its matrices? Can `--mesh 1,3,1` run?
 
 # %% tags=["raises-exception"]
 tensor_parallel.check(model.config, 3)
@@ -482,19 +391,19 @@ print(mesh_shape("1,-1,1", world_size=2))
 assert str(mesh_shape("1,-1,1", world_size=2)) == "1,2,1"
 
 # %% [markdown]
-# Notice: each message names the numbers and what to change; `ftkit.finetune` prints it once and ends.
+# Notice: each message names the numbers and what to change. `ftkit.finetune` checks both before it loads a model.
 
 # %% [markdown]
-# ## 7 · The same line for 2 processes, 8 GPUs and 4 machines
+# ## 6 · The same program for 2 processes, 8 GPUs and 4 machines
 #
-# Nothing in the program knows how many ranks there are. What changes is the launcher, the model and the mesh;
-# notebook 12 told the memory in advance.
+# No line of the program is written for one number of ranks. What changes is the launcher, the model and the
+# mesh; `estimate_memory` of notebook 12 tells the memory.
 
 # %%
 COMMON = {"compute": "bfloat16", "activation_checkpointing": True}
-COMMON |= {"micro_batch_size": 1, "max_length": 2048}
+COMMON |= {"micro_batch_size": 1, "max_length": 2048, "kernel": "foreach"}
 plans = {
-    "2 processes, pocket-base": ("pocket-base", Plan(mesh=(1, 2, 1), max_length=128)),
+    "2 processes, pocket-base": ("pocket-base", Plan(mesh=(1, 2, 1))),
     "8 GPUs, 8 billion": ("llama-3-8b", Plan(mesh=(1, 8, 1), **COMMON)),
     "4 machines of 8, 70 billion": ("llama-3-70b", Plan(mesh=(1, 32, 1), **COMMON)),
 }
@@ -506,19 +415,19 @@ for setting, (name, plan) in plans.items():
 assert all(peak < 0.9 * 80e9 for peak in peaks.values())
 
 # %% [markdown]
-# Notice: all three fit a GPU of 80 GB with a tenth to spare. The lines that launch them:
+# Notice: by estimate, not measured on a GPU, all three fit 80 GB with a tenth to spare. The lines that launch them:
 #
 # ```
 # torchrun --standalone --nproc-per-node 2 -m ftkit.finetune --output runs/a
 # torchrun --standalone --nproc-per-node 8 --max-restarts 3 -m ftkit.finetune --output runs/a --model MODEL \
-#     --data chats.jsonl --activation_checkpointing --save_every 50
-# sbatch --nodes 4 deploy/slurm/finetune.sbatch --output /shared/a --model MODEL \
-#     --data chats.jsonl --activation_checkpointing --save_every 50
+#     --data chats.jsonl --activation_checkpointing --micro_batch_size 1 --max_length 2048 --batch_size 8
+# sbatch --nodes 4 deploy/slurm/finetune.sbatch --output /shared/a --model MODEL --data chats.jsonl \
+#     --activation_checkpointing --micro_batch_size 1 --max_length 2048 --batch_size 32 --save_every 50
 # ```
 
 # %% [markdown]
-# A run also tells its own memory, before it starts, and measures its second step. Here is what the first run
-# on two ranks said:
+# A run also tells its own memory. The first run told two numbers before it started: for the longest rows that it
+# allows (512 tokens), and for the rows of its second step, which it then measured on rank 0:
 
 # %%
 (line,) = re.findall(r"peak memory of a rank: .* measured.*", whole_run)
@@ -527,10 +436,10 @@ print(f"told and measured peak within 5 %: {off < 0.05}")
 assert off < 0.05
 claims.append(
     Claim(
-        "a rank's peak memory can be told before the run",
+        "the peak of a training step on a rank can be told before the run",
         "this course",
         off < 0.05,
-        f"{'within' if off < 0.05 else 'beyond'} 5 % of live tensor bytes, 2 ranks on a CPU",
+        f"{'within' if off < 0.05 else 'beyond'} 5 % of live tensor bytes: rank 0 of 2 on a CPU, one step",
     )
 )
 
@@ -544,7 +453,8 @@ print(line)
 # - Equality is proved on gradients; the loss is a mean over the tokens of all ranks.
 # - Gradient masks do not depend on ranks.
 # - A checkpoint is shards; an export is a folder that anyone can open.
-# - Mesh, adapters, packing and recomputation are flags: they change memory and traffic, not results.
+# - Mesh and packing are flags that change memory and traffic, not results; optimizer and `--method` decide what
+#   trains.
 
 # %%
 show_claims(claims)

@@ -22,6 +22,10 @@ EXERCISES = [
             "not in the first": lambda layers, root, per_layer: layers[0] + root,
             "not the sum": lambda layers, root, per_layer: sum(layers),
             "peak at 350": lambda layers, root, per_layer: 1,
+            "right for the example only": lambda layers, root, per_layer: 350 if per_layer else 650,
+            "it is 75, or 145": lambda layers, root, per_layer: (
+                root + (layers[1] if per_layer else sum(layers))
+            ),
             "all 650 bytes": lambda layers, root, per_layer: max(layers) + root,
         },
     ),
@@ -36,6 +40,7 @@ EXERCISES = [
             "= 9 all-gathers": lambda layers, reshard: 1,
             "still whole": lambda layers, reshard: 2 * layers + 1,
             "gather once, and yours": lambda layers, reshard: 2 * layers + 1 if reshard else 0,
+            "gather 13 times": lambda layers, reshard: 2 * layers + 1 if reshard else 5,
             "not for 12": lambda layers, reshard: 9 if reshard else 5,
         },
     ),
@@ -51,6 +56,7 @@ EXERCISES = [
             "that is the norm": lambda shards, most: norm(shards),
             "the factor is 0.2": lambda shards, most: 9.0,
             "at most 1": lambda shards, most: most / norm(shards),
+            "use every shard, and max_norm": lambda shards, most: min(1.0, 1 / norm(shards)),
             "so the factor is 1": lambda shards, most: 0.2,
         },
     ),

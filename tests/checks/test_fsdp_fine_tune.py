@@ -16,7 +16,12 @@ WRONG = [
     (check_shard_rows, "use //", lambda rows, n: [rows / n] * n),
     (check_shard_rows, "lie nowhere", lambda rows, n: [rows // n] * n),
     (check_shard_rows, "take only what is left", lambda rows, n: [-(-rows // n)] * n),
-    (check_shard_rows, "does not even", lambda rows, n: [rows // n + (r < rows % n) for r in range(n)]),
+    (check_shard_rows, "not evened out", lambda rows, n: [rows // n + (r < rows % n) for r in range(n)]),
+    (
+        check_shard_rows,
+        "where nothing is left",
+        lambda rows, n: [min(-(-rows // n), rows - r * -(-rows // n)) for r in range(n)],
+    ),
     (check_shard_rows, "filled first", lambda rows, n: up(rows, n)[::-1]),
     (check_global_loss, "mean of the ranks' means", lambda s, t: (s[0] / t[0] + s[1] / t[1]) / 2),
     (check_global_loss, "mean of the ranks' means", lambda s, t: (s[0] / t[0] + s[1] / t[1]) / 3),
@@ -25,7 +30,7 @@ WRONG = [
     (check_global_loss, "do not add means", lambda s, t: s[0] / t[0] + s[1] / t[1]),
     (
         check_global_loss,
-        "raised ZeroDivisionError",
+        "add up first, then divide once",
         lambda s, t: sum(a / b for a, b in zip(s, t, strict=True)),
     ),
     (check_global_loss, "2.67 is expected", lambda s, t: 9.0),

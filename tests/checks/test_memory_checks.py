@@ -10,6 +10,11 @@ def rows_by_two(peak_of, capacity):
     return max(0, (capacity - (peak_of(1) - per_row)) // per_row)
 
 
+def below_none(peak_of, capacity):
+    first, second = peak_of(1), peak_of(2)
+    return (capacity - 2 * first + second) // (second - first)
+
+
 def rows_one_by_one(peak_of, capacity):
     rows = 0
     while peak_of(rows + 1) <= capacity:
@@ -48,6 +53,7 @@ test_right, test_stub, test_wrong = checker_tests(
                 "not all layers": lambda p, n: 16 * sum(p) / n + 2 * sum(p),
                 "do not divide it": lambda p, n: 16 * sum(p) / n + 4 * max(p) / n,
                 "16 bytes, not 4": lambda p, n: 4 * sum(p) / n + 4 * max(p),
+                "take 320 bytes": lambda p, n: 4 * sum(p) + 4 * max(p),
                 "44,000 bytes are expected": lambda p, n: 1,
             },
         ),
@@ -58,6 +64,7 @@ test_right, test_stub, test_wrong = checker_tests(
                 "rows are whole": unrounded,
                 "without any row first": lambda peak_of, c: c // (peak_of(2) - peak_of(1)),
                 "do not fit": lambda peak_of, c: rows_by_two(peak_of, c) + 1,
+                "not even one row fits": below_none,
                 "rows fit, and you say": lambda peak_of, c: 0,
                 "two are enough": rows_one_by_one,
             },

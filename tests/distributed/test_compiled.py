@@ -1,0 +1,39 @@
+"""Compiled layers: the same losses and gradients, names and weights as they were."""
+
+import pytest
+import torch
+from tiny import foreign_model
+
+from ftkit.distributed.compiled import check_compiler, compile_layers
+from ftkit.distributed.sharding import decoder_layers
+
+CPU = torch.device("cpu")
+
+
+def compiler_is_there() -> bool:
+    try:
+        torch.compile(lambda x: x + 1)(torch.ones(2))
+    except Exception:
+        return False
+    return True
+
+
+@pytest.mark.skipif(not compiler_is_there(), reason="torch.compile does not work on this machine")
+def test_compiled_layers_compute_what_the_others_do():
+    plain, compiled = foreign_model(torch.float32), foreign_model(torch.float32)
+    names = list(compiled.state_dict())
+    compile_layers(compiled)
+    assert list(compiled.state_dict()) == names
+    assert all(layer._compiled_call_impl is not None for layer in decoder_layers(compiled))
+    ids = torch.arange(3, 19).view(2, 8)
+    for model in (plain, compiled):
+        model(input_ids=ids, labels=ids).loss.backward()
+    for (name, one), other in zip(plain.named_parameters(), compiled.parameters(), strict=True):
+        assert (one.grad - other.grad).abs().max() <= 1e-4 * one.grad.abs().max(), name
+
+
+def test_without_a_compiler_it_is_said_before_anything_is_loaded(monkeypatch):
+    check_compiler(torch.device("cuda"))  # Triton needs none
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    with pytest.raises(ValueError, match=r"install g\+\+"):
+        check_compiler(CPU)
