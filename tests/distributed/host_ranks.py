@@ -19,7 +19,6 @@ from ftkit.distributed import mesh
 from ftkit.distributed.checkpoint import Checkpoints, full_state_dict
 
 STEPS, KILLED, HOST_LOST = 8, 2, 5
-FOLDER, TROUBLE = Path(sys.argv[1]), sys.argv[2:] == ["trouble"]
 
 
 def first_time(marker: Path) -> bool:
@@ -29,24 +28,25 @@ def first_time(marker: Path) -> bool:
 
 
 def main(ranks: mesh.Ranks) -> None:
+    folder, trouble = Path(sys.argv[1]), sys.argv[2:] == ["trouble"]
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
     fully_shard(model, mesh=ranks.mesh)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    checkpoints = Checkpoints(FOLDER / "checkpoints", {"optimizer": "adamw"}, ranks)
+    checkpoints = Checkpoints(folder / "checkpoints", {"optimizer": "adamw"}, ranks)
     first = checkpoints.load(model, optimizer, {})["step"] if checkpoints.latest() else 0
     if ranks.is_first:
-        with (FOLDER / "attempts").open("a") as file:
+        with (folder / "attempts").open("a") as file:
             file.write(f"{first}\n")
     for step in range(first, STEPS):
         rows = torch.randn(8, 6, generator=torch.Generator().manual_seed(step))[
             ranks.rank :: ranks.world_size
         ]
         loss = model(rows).square().mean()
-        if TROUBLE and ranks.rank == 3:
-            if step == KILLED and first_time(FOLDER / "killed"):
+        if trouble and ranks.rank == 3:
+            if step == KILLED and first_time(folder / "killed"):
                 os.kill(os.getpid(), signal.SIGKILL)
-            if step == HOST_LOST and first_time(FOLDER / "host-lost"):
+            if step == HOST_LOST and first_time(folder / "host-lost"):
                 time.sleep(600)
         loss.backward()
         optimizer.step()
@@ -56,7 +56,7 @@ def main(ranks: mesh.Ranks) -> None:
     weights = full_state_dict(model)
     if ranks.is_first:
         text = json.dumps({name: tensor.tolist() for name, tensor in weights.items()})
-        (FOLDER / "weights.json").write_text(text)
+        (folder / "weights.json").write_text(text)
 
 
 if __name__ == "__main__":

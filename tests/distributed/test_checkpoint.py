@@ -242,7 +242,7 @@ def resume_from_kept(folder):
 
 def test_resume_on_more_ranks(two):
     folder, result = two
-    torchrun(PROGRAM, folder / "kept", "resume", ranks=3, quiet=True, timeout=120)
+    torchrun(PROGRAM, folder / "kept", "resume", ranks=4, quiet=True, timeout=120)
     resumed = json.loads((folder / "kept" / "resume.json").read_text())
     assert resumed["losses"] == pytest.approx(result["losses"][SAVED:], abs=1e-5)
     assert len(resumed["losses"]) == STEPS - SAVED
