@@ -220,9 +220,9 @@ def to_hugging_face(path: Path, base: str, folder: Path) -> Path:
     weights get its dtype. Raises FileExistsError, or CheckpointError for another model's checkpoint.
     """
     # Imported here: ranks start seconds sooner without transformers, where the model is a plain module.
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoTokenizer
 
-    from ftkit.evaluate import stop_token_ids
+    from ftkit.exporting import export_weights
     from ftkit.pocket import empty_base
 
     folder = Path(folder)
@@ -230,18 +230,12 @@ def to_hugging_face(path: Path, base: str, folder: Path) -> Path:
         raise FileExistsError(f"{folder} exists: give another folder")
     if damage := damage_of(path):
         raise CheckpointError(f"{damage}: restore the file, or take another checkpoint")
-    model, tokenizer = empty_base(base), AutoTokenizer.from_pretrained(base)
+    model = empty_base(base)
     refuse_others(path, {"parameters": _about({}, model)["parameters"]})
     model.to_empty(device="cpu").tie_weights()
     load_weights(path, model)
-    model.to(AutoConfig.from_pretrained(base).dtype or torch.float32)
-    # Whoever loads the folder shall stop where the chat template ends a turn.
-    model.generation_config.eos_token_id = stop_token_ids(model, tokenizer)
-    temporary = folder.with_name(f"{folder.name}.incomplete")
-    shutil.rmtree(temporary, ignore_errors=True)
-    model.save_pretrained(temporary)
-    tokenizer.save_pretrained(temporary)
-    return temporary.rename(folder)
+    export_weights(model.state_dict(), base, AutoTokenizer.from_pretrained(base), folder)
+    return folder
 
 
 def full_state_dict(model: nn.Module, trainable_only: bool = False) -> dict[str, torch.Tensor]:
