@@ -32,14 +32,15 @@ def tell(
     rows, tokens = max((batch["input_ids"].shape for batch in second_step), key=lambda s: s[0] * s[1])
     try:
         longest = _plan(config, shape, dtype, config.micro_batch_size, config.max_length, 2, cuda)
-        told = estimate_memory(empty_base(source), longest).peak
+        told = estimate_memory(empty_base(source), longest)
         print(
-            f"peak memory of a rank: {size(told)} told for micro-batches of {config.micro_batch_size} rows "
+            f"peak memory of a rank: {size(told.peak)} told for micro-batches of {config.micro_batch_size} rows "
             f"with {config.max_length} tokens",
             flush=True,
         )
-        own = _plan(config, shape, dtype, rows, max(tokens, 2), len(second_step), cuda)
-        return estimate_memory(empty_base(source), own)
+        # From the second micro-batch on all have the same peak.
+        own = _plan(config, shape, dtype, rows, max(tokens, 2), min(2, len(second_step)), cuda)
+        return told if own == longest else estimate_memory(empty_base(source), own)
     except Exception as error:
         print(f"memory cannot be told of this model: {error}", flush=True)
         return None

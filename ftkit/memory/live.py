@@ -63,6 +63,10 @@ class LiveBytes(TorchDispatchMode):
             return NotImplemented  # let DTensor go first: its local operations come here one by one
         kwargs = kwargs or {}
         out = operation(*args, **kwargs)
+        if (
+            operation is torch.ops.prim.device.default
+        ):  # two of three of a step's operations, and makes no tensor
+            return out
         if operation.namespace in ("c10d", "_c10d_functional", "fsdp"):
             sent = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
             if operation.namespace != "fsdp":
