@@ -7,10 +7,6 @@ checkpoints/step-000040/           whole: only a finished folder gets this name
 checkpoints/step-000060.incomplete being written, or left by a crash: never read
 """
 
-import errno
-import json
-import os
-import shutil
 import threading
 import warnings
 from collections.abc import Callable
@@ -32,16 +28,12 @@ from torch.distributed.checkpoint.state_dict import (
 
 from ftkit.child_tuning.masks import clean_name
 from ftkit.distributed.checkpoint_folder import (
-    ABOUT,
     CheckpointError,
     damage_of,
     empty_folder,
     latest_checkpoint,
+    publish,
     refuse_others,
-    remove,
-    step_folders,
-    step_of,
-    sync,
 )
 from ftkit.distributed.mesh import Ranks
 
@@ -85,7 +77,7 @@ class Checkpoints:
         writing = dcp.async_save(
             state, checkpoint_id=temporary, process_group=self.group, no_dist=self.group is None
         )
-        about = {"step": step, "ranks": self.ranks.world_size, **_about(self.about, model)}
+        about = {"step": step, "ranks": self.ranks.world_size, **identity(self.about, model)}
         # A daemon, so that a rank which fails meanwhile can end without waiting for the others.
         self._thread = threading.Thread(target=self._complete, args=(writing, final, about), daemon=True)
         self._thread.start()
@@ -116,7 +108,7 @@ class Checkpoints:
         path = self.latest()
         if path is None:
             raise FileNotFoundError(f"{self.folder} holds no whole checkpoint: start without resuming")
-        mine = _about(self.about, model)
+        mine = identity(self.about, model)
         self._on_rank0(lambda: refuse_others(path, mine))
         model_state, optimizer_state = self._states(model, optimizer)
         state = {"model": model_state, "optimizer": optimizer_state, "extra": {**extra, "step": 0}}
@@ -134,7 +126,7 @@ class Checkpoints:
     def _states(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict, dict]:
         weights, moments = get_state_dict(model, optimizer)
         if self.trainable_only:
-            trained = _about({}, model)["trained"]
+            trained = identity({}, model)["trained"]
             weights = {name: tensor for name, tensor in weights.items() if clean_name(name) in trained}
         return weights, moments
 
@@ -145,42 +137,10 @@ class Checkpoints:
             failed = writing.exception()
             files = {path.name: path.stat().st_size for path in temporary.glob(f"__{self.ranks.rank}_*")}
             reports = self._gather((_cause(failed), files))
-            self._on_rank0(lambda: self._publish(final, about, reports))
+            self._on_rank0(lambda: publish(final, about, reports, self.keep))
             self.written = about["step"]
         except Exception as error:
             self._failure = error
-
-    def _publish(self, final: Path, about: dict, reports: list[tuple[str, dict[str, int]]]) -> None:
-        temporary = final.with_suffix(".incomplete")
-        if failures := [cause for cause, _ in reports if cause]:
-            free = shutil.disk_usage(self.folder).free
-            shutil.rmtree(temporary, ignore_errors=True)
-            older = latest_checkpoint(self.folder)
-            raise OSError(
-                errno.ENOSPC if "No space left" in failures[0] else errno.EIO,
-                f"the checkpoint {final} could not be written: {failures[0]} ({free / 1e6:,.0f} MB were free). "
-                f"{'No checkpoint was' if older is None else f'{older.name}, before it, is'} there and whole: "
-                "make room on that disk and resume",
-            )
-        about["files"] = {name: size for _, files in reports for name, size in files.items()}
-        about["files"][".metadata"] = (temporary / ".metadata").stat().st_size
-        if damage := damage_of(temporary, about["files"]):
-            raise OSError(
-                errno.EIO, f"{damage}: do all machines see the same folder? Put the output on a shared one"
-            )
-        with (temporary / ABOUT).open("w") as file:
-            json.dump(about, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        sync(temporary)
-        if final.exists():  # damaged, else this run would have gone on from it
-            remove(final)
-        temporary.rename(final)
-        sync(self.folder)
-        kept = [path for path in step_folders(self.folder) if step_of(path) <= about["step"]][: self.keep]
-        for other in self.folder.iterdir():
-            if other not in kept:
-                remove(other)
 
     def _gather(self, mine: Any) -> list[Any]:
         if self.group is None:
@@ -213,38 +173,13 @@ def load_weights(path: Path, model: nn.Module) -> None:
     model.load_state_dict(state["model"])
 
 
-def to_hugging_face(path: Path, base: str, folder: Path) -> Path:
-    """Turn a sharded checkpoint into `folder`, which `from_pretrained` opens: in one process, without ranks.
-
-    `base` is the model (a name or folder) that was trained: its configuration and tokenizer go along, and the
-    weights get its dtype. Raises FileExistsError, or CheckpointError for another model's checkpoint.
-    """
-    # Imported here: ranks start seconds sooner without transformers, where the model is a plain module.
-    from transformers import AutoTokenizer
-
-    from ftkit.exporting import export_weights
-    from ftkit.pocket import empty_base
-
-    folder = Path(folder)
-    if folder.exists():
-        raise FileExistsError(f"{folder} exists: give another folder")
-    if damage := damage_of(path):
-        raise CheckpointError(f"{damage}: restore the file, or take another checkpoint")
-    model = empty_base(base)
-    refuse_others(path, {"parameters": _about({}, model)["parameters"]})
-    model.to_empty(device="cpu").tie_weights()
-    load_weights(path, model)
-    export_weights(model.state_dict(), base, AutoTokenizer.from_pretrained(base), folder)
-    return folder
-
-
 def full_state_dict(model: nn.Module, trainable_only: bool = False) -> dict[str, torch.Tensor]:
     """The unsharded weights on the CPU, all or those that train; on ranks other than the first, an empty dict."""
     options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=trainable_only)
     return get_model_state_dict(model, options=options)
 
 
-def _about(about: dict, model: nn.Module) -> dict:
+def identity(about: dict, model: nn.Module) -> dict:
     """`about` and what tells models apart: names, whole shapes, and which parameters have optimizer state."""
     named = [(clean_name(name), parameter) for name, parameter in model.named_parameters()]
     shapes = {name: list(parameter.shape) for name, parameter in named}

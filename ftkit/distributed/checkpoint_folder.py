@@ -1,5 +1,6 @@
 """A folder of checkpoints on disk: which of them is whole, whose it is, and how one comes and goes."""
 
+import errno
 import json
 import os
 import re
@@ -91,6 +92,44 @@ def damage_of(path: Path, files: dict[str, int] | None = None) -> str | None:
 def empty_folder(path: Path) -> None:
     shutil.rmtree(path, ignore_errors=True)
     path.mkdir(parents=True)
+
+
+def publish(final: Path, about: dict, reports: list[tuple[str, dict[str, int]]], keep: int) -> None:
+    """Make `step-N.incomplete` the whole `step-N`, and remove all but the newest `keep`.
+
+    `about` is what to write into it, `reports` each rank's cause of failure, if any, and its files with their sizes.
+    Raises OSError where a rank could not write, or a file is not there; older checkpoints stay as they are.
+    """
+    folder, temporary = final.parent, final.with_suffix(".incomplete")
+    if failures := [cause for cause, _ in reports if cause]:
+        free = shutil.disk_usage(folder).free
+        shutil.rmtree(temporary, ignore_errors=True)
+        older = latest_checkpoint(folder)
+        raise OSError(
+            errno.ENOSPC if "No space left" in failures[0] else errno.EIO,
+            f"the checkpoint {final} could not be written: {failures[0]} ({free / 1e6:,.0f} MB were free). "
+            f"{'No checkpoint was' if older is None else f'{older.name}, before it, is'} there and whole: "
+            "make room on that disk and resume",
+        )
+    files = {name: size for _, own in reports for name, size in own.items()}
+    files[".metadata"] = (temporary / ".metadata").stat().st_size
+    if damage := damage_of(temporary, files):
+        raise OSError(
+            errno.EIO, f"{damage}: do all machines see the same folder? Put the output on a shared one"
+        )
+    with (temporary / ABOUT).open("w") as file:
+        json.dump({**about, "files": files}, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    sync(temporary)
+    if final.exists():  # damaged, else this run would have gone on from it
+        remove(final)
+    temporary.rename(final)
+    sync(folder)
+    kept = [path for path in step_folders(folder) if step_of(path) <= about["step"]][:keep]
+    for other in folder.iterdir():
+        if other not in kept:
+            remove(other)
 
 
 def remove(path: Path) -> None:

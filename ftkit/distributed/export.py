@@ -7,8 +7,31 @@ import argparse
 import sys
 from pathlib import Path
 
-from ftkit.distributed.checkpoint import to_hugging_face
-from ftkit.pocket import find_base
+from transformers import AutoTokenizer
+
+from ftkit.distributed.checkpoint import identity, load_weights
+from ftkit.distributed.checkpoint_folder import CheckpointError, damage_of, refuse_others
+from ftkit.exporting import export_weights
+from ftkit.pocket import empty_base, find_base
+
+
+def to_hugging_face(path: Path, base: str, folder: Path) -> Path:
+    """Turn a sharded checkpoint into `folder`, which `from_pretrained` opens: in one process, without ranks.
+
+    `base` is the model (a name or folder) that was trained: its configuration and tokenizer go along, and the
+    weights get its dtype. Raises FileExistsError, or CheckpointError for another model's checkpoint.
+    """
+    folder = Path(folder)
+    if folder.exists():
+        raise FileExistsError(f"{folder} exists: give another folder")
+    if damage := damage_of(path):
+        raise CheckpointError(f"{damage}: restore the file, or take another checkpoint")
+    model = empty_base(base)
+    refuse_others(path, {"parameters": identity({}, model)["parameters"]})
+    model.to_empty(device="cpu").tie_weights()
+    load_weights(path, model)
+    export_weights(model.state_dict(), base, AutoTokenizer.from_pretrained(base), folder)
+    return folder
 
 
 def main(arguments: list[str] | None = None) -> None:

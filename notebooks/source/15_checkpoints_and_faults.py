@@ -45,12 +45,8 @@ from ftkit import load_base
 from ftkit.checks.checkpoints_and_faults import check_best_interval, check_newest_whole
 from ftkit.claims import Claim, show_claims
 from ftkit.device import pick_device
-from ftkit.distributed.checkpoint import (
-    Checkpoints,
-    latest_checkpoint,
-    load_weights,
-    to_hugging_face,
-)
+from ftkit.distributed.checkpoint import Checkpoints, latest_checkpoint, load_weights
+from ftkit.distributed.export import to_hugging_face
 from ftkit.distributed.launch import torchrun
 from ftkit.distributed.mesh import Ranks
 from ftkit.distributed.preemption import Preemption

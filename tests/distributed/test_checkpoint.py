@@ -24,8 +24,8 @@ from ftkit.distributed.checkpoint import (
     full_state_dict,
     latest_checkpoint,
     load_weights,
-    to_hugging_face,
 )
+from ftkit.distributed.export import to_hugging_face
 from ftkit.distributed.launch import torchrun
 from ftkit.distributed.mesh import Ranks
 from ftkit.pocket import load_base
