@@ -77,7 +77,7 @@ def train(
         seconds = time.perf_counter() - start
         row = {"step": step + 1, "loss": loss, "lr": lr, "grad_norm": norm, "seconds": round(seconds, 4)}
         row["tokens_per_second"] = round(sum(len(r["input_ids"]) for r in batch) / seconds)
-        if preemption.asked(ranks):
+        if stopped := preemption.asked(ranks):
             last = step + 1
         done = step + 1 == last
         if inputs.evaluation and (done or (config.eval_every and (step + 1) % config.eval_every == 0)):
@@ -87,7 +87,7 @@ def train(
             progress.set_postfix(loss=f"{loss:.3f}")
         if done or (config.save_every and (step + 1) % config.save_every == 0):
             checkpoints.save(step + 1, model, optimizer, {"schedule": schedule.state_dict()})
-        if done:
+        if stopped:
             break
     checkpoints.finish()
     if last == steps:
