@@ -29,6 +29,11 @@ def check_loading_peaks(loading_peaks) -> str:
                 raise NotYet(
                     f"{where}: that is what is left after sharding; first each rank loads the whole."
                 )
+            if route == "every rank" and found == [full + share] * ranks:
+                raise NotYet(
+                    f"{where}: whole and shards never lie side by side: the whole is cut tensor by tensor, and each "
+                    "tensor is freed once its shard is kept."
+                )
             if any(abs(a - b) > 1e-6 * full for a, b in zip(found, peaks, strict=True)):
                 raise NotYet(f"{where}: expected {peaks}, and yours is {found}.")
     return "only the last route needs no machine that could hold the model."

@@ -1,7 +1,8 @@
 """Delayed initialisation: one rank reads the weights, the others start empty on the meta device.
 
-The scheme of the FSDP tutorials of 2022 in today's API. Nothing is taken on trust: every tensor is filled
-with NaN before loading, and must be finite after it. `shard_loading` is the better way.
+The scheme of FSDP1, `sync_module_states=True` (github.com/pytorch/pytorch/issues/105840), in today's API. Nothing is
+taken on trust: every tensor is filled with NaN before loading, and must be finite after it. `shard_loading` is the
+better way.
 """
 
 from collections.abc import Callable
@@ -61,7 +62,8 @@ def assert_initialized(model: nn.Module) -> None:
     if unset:
         raise RuntimeError(
             f"{len(unset)} tensors were left unset by loading: {', '.join(unset[:5])}. "
-            "Does the checkpoint belong to this model?"
+            "A checkpoint holds no rotary frequencies: compute such buffers again (restore_buffers). "
+            "For a parameter: is it this model's checkpoint?"
         )
 
 

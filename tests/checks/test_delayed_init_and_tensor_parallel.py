@@ -43,6 +43,7 @@ EXERCISES = [
             "a number for each rank": lambda route, full, ranks: [full],
             "holds a shard of the model as well": other("rank 0", lambda f, n: [f] + [f / n] * (n - 1)),
             "meta takes no memory": other("rank 0", lambda f, n: [f] + [0.0] * (n - 1)),
+            "never lie side by side": other("every rank", lambda f, n: [f + f / n] * n),
             "left after sharding": other("every rank", lambda f, n: [f / n] * n),
             "'shards', 16 GB on 4 ranks: expected": other("shards", lambda f, n: [f] * n),
         },

@@ -65,7 +65,10 @@ def test_poison_and_what_stays_poisoned():
         RuntimeError, match=r"tensors were left unset by loading: model\.embed_tokens\.weight"
     ):
         delayed_init.assert_initialized(model)
-    with pytest.raises(RuntimeError, match="left unset"):
+    remedy = (
+        r"left unset by loading: weight, bias\..*again \(restore_buffers\).*is it this model.s checkpoint"
+    )
+    with pytest.raises(RuntimeError, match=remedy):
         delayed_init.assert_initialized(nn.Linear(2, 2, device="meta"))
 
 
