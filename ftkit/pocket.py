@@ -2,9 +2,9 @@
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from datasets import Dataset, DatasetDict
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -15,6 +15,9 @@ from transformers import (
 
 from ftkit.almanac import data_dir
 from ftkit.conversations import read_conversations
+
+if TYPE_CHECKING:
+    from datasets import DatasetDict
 
 
 def find_base(name: str | Path | None = None) -> str:
@@ -68,12 +71,14 @@ def find_chat(name: str | Path | None = None) -> dict[str, Path]:
     return files
 
 
-def load_chat(name: str | Path | None = None) -> DatasetDict:
+def load_chat(name: str | Path | None = None) -> "DatasetDict":
     """Load conversations (`messages`); `name` as in `find_chat`.
 
     The almanac's splits are train, test (held-out questions) and heldout_domains. Raises ConversationError
     or FileNotFoundError for what is not chat data.
     """
+    from datasets import Dataset, DatasetDict  # here, for ranks that do not need it start a second sooner
+
     return DatasetDict(
         {k: Dataset.from_list(read_conversations(path)) for k, path in find_chat(name).items()}
     )

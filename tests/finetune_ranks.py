@@ -1,6 +1,6 @@
 """What the ranks of test_finetune_meshes run: several fine-tunes, each on a mesh of its own, in one launch.
 
-`torchrun finetune_ranks.py CASES.json`, a list of the flags of `python -m ftkit.finetune`.
+`python finetune_ranks.py CASES.json RANKS`, a list of the flags of `python -m ftkit.finetune`.
 """
 
 import json
@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from ftkit.distributed import mesh
+from ftkit.distributed.forked import run_forked
 from ftkit.distributed.preemption import Preemption
 from ftkit.finetune import train
 from ftkit.run_config import Config, check
@@ -27,4 +28,4 @@ if __name__ == "__main__":
             shape = mesh.mesh_shape(config.mesh, ranks.world_size)
             train(config, inputs, mesh.arrange(shape, ranks.compute), Preemption())
 
-    mesh.run(main)
+    run_forked(main, int(sys.argv[2]))

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
+from programs import run_program
 from safetensors.torch import load_file
 from tiny import foreign_model, foreign_tokenizer, ragged_conversations, save_foreign
 from transformers import MixtralConfig, MixtralForCausalLM
 
 from ftkit import finetune
 from ftkit.adapters import load_adapter
-from ftkit.distributed.launch import torchrun
 from ftkit.pocket import load_base
 
 RECIPES = {
@@ -78,7 +78,7 @@ def runs(folder):
         cases = [settings(folder, n, recipe, **more) for n, (r, recipe, more) in CASES.items() if r == ranks]
         (folder / f"cases{ranks}.json").write_text(json.dumps(cases))
         program = Path(__file__).with_name("finetune_ranks.py")
-        torchrun(program, folder / f"cases{ranks}.json", ranks=ranks, quiet=True)
+        run_program(program, folder / f"cases{ranks}.json", ranks)
     return folder
 
 

@@ -11,7 +11,7 @@ from ftkit.child_tuning.masks import clean_name
 from ftkit.child_tuning.update import BLOCK
 from ftkit.memory.live import LiveBytes
 from ftkit.memory.plan import DTYPES, Plan
-from ftkit.memory.step import cut_along
+from ftkit.memory.step import causal_lm, cut_along
 from ftkit.torch_private import fake_tensors
 
 INDEX_BYTES = 4  # int32, up to 2³¹ elements in a tensor
@@ -75,13 +75,13 @@ def states(
 
     `gradient_mask` counts the children of compact states exactly; without it each tensor has `reserve_p` of a child.
     """
-    total, trained = Counter(), []
+    total, trained, whole = Counter(), [], _gradient_stays_whole(model, plan)
     for name, parameter, cuts in parts(model, plan, rank):
         held, size = numel(cuts), parameter.element_size()
         total["weights"] += held * size
         if not parameter.requires_grad:
             continue
-        total["gradients"] += held * size
+        total["gradients"] += (parameter.numel() if parameter is whole else held) * size
         trained.append((held, size))
         moment = moment_dtype(plan, parameter.dtype).itemsize
         child = held
@@ -100,6 +100,18 @@ def states(
         _scratch(plan, [held for held, _ in trained]),
         _transient(plan, trained),
     )
+
+
+def _gradient_stays_whole(model: nn.Module, plan: Plan) -> nn.Parameter | None:
+    """The embedding under tensor parallelism alone: DTensor leaves its gradient whole on every rank.
+
+    Not where a tied head's gradient, which is cut, is added to it, nor where `fully_shard` cuts it.
+    """
+    if plan.mesh[2] == 1 or plan.sharded:
+        return None
+    base = causal_lm(model)
+    embedding, head = base.get_input_embeddings(), base.get_output_embeddings()
+    return None if head is not None and head.weight is embedding.weight else embedding.weight
 
 
 def _scratch(plan: Plan, sizes: list[int]) -> int:

@@ -97,13 +97,12 @@ def _run(model: nn.Module, plan: Plan, mesh, vocabulary: int) -> Trace:
         fill_from_meta(model)
         step.mark_layers(model, live)
         step.label_gradients(model, live)
-        batch = step.make_batch(plan, vocabulary)
         if plan.mesh[2] > 1:  # DTensor plans each operation when it first meets it, with tensors of its own
-            step.forward_and_backward(model, plan, batch)
+            step.forward_and_backward(model, plan, step.make_batch(plan, vocabulary))
             model.zero_grad()
         with live:
             live.label(model.parameters(), "weights")
-            step.forward_and_backward(model, plan, batch, live)
+            step.forward_and_backward(model, plan, step.make_batch(plan, vocabulary), live)
     peaks = {phase: size for phase, size in live.peaks.items() if phase != "start"}
     found = Trace(peaks, {phase: live.at_peak[phase] for phase in peaks}, dict(live.traffic))
     del model

@@ -8,6 +8,7 @@ Small models of three designs, with random weights; one launch a number of ranks
 
 import argparse
 import json
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable
@@ -28,8 +29,7 @@ from transformers import (
 )
 
 from ftkit.almanac import data_dir
-from ftkit.distributed import mesh as ranks_of
-from ftkit.distributed.launch import torchrun
+from ftkit.distributed.forked import run_forked
 from ftkit.distributed.mesh import Ranks
 from ftkit.memory import Plan, estimate_memory, measure_memory
 
@@ -161,12 +161,15 @@ def measure_here(ranks: Ranks, numbers: list[int]) -> list[list[dict]]:
 
 
 def measure(ranks: int, numbers: Iterable[int] | None = None) -> list[list[dict]]:
-    """Start `ranks` processes and measure in them the cases with these numbers, by default all."""
+    """Measure in `ranks` processes the cases with these numbers, by default all; RuntimeError where a rank fails."""
     numbers = list(range(len(CASES[ranks])) if numbers is None else numbers)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "measured.json")
-        asked = ("--measure", file, "--numbers", *numbers)
-        torchrun("-m", "ftkit.studies.memory", *asked, ranks=ranks, quiet=True)
+        command = [sys.executable, "-m", "ftkit.studies.memory", "--measure", file, "--ranks", ranks]
+        command = [*map(str, command), "--numbers", *map(str, numbers)]
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        if done.returncode:
+            raise RuntimeError(f"measuring on {ranks} ranks failed:\n{done.stdout[-2000:]}")
         return json.loads(file.read_text())
 
 
@@ -187,7 +190,8 @@ def main(arguments: list[str] | None = None) -> int:
     )
     output = data_dir() / "results" / "memory.json"
     parser.add_argument("--output", type=Path, default=output, help="where to store it (%(default)s)")
-    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)  # what ranks are started with
+    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)  # with these `measure` calls it
+    parser.add_argument("--ranks", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--numbers", type=int, nargs="*", help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
     if given.measure:
@@ -197,7 +201,7 @@ def main(arguments: list[str] | None = None) -> int:
             if ranks.is_first:
                 given.measure.write_text(json.dumps(found))
 
-        ranks_of.run(write)
+        run_forked(write, given.ranks)
         return 0
     rows = [row for ranks in CASES for row in record(ranks)]
     given.output.write_text(json.dumps({"torch": torch.__version__, "rows": rows}, indent=1) + "\n")

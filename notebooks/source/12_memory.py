@@ -6,7 +6,7 @@
 #
 # - **Prerequisites:** [08_full_fine_tune](08_full_fine_tune.ipynb); [11_speed_ups](11_speed_ups.ipynb) for
 #   checkpointing and the loss in chunks.
-# - **Hardware:** any processor; two cores are enough. What GPUs are said to hold is computed, not run.
+# - **Hardware:** any processor; two cores are enough. On Windows, use WSL 2. What GPUs hold is computed, not run.
 # - **Time:** about 40 minutes with the exercises; its cells run in about a minute on two cores.
 
 # %% [markdown]

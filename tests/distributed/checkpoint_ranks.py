@@ -1,4 +1,4 @@
-"""What the ranks of test_checkpoint run: `torchrun checkpoint_ranks.py FOLDER MODE`.
+"""What the ranks of test_checkpoint run: `python checkpoint_ranks.py FOLDER MODE RANKS`.
 
 Rank 0 writes what it found to `FOLDER/MODE.json`.
 """
@@ -17,6 +17,7 @@ from tiny import foreign_model
 
 from ftkit.distributed import mesh, sharding
 from ftkit.distributed.checkpoint import Checkpoints
+from ftkit.distributed.forked import run_forked
 
 STEPS, SAVED = 6, 3
 ABOUT = {"model": "foreign", "optimizer": "adamw"}
@@ -123,4 +124,4 @@ if __name__ == "__main__":
         if ranks.is_first:
             (folder / f"{mode}.json").write_text(json.dumps(result))
 
-    mesh.run(main)
+    run_forked(main, int(sys.argv[3]))

@@ -1,4 +1,4 @@
-"""What the ranks of test_fsdp.py run: `torchrun fsdp_ranks.py FOLDER`; rank 0 writes `FOLDER/fsdp.json`.
+"""What the ranks of test_fsdp.py run: `python fsdp_ranks.py FOLDER RANKS`; rank 0 writes `FOLDER/fsdp.json`.
 
 Each case compares with one process that sees the whole batch, and says how far apart they are; beside it stands the
 same comparison with something broken on purpose.
@@ -24,6 +24,7 @@ from tiny import foreign_model
 
 from ftkit.distributed import mesh
 from ftkit.distributed.collectives import CountCollectives
+from ftkit.distributed.forked import run_forked
 from ftkit.distributed.sharding import decoder_layers, shard
 
 INPUT_IDS = torch.randint(0, 200, (8, 12), generator=torch.Generator().manual_seed(1))  # (B, T)
@@ -239,4 +240,4 @@ if __name__ == "__main__":
         if ranks.mesh is None:
             dist.destroy_process_group()
 
-    mesh.run(main)
+    run_forked(main, int(sys.argv[2]))

@@ -1,4 +1,4 @@
-"""What the ranks of tests/distributed run: `torchrun ranks.py CASE FOLDER`; rank 0 writes `FOLDER/CASE.json`."""
+"""What the ranks of tests/distributed run: `python ranks.py CASE FOLDER RANKS`; rank 0 writes `FOLDER/CASE.json`."""
 
 import json
 import sys
@@ -13,6 +13,7 @@ from tiny import foreign_model, save_foreign  # noqa: F401
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from ftkit.distributed import delayed_init, mesh, sharding
+from ftkit.distributed.forked import run_forked
 from ftkit.params import count_parameters
 
 INPUT_IDS = torch.arange(24).view(2, 12)  # (B, T)
@@ -95,4 +96,4 @@ if __name__ == "__main__":
         if ranks.is_first:
             (folder / f"{case}.json").write_text(json.dumps(result))
 
-    mesh.run(main)
+    run_forked(main, int(sys.argv[3]))

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from checkpoint_ranks import ABOUT, SAVED, STEPS, build, resume
+from programs import run_program
 from safetensors.torch import load_file
 from tiny import foreign_model, save_foreign
 from torch.distributed.checkpoint import FileSystemWriter
@@ -26,7 +27,6 @@ from ftkit.distributed.checkpoint import (
     load_weights,
 )
 from ftkit.distributed.export import to_hugging_face
-from ftkit.distributed.launch import torchrun
 from ftkit.distributed.mesh import Ranks
 from ftkit.pocket import load_base
 
@@ -59,7 +59,7 @@ def names(folder):
 def two(tmp_path_factory):
     """What two ranks wrote, and what happened to them; SAVED lies in `kept`."""
     folder = tmp_path_factory.mktemp("two")
-    torchrun(PROGRAM, folder, "write", ranks=2, quiet=True, timeout=120)
+    run_program(PROGRAM, folder, "write", 2)
     return folder, json.loads((folder / "write.json").read_text())
 
 
@@ -242,7 +242,7 @@ def resume_from_kept(folder):
 
 def test_resume_on_more_ranks(two):
     folder, result = two
-    torchrun(PROGRAM, folder / "kept", "resume", ranks=4, quiet=True, timeout=120)
+    run_program(PROGRAM, folder / "kept", "resume", 4)
     resumed = json.loads((folder / "kept" / "resume.json").read_text())
     assert resumed["losses"] == pytest.approx(result["losses"][SAVED:], abs=1e-5)
     assert len(resumed["losses"]) == STEPS - SAVED

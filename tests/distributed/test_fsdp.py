@@ -4,8 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-
-from ftkit.distributed.launch import torchrun
+from programs import run_program
 
 PROGRAM = Path(__file__).with_name("fsdp_ranks.py")
 # float32 keeps 7 digits; sums over rows and ranks in another order lose one or two of them.
@@ -18,7 +17,7 @@ EQUALITIES = ["ddp", "per_layer", "whole_model", "checkpoint_before", "checkpoin
 def run(request, tmp_path_factory):
     """(what the ranks found, how many ranks): one launch for each number of ranks."""
     folder = tmp_path_factory.mktemp("fsdp")
-    torchrun(PROGRAM, folder, ranks=request.param, quiet=True)
+    run_program(PROGRAM, folder, request.param)
     return json.loads((folder / "fsdp.json").read_text()), request.param
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from programs import run_program
 from tiny import foreign_model, save_foreign
 from torch import nn
 
@@ -24,7 +25,7 @@ def folder(tmp_path_factory):
 
 
 def on_ranks(case: str, folder: Path, ranks: int = 2) -> dict:
-    torchrun(PROGRAM, case, folder, ranks=ranks, quiet=True)
+    run_program(PROGRAM, case, folder, ranks)
     return json.loads((folder / f"{case}.json").read_text())
 
 

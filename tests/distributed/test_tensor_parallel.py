@@ -2,13 +2,12 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from loading_ranks import compare, step
+from programs import run_program
 from tiny import foreign_model, save_foreign
 from torch.distributed.device_mesh import DeviceMesh
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, Qwen3MoeConfig
@@ -26,7 +25,7 @@ def on_ranks(ranks: int, tmp_path_factory) -> dict:
     save_foreign(folder / "qwen")
     shutil.copytree(find_base(), folder / "llama")
     program = Path(__file__).with_name("loading_ranks.py")
-    subprocess.run([sys.executable, program, folder, str(ranks)], check=True, timeout=500)
+    run_program(program, folder, ranks)
     return json.loads((folder / f"{ranks}.json").read_text())
 
 

@@ -47,9 +47,10 @@ def test_the_record_holds_what_was_promised():
     assert len(RECORD) >= 24 and {row["ranks"] for row in RECORD} == {1, 2, 4}
     for row in RECORD:
         assert off(row)["weights"] == off(row)["gradients"] == off(row)["optimizer"] == 0, row
-        assert off(row)["peak"] < 0.001, (
-            row
-        )  # 5 % was asked for; step counters and small buffers are left out
+        # 5 % was asked for. Step counters and small buffers are left out; under tensor parallelism real ranks keep
+        # their part of the gathered logits for longer than fake ones do.
+        tp = row["plan"].get("mesh", [1, 1, 1])[2]
+        assert off(row)["peak"] < (0.05 if tp > 1 else 0.001), row
         assert len(row["measured"]) == row["ranks"]
 
 
