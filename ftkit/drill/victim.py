@@ -19,7 +19,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from transformers import PreTrainedModel
 
 from ftkit import finetune
-from ftkit.distributed import checkpoint
+from ftkit.distributed import checkpoint_folder
 from ftkit.distributed.checkpoint import Checkpoints
 
 POINTS = ("forward", "backward", "optimizer", "checkpoint write", "checkpoint rename", "export")
@@ -86,13 +86,13 @@ def lie_in_wait(folder: Path, point: str, step: int) -> None:
     register_optimizer_step_post_hook(after_step)
     write_data, sync, save_pretrained = (
         FileSystemWriter.write_data,
-        checkpoint.sync,
+        checkpoint_folder.sync,
         PreTrainedModel.save_pretrained,
     )
     if point == "checkpoint write":
         FileSystemWriter.write_data = half_written
     if point == "checkpoint rename":
-        checkpoint.sync = before_rename  # after about.json, before the rename
+        checkpoint_folder.sync = before_rename  # after about.json, before the rename
     if point == "export":
         PreTrainedModel.save_pretrained = after_export
 
