@@ -6,7 +6,7 @@
 #
 # - **Prerequisites:** [14_delayed_init_and_tensor_parallel](14_delayed_init_and_tensor_parallel.ipynb).
 # - **Hardware:** any processor with two cores; a GPU is not used here. On Windows, use WSL 2.
-# - **Time:** about 35 minutes with the exercises; its cells run in about 45 seconds on two cores.
+# - **Time:** about 35 minutes with the exercises; its cells run in about a minute on two cores.
 
 # %% [markdown]
 # ## You will be able to
