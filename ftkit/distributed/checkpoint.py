@@ -29,10 +29,10 @@ from torch.distributed.checkpoint.state_dict import (
 from ftkit.child_tuning.masks import clean_name
 from ftkit.distributed.checkpoint_folder import (
     CheckpointError,
-    damage_of,
     empty_folder,
     latest_checkpoint,
     publish,
+    refuse_damaged,
     refuse_others,
 )
 from ftkit.distributed.mesh import Ranks
@@ -166,8 +166,7 @@ class Checkpoints:
 
 def load_weights(path: Path, model: nn.Module) -> None:
     """Read only the weights of a checkpoint, whatever number of ranks wrote it, into an unsharded model."""
-    if damage := damage_of(path):
-        raise CheckpointError(f"{damage}: restore the file, or take another checkpoint")
+    refuse_damaged(path)
     state = {"model": model.state_dict()}
     _read(state, path, None)
     model.load_state_dict(state["model"])

@@ -36,6 +36,12 @@ def latest_checkpoint(folder: Path) -> Path | None:
     return None
 
 
+def refuse_damaged(path: Path) -> None:
+    """Raise CheckpointError where a file is missing or has another size than when it was written."""
+    if damage := damage_of(path):
+        raise CheckpointError(f"{damage}: restore the file, or take another checkpoint")
+
+
 def refuse_others(path: Path, mine: dict) -> None:
     theirs = json.loads((path / ABOUT).read_text())
     for key in mine:

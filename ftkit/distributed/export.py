@@ -10,7 +10,7 @@ from pathlib import Path
 from transformers import AutoTokenizer
 
 from ftkit.distributed.checkpoint import identity, load_weights
-from ftkit.distributed.checkpoint_folder import CheckpointError, damage_of, refuse_others
+from ftkit.distributed.checkpoint_folder import refuse_damaged, refuse_others
 from ftkit.exporting import export_weights
 from ftkit.pocket import empty_base, find_base
 
@@ -24,8 +24,7 @@ def to_hugging_face(path: Path, base: str, folder: Path) -> Path:
     folder = Path(folder)
     if folder.exists():
         raise FileExistsError(f"{folder} exists: give another folder")
-    if damage := damage_of(path):
-        raise CheckpointError(f"{damage}: restore the file, or take another checkpoint")
+    refuse_damaged(path)
     model = empty_base(base)
     refuse_others(path, {"parameters": identity({}, model)["parameters"]})
     model.to_empty(device="cpu").tie_weights()
