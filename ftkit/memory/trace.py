@@ -6,6 +6,8 @@ and what is transient belongs to one layer. So two short traces tell the long on
 
 import copy
 import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -90,6 +92,17 @@ def trace_few(model: nn.Module, plan: Plan, layers: int) -> Trace:
         return _run(small, plan, mesh, vocabulary)
 
 
+@contextmanager
+def _older_objects_left_alone() -> Iterator[None]:
+    """The garbage collector searches only what is made inside, which saves a seventh of a trace's time."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
+@_older_objects_left_alone()
 def _run(model: nn.Module, plan: Plan, mesh, vocabulary: int) -> Trace:
     live = LiveBytes(vocabulary)
     model = step.distribute(model, plan, mesh)  # on meta: cutting into 1,024 shards is slow in fake tensors

@@ -30,35 +30,17 @@ import os
 import random
 import shutil
 import signal
+import subprocess
 import tempfile
 import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-# %%
-import ipywidgets
-import torch
-import transformers
-from safetensors.torch import load_file
-
-from ftkit import load_base
-from ftkit.checks.checkpoints_and_faults import check_best_interval, check_newest_whole
-from ftkit.claims import Claim, show_claims
-from ftkit.device import pick_device
-from ftkit.distributed.checkpoint import Checkpoints, latest_checkpoint, load_weights
-from ftkit.distributed.export import to_hugging_face
 from ftkit.distributed.launch import torchrun
-from ftkit.distributed.mesh import Ranks
-from ftkit.distributed.preemption import Preemption
-from ftkit.plots import OKABE_ITO, figure_svg, new_axes, use_course_style
-from ftkit.pocket import find_base
 
-# %% tags=["nbval-ignore-output"]
-use_course_style()
-transformers.utils.logging.disable_progress_bar()
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the ranks of this notebook are the processor's
 os.chdir(tempfile.mkdtemp())  # what this notebook writes lies there
-print(f"torch {torch.__version__}, device: cpu, {os.cpu_count()} cores")
 
 # %%
 RANKS = 2  # processes
@@ -69,16 +51,9 @@ ABOUT = {"model": "pocket-base", "optimizer": "adamw"}  # what a checkpoint belo
 claims = []  # what this notebook tested, each with its verdict; the recap prints them
 
 # %% [markdown]
-# ## 1 · What a sharded checkpoint is made of
-#
-# To go on exactly, a run needs its weights, the optimizer's state (two moments and a step count) and its place in
-# the data (here: the step, which seeds the batch); with a schedule or dropout, those states too. In torch's
-# **distributed checkpoint** (DCP) every rank writes what it holds.
-
-# %% [markdown]
-# Here is the program of this notebook. `Checkpoints` finds the latest, loads, saves, and at the end waits; the `{}`
-# is room for more, such as a schedule. `Preemption` is for section 6; `keep=9` keeps every checkpoint for our
-# experiments.
+# Processes take seconds to start, so the program that two ranks run comes first. `Checkpoints` finds the latest
+# checkpoint, loads, saves, and at the end waits; the `{}` is room for more, such as a schedule. `Preemption` is for
+# section 6; `keep=9` keeps every checkpoint for our experiments.
 
 # %%
 # %%writefile train.py
@@ -86,10 +61,9 @@ import sys
 from pathlib import Path
 
 import torch
-from step import note, one_step
+from step import note, one_step, start
 
 from ftkit import load_base
-from ftkit.distributed import mesh
 from ftkit.distributed.checkpoint import Checkpoints
 from ftkit.distributed.preemption import Preemption
 from ftkit.distributed.sharding import shard
@@ -117,7 +91,7 @@ def main(ranks):
         checkpoints.finish()
 
 
-mesh.run(main)
+start(main)
 
 # %% [markdown]
 # And its step, cut in two by the fault that comes later: rank 1 may kill itself between gradient and update.
@@ -131,13 +105,19 @@ import time
 
 import torch
 
+from ftkit.distributed import mesh
+from ftkit.distributed.forked import run_forked
+
+ATTEMPT = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))  # torchrun's count of restarts
+
 
 def one_step(folder, model, optimizer, step, ranks, kill_at):
     ids = torch.randint(0, 1024, (4, 16), generator=torch.Generator().manual_seed(step))
     mine = ids[ranks.rank :: ranks.world_size]
     loss = model(input_ids=mine, labels=mine).loss
     loss.backward()
-    if step == kill_at and ranks.rank == 1 and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+    if step == kill_at and ranks.rank == 1 and ATTEMPT == 0:
+        time.sleep(2)  # a larger model's steps last: the checkpoint before this one is whole
         note(folder, ranks, killed=step)
         os.kill(os.getpid(), signal.SIGKILL)
     optimizer.step()
@@ -146,18 +126,31 @@ def one_step(folder, model, optimizer, step, ranks, kill_at):
 
 
 def note(folder, ranks, **event):
-    attempt = int(os.environ["TORCHELASTIC_RESTART_COUNT"])  # torchrun's count of restarts
-    event |= {"rank": ranks.rank, "attempt": attempt, "time": time.time()}
+    event |= {"rank": ranks.rank, "attempt": ATTEMPT, "time": time.time()}
     with (folder / f"events-{ranks.rank}.jsonl").open("a") as file:
         file.write(json.dumps(event) + "\n")
 
 
+def start(main):
+    if "RANK" in os.environ:  # torchrun has started this rank
+        mesh.run(main)
+    else:
+        run_forked(main, ranks=2)
+
+
 # %%
-def train(name, kill_at=0, restarts=0):
-    """Run train.py in the folder `name`, and return each step's loss: the last one, if it was done twice."""
+def train(name, kill_at=0, restarts=None):
+    """Run train.py in the folder `name`, under torchrun where it may restart; returns the last loss of each step."""
     Path(name).mkdir(exist_ok=True)
-    numbers = [STEPS, SAVE_EVERY, kill_at]
-    torchrun("train.py", name, *numbers, ranks=RANKS, quiet=True, max_restarts=restarts)
+    arguments = ["train.py", name, *map(str, (STEPS, SAVE_EVERY, kill_at))]
+    if restarts is None:
+        one_thread = {"OMP_NUM_THREADS": "1", **os.environ}  # as torchrun sets it
+        started = subprocess.run(
+            [sys.executable, *arguments], env=one_thread, capture_output=True, text=True
+        )
+        assert started.returncode == 0, started.stderr
+    else:
+        torchrun(*arguments, ranks=RANKS, quiet=True, max_restarts=restarts)
     return {event["step"]: event["loss"] for event in events(name) if "loss" in event}
 
 
@@ -168,8 +161,46 @@ def events(name, rank=0):
     ]
 
 
+# %% [markdown]
+# Two runs of it begin now and go on while you read: one that nobody disturbs, whose ranks are forks as in notebook 14,
+# and one under torchrun, in which rank 1 kills itself in step 8. Sections 1 and 6 open what they leave.
+
 # %%
-undisturbed = train("undisturbed")
+pool = ThreadPoolExecutor()
+undisturbed_run = pool.submit(train, "undisturbed")
+killed_run = pool.submit(train, "killed", kill_at=KILL_AT, restarts=1)
+
+# %%
+import ipywidgets
+import torch
+import transformers
+from safetensors.torch import load_file
+
+from ftkit import load_base
+from ftkit.checks.checkpoints_and_faults import check_best_interval, check_newest_whole
+from ftkit.claims import Claim, show_claims
+from ftkit.device import pick_device
+from ftkit.distributed.checkpoint import Checkpoints, latest_checkpoint, load_weights
+from ftkit.distributed.export import to_hugging_face
+from ftkit.distributed.mesh import Ranks
+from ftkit.distributed.preemption import Preemption
+from ftkit.plots import OKABE_ITO, figure_svg, new_axes, use_course_style
+from ftkit.pocket import find_base
+
+# %% tags=["nbval-ignore-output"]
+use_course_style()
+transformers.utils.logging.disable_progress_bar()
+print(f"torch {torch.__version__}, device: cpu, {os.cpu_count()} cores")
+
+# %% [markdown]
+# ## 1 · What a sharded checkpoint is made of
+#
+# To go on exactly, a run needs its weights, the optimizer's state (two moments and a step count) and its place in
+# the data (here: the step, which seeds the batch); with a schedule or dropout, those states too. In torch's
+# **distributed checkpoint** (DCP) every rank writes what it holds.
+
+# %%
+undisturbed = undisturbed_run.result()  # waits for the run to end
 checkpoint = Path("undisturbed/checkpoints/step-000003")
 print(sorted(path.name for path in checkpoint.iterdir()))
 
@@ -393,10 +424,11 @@ assert untouched and saved["step"] == STEPS and decay == 0.01
 # ## 6 · Kill -9, in the middle of a step
 #
 # SIGKILL cannot be caught: rank 1 is gone, with gradients computed and weights not yet updated. `torchrun
-# --max-restarts` notices, ends the other ranks and starts all again. **Predict:** which steps are done twice?
+# --max-restarts` notices, ends the other ranks and starts all again. That run began at the top of this notebook.
+# **Predict:** which steps were done twice?
 
 # %%
-survived = train("killed", kill_at=KILL_AT, restarts=1)
+survived = killed_run.result()
 attempts = [
     [e["step"] for e in events("killed") if e["attempt"] == n and "step" in e] for n in (0, 1)
 ]
@@ -435,38 +467,37 @@ claims.append(
 )
 
 # %% tags=["nbval-ignore-output"]
+(killed,) = [event["time"] for event in events("killed", rank=1) if "killed" in event]
+restarted = min(event["time"] for event in events("killed") if event["attempt"] == 1)
 print(f"done twice: steps {list(range(attempts[1][0], KILL_AT))}; begun twice: step {KILL_AT}")
+print(f"from the kill to the end of the next step: {restarted - killed:.1f} s")
 
 
 # %%
-def timeline(name):
-    """A mark for each step over the seconds since the first; a cross where a rank was killed."""
+def draw_attempts():
+    """A row for each attempt with a mark for each step that it did, and a cross where a rank was killed."""
     _, ax = new_axes(7.5, 2.1)
-    begin = events(name)[0]["time"]
-    for rank, attempt in [(rank, attempt) for rank in range(RANKS) for attempt in (0, 1)]:
-        did = [event for event in events(name, rank) if event["attempt"] == attempt]
-        times = [event["time"] - begin for event in did]
-        steps = [event["step"] for event in did if "step" in event]
-        style = {"color": OKABE_ITO[2 * attempt], "marker": "os"[attempt], "markersize": 6}
-        ax.plot(times, [rank] * len(did), **style)
-        above = {"xytext": (0, 9), "textcoords": "offset points"}
-        ax.annotate(f"steps {steps[0]} to {steps[-1]}", (times[0], rank), **above)
-        if "killed" in did[-1]:
-            ax.plot(times[-1], rank, "x", color=OKABE_ITO[5], markersize=13, mew=3)
-            beside = {"xytext": (11, -4), "textcoords": "offset points"}
-            ax.annotate("SIGKILL", (times[-1], rank), **beside)
-    ax.set(yticks=range(RANKS), yticklabels=[f"rank {r}" for r in range(RANKS)])
-    ax.set(ylim=(-0.5, RANKS - 0.4), xlabel="seconds; circles: first attempt, squares: second")
+    for row, steps in enumerate(attempts):
+        ax.plot(
+            steps, [row] * len(steps), color=OKABE_ITO[2 * row], marker="os"[row], markersize=7
+        )
+    ax.plot(KILL_AT, 0, "x", color=OKABE_ITO[5], markersize=13, mew=3)
+    beside = {"xytext": (12, -4), "textcoords": "offset points"}
+    ax.annotate("SIGKILL", (KILL_AT, 0), **beside)
+    for step in range(SAVE_EVERY, STEPS, SAVE_EVERY):
+        ax.axvline(step, color="0.6", linestyle=":", zorder=0)
+    ax.set(yticks=(0, 1), yticklabels=["first attempt", "second attempt"], ylim=(1.5, -0.5))
+    ax.set(xticks=range(1, STEPS + 1), xlabel="step; dotted: a checkpoint is saved after it")
     return ax
 
 
 # %% tags=["nbval-ignore-output"]
-ax = timeline("killed")
+ax = draw_attempts()
 
 # %% [markdown]
-# Notice: the gap is the price of a restart: new processes, their imports, ranks finding each other (the
-# *rendezvous*), the loading. Of the work only the steps since the last whole checkpoint are done again. A checkpoint
-# that was still being written is lost.
+# Notice: a restart costs seconds: new processes, their imports, ranks finding each other (the *rendezvous*), the
+# loading. Of the work only the steps since the last whole checkpoint are done again. A checkpoint that is still being
+# written is lost.
 
 # %% [markdown]
 # **SIGTERM** is the polite kind: preemptible machines, Kubernetes and Slurm send it before they end a job, and
@@ -489,6 +520,8 @@ saved = latest_checkpoint(Path("one/checkpoints"))
 clean = step == STEPS + 3 and saved.name == f"step-{step:06d}"
 print(f"left after step {step}, and that step is saved: {clean}")
 assert clean
+
+# %%
 left = "saved and left after it" if clean else "not saved"
 claims.append(
     Claim(
