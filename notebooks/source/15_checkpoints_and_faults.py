@@ -482,11 +482,11 @@ def draw_attempts():
             steps, [row] * len(steps), color=OKABE_ITO[2 * row], marker="os"[row], markersize=7
         )
     ax.plot(KILL_AT, 0, "x", color=OKABE_ITO[5], markersize=13, mew=3)
-    beside = {"xytext": (12, -4), "textcoords": "offset points"}
-    ax.annotate("SIGKILL", (KILL_AT, 0), **beside)
+    above = {"xytext": (0, 11), "textcoords": "offset points", "ha": "center"}
+    ax.annotate("SIGKILL", (KILL_AT, 0), **above)
     for step in range(SAVE_EVERY, STEPS, SAVE_EVERY):
         ax.axvline(step, color="0.6", linestyle=":", zorder=0)
-    ax.set(yticks=(0, 1), yticklabels=["first attempt", "second attempt"], ylim=(1.5, -0.5))
+    ax.set(yticks=(0, 1), yticklabels=["first attempt", "second attempt"], ylim=(1.5, -0.7))
     ax.set(xticks=range(1, STEPS + 1), xlabel="step; dotted: a checkpoint is saved after it")
     return ax
 
