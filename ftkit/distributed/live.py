@@ -17,6 +17,7 @@ from ftkit.distributed.live_report import AGAIN, RankError, gone, is_one_mistake
 GRACE = 0.5  # seconds that the others have to end a cell by themselves after one has failed
 IMPORTING = 30  # seconds that a rank may take to import torch before it can join
 SOON = 2  # seconds that ranks which gave up together may be apart
+REPEAT = 2  # seconds after which a rank is interrupted again: one that had not begun the cell missed it
 
 
 def start_ranks(world_size: int = 2, timeout: float = 30.0) -> "LiveRanks":
@@ -143,10 +144,13 @@ class LiveRanks:
 
     def _wait(self, running: list) -> None:
         """Wait for the end of a cell. Once a rank has failed, the others are not left waiting for it."""
-        failed_at, interrupted = None, False
+        failed_at, interrupted_at = None, None
         while not all(result.done() for result in running):
             try:
                 self._client.wait(running, timeout=0.05)
+                if interrupted_at and time.monotonic() - interrupted_at > REPEAT:
+                    self._interrupt(running)
+                    interrupted_at = time.monotonic()
                 done = {rank: result for rank, result in enumerate(running) if result.done()}
                 failed = [rank for rank, result in done.items() if self._answer(rank, result).failure]
                 if not failed:
@@ -158,8 +162,12 @@ class LiveRanks:
                     # Who fails now may have others waiting for it in turn, and is then next to hang up.
                     self._client.wait(running, timeout=GRACE)
             except KeyboardInterrupt:
-                if interrupted:
+                if interrupted_at:
                     raise
-                interrupted = True
-                busy = [rank for rank, result in enumerate(running) if not result.done()]
-                self._client.send_signal(signal.SIGINT, targets=busy, block=True)
+                self._interrupt(running)
+                interrupted_at = time.monotonic()
+
+    def _interrupt(self, running: list) -> None:
+        """Send SIGINT to the ranks that are still at work."""
+        busy = [rank for rank, result in enumerate(running) if not result.done()]
+        self._client.send_signal(signal.SIGINT, targets=busy, block=True)
