@@ -158,6 +158,12 @@ def fisher_loss(model, batch):
     return model(batch).square().sum()
 
 
+@torch.no_grad()
+def tied_scores(scores: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Scores of three values only, so that the threshold lies among equal ones, on several processes."""
+    return {name: (score > 5).float() + (score > 50).float() + 1 for name, score in scores.items()}
+
+
 def run_fisher(shard, folder: Path) -> dict[str, torch.Tensor]:
     """Information and masks, put together; saved in between; and two faults that must not pass."""
     model = Small()
@@ -167,6 +173,11 @@ def run_fisher(shard, folder: Path) -> dict[str, torch.Tensor]:
     save_masks(masks, folder / "child.safetensors")
     results = {f"score {name}": whole(score) for name, score in scores.items()}
     results |= {f"mask {name}": whole(mask) for name, mask in masks.items()}
+    for name, score in tied_scores(scores).items():
+        results[f"tied {name}"] = whole(score)
+    results |= {
+        f"tied mask {name}": whole(mask) for name, mask in top_masks(tied_scores(scores), 0.3).items()
+    }
     reduce = dist.all_reduce
     dist.all_reduce = lambda tensor: None  # every process finds a threshold of its own
     results |= {f"own {name}": whole(mask) for name, mask in top_masks(scores, 0.3).items()}

@@ -154,6 +154,14 @@ def test_the_child_of_a_sharded_model_is_that_of_one_process(request, single_fis
     assert (
         all(torch.equal(loaded[name], single_fisher[f"mask {name}"]) for name in loaded) and len(loaded) == 7
     )
+    tied = {name: results[case][f"tied {name}"] for name in loaded}
+    for name, mask in top_masks(tied, 0.3).items():
+        assert torch.equal(results[case][f"tied mask {name}"], mask), name
+    kept = sum(int(results[case][f"tied mask {name}"].sum()) for name in loaded)
+    assert kept == round(0.3 * sum(score.numel() for score in tied.values()))
+    chosen = top_masks(tied, 0.3)
+    least = min(float(score[chosen[name]].min()) for name, score in tied.items() if chosen[name].any())
+    assert kept < sum(int((score >= least).sum()) for score in tied.values())  # ties there are
     # Had every process its own threshold, another child would come out.
     own = [results[case][f"own {name}"] for name in loaded]
     assert not all(torch.equal(a, loaded[name]) for a, name in zip(own, loaded, strict=True))

@@ -12,10 +12,15 @@ pytestmark = pytest.mark.filterwarnings("ignore:only .* scores are above zero")
 
 
 def by_sorting(scores: dict[str, torch.Tensor], reserve_p: float) -> dict[str, torch.Tensor]:
-    values = torch.cat([score.reshape(-1) for score in scores.values()]).sort(descending=True).values
-    wanted = max(1, round(reserve_p * len(values)))
-    least = values[min(wanted, int((values > 0).sum())) - 1] if reserve_p < 1 else 0
-    return {name: score >= least for name, score in scores.items()}
+    """The largest first; of equal ones the first name, then the first element."""
+    order = sorted(
+        (-value, name, index) for name, score in scores.items() for index, value in enumerate(score.tolist())
+    )
+    wanted = len(order) if reserve_p == 1 else max(1, round(reserve_p * len(order)))
+    masks = {name: torch.zeros(score.shape, dtype=torch.bool) for name, score in scores.items()}
+    for value, name, index in order[:wanted]:
+        masks[name][index] = value < 0 or reserve_p == 1
+    return masks
 
 
 @st.composite
@@ -25,7 +30,11 @@ def score_dicts(draw):
     spread = st.floats(0, 2.0**127, width=32)
     value = draw(st.sampled_from([ties, spread]))
     sizes = draw(st.lists(st.integers(0, 30), min_size=1, max_size=4))
-    return {f"p{i}": torch.tensor(draw(st.lists(value, min_size=n, max_size=n))) for i, n in enumerate(sizes)}
+    names = draw(st.permutations([f"p{i}" for i in range(len(sizes))]))
+    return {
+        name: torch.tensor(draw(st.lists(value, min_size=n, max_size=n)))
+        for name, n in zip(names, sizes, strict=True)
+    }
 
 
 def check_against_sorting() -> None:
@@ -56,6 +65,30 @@ def test_a_threshold_for_each_parameter_is_noticed(monkeypatch):
     monkeypatch.setitem(globals(), "top_masks", one_threshold_each)
     with pytest.raises(Exception):  # noqa: B017  # an AssertionError, or a group of them
         check_against_sorting()
+
+
+def all_ties(scores, reserve_p):
+    """Masks as `score >= threshold` makes them: every score equal to the threshold is kept."""
+    masks = top(scores, reserve_p)
+    least = min(float(score[masks[name]].min()) for name, score in scores.items() if masks[name].any())
+    return {name: score >= least for name, score in scores.items()}
+
+
+def test_keeping_all_ties_is_noticed(monkeypatch):
+    monkeypatch.setitem(globals(), "top_masks", all_ties)
+    with pytest.raises(Exception):  # noqa: B017
+        check_against_sorting()
+
+
+@pytest.mark.parametrize("reserve_p", [0.001, 0.1, 0.5, 0.999])
+def test_ties_do_not_change_the_count(reserve_p):
+    """As squares of float32 gradients have them, and as bfloat16 scores have them by the thousand."""
+    values = torch.rand(40, 60, generator=torch.Generator().manual_seed(1)).bfloat16().float() + 1
+    scores = {"module.b": values[:25].clone(), "a": values[25:].clone(), "c": torch.ones(())}
+    masks = top_masks(scores, reserve_p)
+    assert sum(int(mask.sum()) for mask in masks.values()) == round(reserve_p * 2401)
+    plain = top_masks({"a": scores["a"], "b": scores["module.b"].flatten(), "c": scores["c"]}, reserve_p)
+    assert torch.equal(masks["module.b"].flatten(), plain["b"]) and torch.equal(masks["a"], plain["a"])
 
 
 def test_distinct_scores_give_the_exact_count(monkeypatch):
