@@ -3,9 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+PYTEST := $(BIN)/pytest -n 2 --dist loadfile --nbval --nbval-current-env --nbval-cell-timeout=300 \
+	--nbval-sanitize-with tests/sanitize.cfg
 NEWS := @jupyterlab/apputils-extension:announcements  # neither Lab's news nor its update check
 
-.PHONY: help lab test notebooks pocket bench drill lint clean
+.PHONY: help lab test quick portable notebooks pocket bench drill lint clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -24,8 +26,14 @@ lab: $(READY)  ## set up .venv and open JupyterLab on the first notebook (localh
 	$(BIN)/jupyter lab --ServerApp.ip=127.0.0.1 --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb $(if $(filter 0,$(shell id -u)),--allow-root)
 
 test: $(READY)  ## set up .venv, run every notebook under nbval and every test
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --nbval --nbval-current-env --nbval-cell-timeout=300 \
-		--nbval-sanitize-with tests/sanitize.cfg notebooks tests
+	$(PYTEST) notebooks tests
+
+quick: $(READY)  ## the tests that take little time, in under a minute, for work in between
+	$(PYTEST) -m quick tests
+
+portable: $(READY)  ## run every notebook as on four kinds of processor, started cold (a quarter of an hour)
+	@for processor in native avx2 sse4 two-threads; do echo "== $$processor"; \
+		PROCESSOR=$$processor $(PYTEST) --cold notebooks || exit 1; done
 
 notebooks: $(READY)  ## rebuild the notebooks whose source changed
 	$(BIN)/python notebooks/build.py

@@ -5,13 +5,17 @@
 - A cell tagged `raises-exception` needs a stored error, and has to raise: nbval passes the ones that do not.
 - A dead kernel is noticed in a second or so: nbval waits for the cell's timeout.
 - Kernels run in the environment of the build, and their outputs get the build's tokens (stable.py).
-- A closing table names every notebook, as shipped and as solved (tests/test_notebooks.py).
+- After a notebook's last cell its exercises run in the same kernel, solved: every checker must say "Right".
+- Where an output differs, the numbers in it that moved are listed at the end: what may be printed is what stays the
+  same on every processor (CONTRIBUTING.md).
+- A closing table names every notebook, as shipped and as solved.
 
 tests/test_nbval_guards.py proves each of them, and so notices when a new nbval needs something else.
 """
 
+import re
 import sys
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from pathlib import Path
 from queue import Empty
 
@@ -23,6 +27,7 @@ from nbval.plugin import IPyNbCell, IPyNbFile
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from stable import kernel_environment, replacements, warm_up
 
+NUMBER = re.compile(r"(?<![\w.])[+-]?\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?(?!\w)")
 POLL = 1.0  # seconds between two looks at whether a silent kernel still lives
 
 
@@ -57,6 +62,38 @@ def set_tokens(notebook):
     setup_sanitize_files(notebook)  # the file of --nbval-sanitize-with, if it is another one
 
 
+class SolvedExercise(IPyNbCell):
+    """An exercise cell with its solution, in the kernel that has run the notebook as it is shipped."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs, options=defaultdict(bool))
+
+    def runtest(self):
+        from anatomy import verdicts
+
+        super().runtest()
+        said = verdicts({"outputs": self.test_outputs})
+        if set(said) != {"Right"}:
+            printed = "".join(out.get("text", "") for out in self.test_outputs)
+            self.raise_cell_error(f"The solution's checkers say {said or 'nothing'}, not Right", printed)
+
+
+def cells_and_solutions(notebook):
+    yield from collect_cells(notebook)
+    source = notebook.path.parent / "source" / f"{notebook.path.stem}.py"
+    if source.exists():
+        import build
+
+        cells = build.solve(build.read_source(source)).cells
+        exercises = [cell for cell in cells if build.tagged(cell, "exercise")]
+        for number, cell in enumerate(exercises, start=1):
+            cell.execution_count = number
+            name = f"Solved exercise {number}"
+            yield SolvedExercise.from_parent(notebook, name=name, cell_num=number, cell=cell)
+
+
+collect_cells = IPyNbFile.collect
+IPyNbFile.collect = cells_and_solutions
 receive = RunningKernel.get_message
 start_new_kernel = nbval.kernel.start_new_kernel
 setup_sanitize_files = IPyNbFile.setup_sanitize_files
@@ -86,13 +123,33 @@ def pytest_runtest_call(item):
         result = yield
     except KernelDied:
         item.raise_cell_error("The kernel died while this cell ran")
+    except nbval.plugin.NbCellError:
+        moved = moved_numbers(item.cell.outputs, item.test_outputs or [])
+        item.user_properties += [("moved number", f"{old} became {new}") for old, new in moved]
+        raise
     if must_raise and not any(out.output_type == "error" for out in item.test_outputs):
         item.raise_cell_error("Tagged raises-exception, but the cell raised nothing")
     return result
 
 
+def moved_numbers(stored, found):
+    """(stored, found) for each number that differs between two lists of outputs, of text that is otherwise alike."""
+    texts = []
+    for outputs in (stored, found):
+        parts = [out.get("text") or out.get("data", {}).get("text/plain", "") for out in outputs]
+        texts.append("\n".join(parts))
+    if NUMBER.sub("#", texts[0]) != NUMBER.sub("#", texts[1]):
+        return []
+    pairs = zip(*(NUMBER.findall(text) for text in texts), strict=True)
+    return [(old, new) for old, new in pairs if old != new]
+
+
 def pytest_terminal_summary(terminalreporter):
-    """A line for each notebook and variant: cells passed and failed, seconds."""
+    """The numbers that moved, and a line for each notebook and variant: cells passed and failed, seconds."""
+    for report in terminalreporter.stats.get("failed", []):
+        for kind, what in getattr(report, "user_properties", []):
+            if kind == "moved number":
+                terminalreporter.write_line(f"{report.nodeid}: {what}", red=True)
     rows = {}
     for outcome in ("passed", "failed", "error", "skipped", "xfailed", ""):
         for report in terminalreporter.stats.get(outcome, []):
@@ -116,6 +173,6 @@ def notebook_of(report):
     """(notebook, variant) that a report is about, or None."""
     path, _, cell = getattr(report, "nodeid", "").partition("::")
     if path.endswith(".ipynb") and cell:
-        return Path(path).stem, "shipped"
+        return Path(path).stem, "solved" if cell.startswith("Solved") else "shipped"
     solved = dict(getattr(report, "user_properties", [])).get("solved notebook")
     return solved and (solved, "solved")

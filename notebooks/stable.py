@@ -28,6 +28,7 @@ DROPPED = (
     "FTKIT_",
     "PYTEST_",
     "IPYTHON",
+    "PROCESSOR",
     "PYTHONWARN",
     "MPLBACKEND",
     "TQDM_",
@@ -35,6 +36,26 @@ DROPPED = (
     "FORCE_COLOR",
     "CLICOLOR",
 )
+# Other processors, simulated: environment variables by which torch, oneDNN, MKL, OpenBLAS and numpy choose their
+# kernels. What a notebook prints must be the same under each (`make portable`).
+PROCESSORS = {
+    "native": {},
+    "avx2": {
+        "ATEN_CPU_CAPABILITY": "avx2",
+        "ONEDNN_MAX_CPU_ISA": "AVX2",
+        "MKL_CBWR": "AVX2",
+        "OPENBLAS_CORETYPE": "Haswell",
+        "NPY_DISABLE_CPU_FEATURES": "X86_V4 AVX512_ICL AVX512_SPR",
+    },
+    "sse4": {
+        "ATEN_CPU_CAPABILITY": "default",
+        "ONEDNN_MAX_CPU_ISA": "SSE41",
+        "MKL_CBWR": "COMPATIBLE",
+        "OPENBLAS_CORETYPE": "Nehalem",
+        "NPY_DISABLE_CPU_FEATURES": "X86_V3 X86_V4 AVX512_ICL AVX512_SPR",
+    },
+    "two-threads": {"OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "2"},
+}
 FIXED = {
     "OMP_NUM_THREADS": "1",  # with more, sums are taken in another order and end in other digits
     "MKL_NUM_THREADS": "1",
@@ -50,6 +71,14 @@ FIXED = {
 }
 
 
+def fixed():
+    """FIXED, and the variables of the processor that the environment variable PROCESSOR names (default: native)."""
+    name = os.environ.get("PROCESSOR") or "native"
+    if name not in PROCESSORS:
+        raise ValueError(f"PROCESSOR is {name!r}: give one of {', '.join(PROCESSORS)}")
+    return FIXED | PROCESSORS[name]
+
+
 @functools.cache
 def kernel_environment():
     """The environment variables of every kernel that builds or tests a notebook, as a dict.
@@ -59,11 +88,11 @@ def kernel_environment():
     """
     env = {name: value for name, value in os.environ.items() if not name.startswith(DROPPED)}
     if sys.prefix != sys.base_prefix:
-        own = str(Path(sys.executable).parent)
+        own = str(Path(sys.prefix) / "bin")
         env["PATH"] = os.pathsep.join(p for p in os.environ["PATH"].split(os.pathsep) if p != own)
     settings = tempfile.mkdtemp(prefix="ipython-")
     atexit.register(shutil.rmtree, settings, ignore_errors=True)
-    return env | FIXED | {"IPYTHONDIR": settings}
+    return env | fixed() | {"IPYTHONDIR": settings}
 
 
 def warm_up():

@@ -247,7 +247,7 @@ def test_kernels_get_nothing_of_the_users_settings(monkeypatch):
     assert "the user's" not in env.values()
     assert env["OMP_NUM_THREADS"] == env["HF_HUB_OFFLINE"] == "1"
     if sys.prefix != sys.base_prefix:
-        assert str(Path(sys.executable).parent) not in env["PATH"].split(":")
+        assert str(Path(sys.prefix) / "bin") not in env["PATH"].split(":")
 
 
 @pytest.mark.parametrize(

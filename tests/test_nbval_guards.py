@@ -38,7 +38,7 @@ NOTEBOOKS = {
         cell("print(1 + 1)", stream("2\n")),
         cell("raise ValueError('boom')", BOOM, tags=["raises-exception"]),
     ],
-    "changed_number": [cell("print(1 + 1)", stream("3\n"))],
+    "changed_number": [cell("print(1 + 1, 'of 1,000, 5e-07')", stream("3 of 1,000, 2e-07\n"))],
     "unrun": [cell("print(1 + 1)", count=None)],
     "no_stored_error": [cell("raise ValueError('boom')", tags=["raises-exception", "nbval-ignore-output"])],
     "raises_nothing": [cell("pass", BOOM, tags=["raises-exception", "nbval-ignore-output"])],
@@ -136,6 +136,12 @@ def test_summary_names_every_notebook_and_ends_as_pytest_does(guarded):
         failed = {"dead_kernel": 2}.get(name, int(name in RED))
         assert re.search(rf"\b{len(cells) - failed} passed +{failed} failed +\d+\.\d s$", line), line
     assert re.match(r"=+ \d+ failed, \d+ passed.* in [\d.]+s.* =+$", lines[-1])
+
+
+def test_numbers_that_moved_are_named_and_no_others(guarded):
+    lines = [line for line in guarded[1].splitlines() if " became " in line]
+    assert [line.split(": ")[1] for line in lines] == ["3 became 2", "2e-07 became 5e-07"]
+    assert all("changed_number.ipynb::Cell 0" in line for line in lines)
 
 
 @pytest.mark.parametrize("name", ["unrun", "no_stored_error", "raises_nothing"])

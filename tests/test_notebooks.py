@@ -1,6 +1,7 @@
 """Every notebook of the course: it is what its source says, has every part, is solvable, builds twice alike.
 
-What the notebooks print is compared cell by cell by `pytest --nbval notebooks`; here is everything else.
+What the notebooks print is compared cell by cell by `pytest --nbval notebooks`, which also runs the solutions of their
+exercises; here is everything else.
 """
 
 import subprocess
@@ -10,7 +11,6 @@ import anatomy
 import build
 import nbformat
 import pytest
-from needed_cells import needed
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
 MAP = "00_start_here"
@@ -36,12 +36,11 @@ def to_rebuild():
     return [name for name in NAMES if name in changed or name.startswith("01")]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", to_rebuild())
 def test_solved_notebook_runs_and_every_checker_says_right(name, record_property):
+    """The whole of it. Of every notebook, notebooks/conftest.py runs the solved exercises."""
     record_property("solved notebook", name)
     nb = build.solve(build.read_source(source(name)))
-    if name not in to_rebuild():  # one that changes is run whole, with its solutions
-        nb.cells = needed(nb.cells)
     build.execute(nb, NOTEBOOKS)
     for cell in nb.cells:
         if build.tagged(cell, "exercise"):

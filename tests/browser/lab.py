@@ -48,7 +48,7 @@ def lab_command():
     """The `jupyter lab` line of the Makefile, with this environment's jupyter: a list of arguments."""
     (line,) = re.findall(r"^\t@?\$\(BIN\)/(jupyter lab .*)$", (ROOT / "Makefile").read_text(), re.M)
     program, *arguments = re.sub(r"\$\(.*\)", "", line).split()  # make's functions only add --allow-root
-    return [str(Path(sys.executable).parent / program), *arguments]
+    return [str(Path(sys.prefix, "bin", program)), *arguments]
 
 
 def free_port():

@@ -8,6 +8,7 @@ import time
 
 import psutil
 import pytest
+import warm
 
 from ftkit.distributed import live, live_engines, live_rank
 from ftkit.distributed.live import RankError, start_ranks
@@ -53,13 +54,17 @@ def test_every_rank_knows_who_it_is_and_prints_in_order(ranks):
     assert ranks.run("x = torch.ones(1)\ndist.all_reduce(x)\nx.item()") == ["2.0\n", "2.0\n"]
 
 
-def test_ranks_talk_and_write_only_where_they_should(ranks):
-    processes = cluster_processes(ranks._folder)
-    open_to = {
-        c.laddr.ip for p in processes for c in p.net_connections("tcp") if c.status == psutil.CONN_LISTEN
-    }
-    assert len(processes) >= 3 and open_to == {"127.0.0.1"}
-    assert ranks.get("os.environ['IPYTHONDIR']") == [ranks._folder] * 2
+def test_ranks_talk_and_write_only_where_they_should(monkeypatch):
+    monkeypatch.setattr(
+        sys, "executable", warm.COLD
+    )  # what a process listens to is looked up by its environment
+    with start_ranks(2) as ranks:
+        processes = cluster_processes(ranks._folder)
+        open_to = {
+            c.laddr.ip for p in processes for c in p.net_connections("tcp") if c.status == psutil.CONN_LISTEN
+        }
+        assert len(processes) >= 3 and open_to == {"127.0.0.1"}
+        assert ranks.get("__import__('os').environ['IPYTHONDIR']") == [ranks._folder] * 2
 
 
 def test_a_failure_on_one_rank_reaches_all_within_seconds_and_names_the_line(ranks):
@@ -198,7 +203,7 @@ if sys.argv[1] == "waits":
 
 @pytest.mark.parametrize("end", ["exits", "waits"])
 def test_no_rank_outlives_its_notebook_and_nothing_is_printed_at_exit(end):
-    command = [sys.executable, "-c", PROGRAM, end]
+    command = [warm.COLD, "-c", PROGRAM, end]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     pids = list(map(int, process.stdout.readline().split()))
     assert len(pids) == 2

@@ -1,0 +1,115 @@
+"""A warm start is like a cold one: the same program, run by both, says and does the same."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+import warm
+
+pytestmark = pytest.mark.skipif(sys.executable == warm.COLD, reason="programs start cold here")
+
+ABOUT_ITSELF = """
+import json, os, random, signal, sys, threading
+print(json.dumps({
+    "argv": sys.argv, "path": sys.path, "folder": os.getcwd(), "name": __name__, "input": sys.stdin.read(),
+    "file": globals().get("__file__"), "environment": dict(os.environ), "threads": threading.active_count(),
+    "interrupt": str(signal.getsignal(signal.SIGINT)), "seen": sorted(k for k in globals() if k[:2] != "__"),
+    "files": sorted(int(n) for n in os.listdir("/proc/self/fd"))[:-1], "encoding": sys.stdout.encoding,
+}))
+print("to stderr", file=sys.stderr)
+sys.exit(5)
+"""
+
+
+def both(arguments: list[str], **options) -> list[subprocess.CompletedProcess]:
+    common = {"capture_output": True, "text": True, "timeout": 120, **options}
+    return [subprocess.run([python, *arguments], **common) for python in (sys.executable, warm.COLD)]
+
+
+@pytest.mark.parametrize("how", ["-c", "-m", "file"])
+@pytest.mark.parametrize("ignored", [False, True], ids=["heard", "ignored"])
+def test_a_program_finds_itself_the_same(tmp_path, how, ignored):
+    (tmp_path / "itself.py").write_text(ABOUT_ITSELF)
+    (tmp_path / "read").write_text("a file that the caller has open")
+    arguments = {"-c": ["-c", ABOUT_ITSELF], "-m": ["-m", "itself"], "file": ["itself.py"]}[how]
+
+    def ignore():
+        if ignored:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    with (tmp_path / "read").open() as file:
+        options = {"cwd": tmp_path, "input": "given", "pass_fds": [file.fileno()], "preexec_fn": ignore}
+        options["env"] = os.environ | {"FTKIT_MODEL": "mine"}
+        hot, cold = both([*arguments, "a", "b c"], **options)
+    assert (hot.returncode, hot.stderr) == (cold.returncode, cold.stderr) == (5, "to stderr\n")
+    said = [json.loads(done.stdout) for done in (hot, cold)]
+    for each in said:
+        each["environment"].pop("_", None)
+    assert said[0] == said[1] and said[0]["environment"]["FTKIT_MODEL"] == "mine"
+
+
+def test_an_error_is_reported_the_same(tmp_path):
+    (tmp_path / "fails.py").write_text("def f():\n    1 / 0\n\nf()\n")
+    hot, cold = both(["fails.py"], cwd=tmp_path)
+    assert hot.returncode == cold.returncode == 1 and hot.stderr == cold.stderr
+    assert "ZeroDivisionError" in hot.stderr
+
+
+def test_modules_are_there_already_and_chance_is_not_shared():
+    code = "import sys; print('torch' in sys.modules); import random; print(random.random())"
+    first, cold = both(["-c", code])
+    second, _ = both(["-c", code])
+    assert first.stdout.startswith("True") and cold.stdout.startswith("False")
+    assert first.stdout != second.stdout
+
+
+def test_other_settings_that_are_read_on_import_start_cold():
+    code = "import sys; print('torch' in sys.modules)"
+    done, _ = both(["-c", code], env=os.environ | {"OMP_NUM_THREADS": "3"})
+    assert done.stdout == "False\n"
+    assert both(["-W", "error", "-c", code])[0].stdout == "False\n"
+
+
+def test_another_namespace_starts_cold():
+    """A fork would be in the server's."""
+    code = "import sys; print('torch' in sys.modules)"
+    command = ["unshare", "--user", "--map-root-user", sys.executable, "-c", code]
+    if shutil.which("unshare") is None or subprocess.run([*command[:3], "true"]).returncode:
+        pytest.skip("no other namespaces here")
+    assert subprocess.run(command, capture_output=True, text=True).stdout == "False\n"
+
+
+def fork_of(process: subprocess.Popen) -> psutil.Process:
+    return psutil.Process(int(process.stdout.readline()))
+
+
+SLEEPS = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_signal_ends_both(number):
+    codes = []
+    for python in (sys.executable, warm.COLD):
+        process = subprocess.Popen(
+            [python, "-c", SLEEPS], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        fork = fork_of(process)
+        process.send_signal(number)
+        codes.append(process.wait(20))
+        deadline = time.monotonic() + 20
+        while fork.is_running() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert not fork.is_running()
+        process.communicate()
+    assert codes[0] == codes[1]
+
+
+def test_the_end_of_a_fork_is_its_launchers():
+    codes = [done.returncode for done in both(["-c", "import os; os.kill(os.getpid(), 9)"])]
+    assert codes == [-9, -9]
