@@ -20,7 +20,6 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.nn import Module
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     GPT2Config,
     LlamaConfig,
@@ -32,6 +31,7 @@ from ftkit.almanac import data_dir
 from ftkit.distributed.forked import run_forked
 from ftkit.distributed.mesh import Ranks
 from ftkit.memory import Plan, estimate_memory, measure_memory
+from ftkit.pocket import load_config
 
 HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2}
 CONFIGS = {
@@ -48,7 +48,7 @@ CONFIGS = {
         **HEADS,
     ),
     "gpt2, tied": lambda: GPT2Config(n_embd=64, n_layer=3, n_head=4, vocab_size=320, n_positions=64),
-    "pocket-base": lambda: AutoConfig.from_pretrained(data_dir() / "pocket-base"),
+    "pocket-base": lambda: load_config(data_dir() / "pocket-base"),
 }
 SIZE = {"micro_batch_size": 4, "max_length": 48}
 CASES = {  # ranks -> (model, what differs from Plan's defaults)
@@ -116,7 +116,7 @@ def plan_of(case: tuple[str, dict]) -> Plan:
 def build(config: PreTrainedConfig, device: str) -> Module:
     torch.manual_seed(0)
     with torch.device(device):
-        return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        return AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
 
 
 def child_of(model: Module, reserve_p: float) -> dict[str, torch.Tensor]:

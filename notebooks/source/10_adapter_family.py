@@ -403,7 +403,10 @@ tiny = transformers.Qwen3Config(
     num_hidden_layers=1, hidden_size=32, intermediate_size=32, vocab_size=64
 )
 try:
-    attach(transformers.AutoModelForCausalLM.from_config(tiny), "llama-adapter")
+    attach(
+        transformers.AutoModelForCausalLM.from_config(tiny, trust_remote_code=False),
+        "llama-adapter",
+    )
 except ValueError as refusal:
     print(refusal)
 else:

@@ -333,7 +333,9 @@ def gpt(width, layers):
     """A GPT-2 of this shape, on meta."""
     with torch.device("meta"):
         shape = GPT2Config(n_embd=width, n_layer=layers, n_head=width // 64)
-        return AutoModelForCausalLM.from_config(shape, dtype=torch.float32)
+        return AutoModelForCausalLM.from_config(
+            shape, dtype=torch.float32, trust_remote_code=False
+        )
 
 
 # %%

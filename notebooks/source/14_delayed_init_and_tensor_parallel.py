@@ -179,7 +179,8 @@ from functools import partial
 import torch
 from transformers import AutoModelForCausalLM
 
-stored = partial(AutoModelForCausalLM.from_pretrained, "big", dtype=torch.bfloat16)
+load = partial(AutoModelForCausalLM.from_pretrained, "big", trust_remote_code=False)
+stored = partial(load, dtype=torch.bfloat16)
 
 
 def updated():
@@ -194,15 +195,14 @@ def updated():
 from functools import partial
 
 import torch
-from stored import stored, updated
-from transformers import AutoModelForCausalLM
+from stored import load, stored, updated
 
 from ftkit.distributed.delayed_init import load_from_rank0
 from ftkit.distributed.shard_loading import load_shards
 from ftkit.distributed.sharding import shard
 from ftkit.pocket import empty_base
 
-full = partial(AutoModelForCausalLM.from_pretrained, "big", dtype=torch.float32)
+full = partial(load, dtype=torch.float32)
 
 
 def routes(ranks):
