@@ -115,6 +115,7 @@ MUTATIONS = {
     "outside the Colab guard": code("%pip install trl"),
     "outside the Colab guard: !pip": code('if "google.colab" in sys.modules:\n    x = 1\n!pip install trl'),
     "what Colab carries": replace("install -q trl", "install -q trl torch"),
+    "a name that anybody may register": replace("install -q trl", "install -q trl 'ftkit[lab]'"),
     "31 lines of code": code("x = 1\n" * 31),
     "over 12 lines": lambda nb: [code("x = 1\n" * 13)(nb) for _ in range(3)],
     "91 words of prose": append(new_markdown_cell("word " * 91)),

@@ -21,9 +21,9 @@
 import sys
 
 if "google.colab" in sys.modules:
-    # %pip install -q ftkit
-    print("Colab: ftkit is installed")
+    ...  # installs ftkit
 
+# %%
 import json
 import math
 import os
