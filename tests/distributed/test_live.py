@@ -8,10 +8,12 @@ import time
 
 import psutil
 import pytest
+from processes import gone
 
 from ftkit.distributed import live, live_engines, live_rank
 from ftkit.distributed.live import RankError, start_ranks
-from ftkit.distributed.live_guard import cluster_processes
+from ftkit.distributed.live_engines import FOLDER
+from ftkit.distributed.live_guard import marked_processes
 
 TIMEOUT = 10.0  # seconds that a rank waits for another one in a collective
 START = (
@@ -19,24 +21,15 @@ START = (
 )
 
 
-def gone(pids, within: float = 20.0) -> bool:
-    """Whether all processes have ended (or are zombies that nobody has waited for) within some seconds."""
-    end = time.monotonic() + within
-    while any(running(pid) for pid in pids) and time.monotonic() < end:
-        time.sleep(0.1)
-    return not any(running(pid) for pid in pids)
-
-
-def running(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
 @pytest.fixture(scope="module")
 def ranks():
-    with start_ranks(2) as started:
+    """Started as in a JupyterLab that is a background job: SIGINT is inherited as ignored, by the ranks as well."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        started = start_ranks(2)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    with started:
         started.timeout = TIMEOUT
         started.join()
         started.run("import os, torch, torch.distributed as dist")
@@ -54,7 +47,7 @@ def test_every_rank_knows_who_it_is_and_prints_in_order(ranks):
 
 
 def test_ranks_talk_and_write_only_where_they_should(ranks):
-    processes = cluster_processes(ranks._folder)
+    processes = marked_processes(FOLDER, ranks._folder)
     open_to = {
         c.laddr.ip for p in processes for c in p.net_connections("tcp") if c.status == psutil.CONN_LISTEN
     }
@@ -134,8 +127,16 @@ dist.barrier()
 LOSE = "signal.signal(signal.SIGINT, lambda *_: signal.signal(signal.SIGINT, signal.default_int_handler))"
 
 
+@pytest.fixture
+def in_a_cell():
+    """An interrupt raises KeyboardInterrupt, as ipykernel sees to while a cell runs, whatever it has inherited."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("first", ["pass", LOSE], ids=["heard", "lost"])
-def test_an_interrupt_reaches_ranks_that_wait(ranks, first):
+def test_an_interrupt_reaches_ranks_that_wait(ranks, in_a_cell, first):
     start = time.monotonic()
     with pytest.raises(RankError, match="KeyboardInterrupt"):
         ranks.run(STOPPED.replace("LOSE_THE_FIRST", first))
@@ -159,7 +160,7 @@ def test_one_rank_is_enough_and_two_sets_live_side_by_side(ranks):
     with start_ranks(1) as alone:
         assert alone.get("(rank, world_size)") == [(0, 1)] and ranks.get("rank") == [0, 1]
         assert alone.run("print('ends without a newline', end='')") == ["ends without a newline"]
-        folder, pids = alone._folder, [p.pid for p in cluster_processes(alone._folder)]
+        folder, pids = alone._folder, [p.pid for p in marked_processes(FOLDER, alone._folder)]
     assert gone(pids) and not os.path.exists(folder) and repr(alone) == "LiveRanks(stopped)"
     alone.stop()
     with pytest.raises(RankError, match=r"the ranks were stopped\. Start again"):
@@ -202,7 +203,7 @@ def test_no_rank_outlives_its_notebook_and_nothing_is_printed_at_exit(end):
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     pids = list(map(int, process.stdout.readline().split()))
     assert len(pids) == 2
-    family = [psutil.Process(pid).environ()["IPP_PROFILE_DIR"] for pid in pids]
+    family = [psutil.Process(pid).environ()[FOLDER] for pid in pids]
     if end == "waits":
         process.kill()  # SIGKILL: no atexit, no finally
     left, said = process.communicate(timeout=60)
@@ -210,7 +211,7 @@ def test_no_rank_outlives_its_notebook_and_nothing_is_printed_at_exit(end):
     assert process.returncode == (0 if end == "exits" else -signal.SIGKILL)
     assert gone(pids)
     deadline = time.monotonic() + 20
-    while cluster_processes(family[0]) or os.path.exists(family[0]):
+    while marked_processes(FOLDER, family[0]) or os.path.exists(family[0]):
         assert time.monotonic() < deadline
         time.sleep(0.1)
 
