@@ -27,7 +27,6 @@ if "google.colab" in sys.modules:
 # %%
 import json
 import logging
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import torch
@@ -66,7 +65,7 @@ claims = []  # what this notebook tested, each with its verdict; the recap print
 # %%
 NUMBERS = (0, 2, 4)  # of study.CASES[2]: DDP, FSDP, and FSDP in bfloat16 with checkpointing
 # Two processes take these steps for section 4 while you read.
-measuring = ThreadPoolExecutor().submit(study.measure, 2, NUMBERS)
+measuring = study.start_measuring(2, NUMBERS)
 
 # %% [markdown]
 # ## 1 · What training keeps
@@ -190,7 +189,7 @@ assert "layer" in phase
 # the steps that were named at the start. Compare:
 
 # %% tags=["nbval-ignore-output"]
-live = measuring.result()
+live = study.measured(measuring)  # waits for them
 print(f"{len(live)} cases measured on 2 ranks")
 
 # %%
