@@ -75,6 +75,8 @@ def set_up(nb):
     for cell in code_cells(nb):
         if "sys.path" in cell.source:
             yield "changes sys.path"
+        if re.search(r"\b(Popen|ThreadPoolExecutor|ProcessPoolExecutor|multiprocessing)\b", cell.source):
+            yield "starts what an interrupt ends or a killed kernel leaves behind: use ftkit.distributed.launch"
         guarded = False
         for line in cell.source.splitlines():
             inside = guarded and line[:1] in (" ", "")

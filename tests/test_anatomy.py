@@ -112,6 +112,8 @@ MUTATIONS = {
     "does not say: minutes": replace("5 minutes", "a while"),
     "not a set-up cell": replace('"google.colab" in sys.modules', "False"),
     "changes sys.path": code("sys.path.insert(0, '..')"),
+    "a killed kernel leaves behind": code("process = subprocess.Popen([sys.executable, 'x.py'])"),
+    "what an interrupt ends": code("pool = ThreadPoolExecutor()"),
     "outside the Colab guard": code("%pip install trl"),
     "outside the Colab guard: !pip": code('if "google.colab" in sys.modules:\n    x = 1\n!pip install trl'),
     "what Colab carries": replace("install -q trl", "install -q trl torch"),

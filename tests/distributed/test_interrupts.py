@@ -46,7 +46,12 @@ cell(lambda: time.sleep(600))
 cell(run.result)
 cell(run.result)
 """
-FOREGROUND = 'cell(lambda: launch.torchrun("program.py", ranks=1, quiet=True))'
+FOREGROUND = {
+    "run": 'cell(lambda: launch.torchrun("program.py", ranks=1, quiet=True))',
+    "program": "cell(lambda: subprocess.run([sys.executable, 'program.py']))",
+    # As python -m ftkit.drill does; it is killed a moment after the interrupt, before its run has ended.
+    "program with a run": "cell(lambda: subprocess.run([sys.executable, 'launcher.py']))",
+}
 # The mutations: a run in the kernel's own process group, and one without a guard.
 SHARED_GROUP = """
 Popen = subprocess.Popen
@@ -60,12 +65,17 @@ PARENT = """
 import subprocess, sys
 subprocess.Popen([sys.executable, "program.py"], start_new_session=True).wait()
 """
+LAUNCHER = """
+from ftkit.distributed import launch
+launch.start("program.py", ranks=None).result()
+"""
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     (tmp_path / "program.py").write_text(PROGRAM)
     (tmp_path / "parent.py").write_text(PARENT)
+    (tmp_path / "launcher.py").write_text(LAUNCHER)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -113,8 +123,9 @@ def test_in_the_kernels_own_group_it_would_not(folder):
     assert process.communicate(timeout=60)[0].count("lost: This run is lost: start it again") == 2
 
 
-def test_an_interrupt_of_a_run_in_the_foreground_ends_it(folder):
-    process = kernel(FOREGROUND)
+@pytest.mark.parametrize("what", FOREGROUND)
+def test_an_interrupt_ends_what_its_cell_waits_for(folder, what):
+    process = kernel(FOREGROUND[what])
     pids = started(folder, 1)
     assert interrupt(process) == "interrupted" and gone(pids)
     assert process.wait(10) == 0
