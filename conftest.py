@@ -37,6 +37,12 @@ def pytest_configure(config):
     config.option.loadscopereorder = False  # else xdist orders files by how many tests they have
 
 
+@pytest.fixture
+def cold(monkeypatch):
+    """For tests about processes themselves: those that they start are new interpreters."""
+    monkeypatch.setattr(sys, "executable", warm.COLD)
+
+
 def stored() -> dict[str, float]:
     """Seconds by file, as they were when they were last stored."""
     return json.loads(DURATIONS.read_text()) if DURATIONS.exists() else {}

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ftkit.adapters import merge_and_verify, save_adapter
 from ftkit.batches import Row, pad
 from ftkit.distributed.lora import with_adapters
 from ftkit.evaluate import stop_token_ids
 from ftkit.loading import check_loaded
-from ftkit.pocket import empty_base
+from ftkit.pocket import empty_base, load_causal_lm, load_config
 
 
 def export_weights(
@@ -23,7 +23,7 @@ def export_weights(
     plain = empty_base(source)
     plain.load_state_dict(dict(state), assign=True)
     plain.tie_weights()
-    plain.to(AutoConfig.from_pretrained(source).dtype or torch.float32)
+    plain.to(load_config(source).dtype or torch.float32)
     _write(plain, tokenizer, folder)
 
 
@@ -41,7 +41,7 @@ def export_lora(
     `lora` are the arguments of `attach_lora`; merged and unmerged logits are compared on `rows`. Raises MergeError
     where they differ by more than rounding.
     """
-    base = AutoModelForCausalLM.from_pretrained(source, dtype="auto", use_safetensors=True)
+    base = load_causal_lm(source, dtype="auto")
     attached = with_adapters(base, trained, **lora)
     _when_whole(adapter_folder, lambda path: save_adapter(attached, path))
     merged, report = merge_and_verify(attached, pad(rows, tokenizer.pad_token_id or 0))
@@ -63,9 +63,7 @@ def _write(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: P
 
 def prove(model: nn.Module, folder: Path) -> None:
     """Open `folder` as anyone would; raise RuntimeError unless every weight came back equal to the bit."""
-    opened, info = AutoModelForCausalLM.from_pretrained(
-        folder, dtype="auto", use_safetensors=True, output_loading_info=True
-    )
+    opened, info = load_causal_lm(folder, dtype="auto", output_loading_info=True)
     check_loaded(opened, info)
     back = opened.state_dict()
     for name, tensor in model.state_dict().items():

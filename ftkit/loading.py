@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import is_flash_attn_2_available
 
 from ftkit.chat import add_chat_template, choose_pad_token
 from ftkit.conversations import training_template
 from ftkit.device import Device, pick_device
 from ftkit.params import count_parameters
-from ftkit.pocket import find_base
+from ftkit.pocket import find_base, load_causal_lm, load_config, load_tokenizer
 
 
 @dataclass(frozen=True)
@@ -35,21 +35,16 @@ def load_for_training(name: str | Path | None = None, dtype: torch.dtype | None 
 
     float32 for full fine-tuning, whose small updates bfloat16 would round away; None where most weights are frozen.
     The tokenizer gets a pad token that ends no answer, its template the marks of the assistant's turns, and a model
-    without a template ChatML. Raises ValueError when a weight was not in the files, and the errors of `find_base` and
-    `training_template`.
+    without a template ChatML. Raises ValueError when a weight was not in the files, CustomCodeError as `load_base`,
+    and the errors of `find_base` and `training_template`.
     """
     source, device = find_base(name), pick_device()
     dtype = dtype or device.compute_dtype
     attention, reason = pick_attention(device, dtype)
-    model, info = AutoModelForCausalLM.from_pretrained(
-        source,
-        dtype=dtype,
-        attn_implementation=attention,
-        use_safetensors=True,
-        output_loading_info=True,
-    )
+    load_config(source)  # refuses what needs code before anything else is loaded
+    tokenizer = load_tokenizer(source)
+    model, info = load_causal_lm(source, dtype=dtype, attn_implementation=attention, output_loading_info=True)
     check_loaded(model, info)
-    tokenizer = AutoTokenizer.from_pretrained(source)
     template = "its own chat template"
     if not tokenizer.chat_template:
         template = (

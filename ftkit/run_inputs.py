@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass
 
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from ftkit.batches import Row, read_rows
 from ftkit.distributed import mesh, tensor_parallel
 from ftkit.distributed.lora import attach_lora
 from ftkit.freezing import freeze
-from ftkit.pocket import empty_base, find_base, find_chat
+from ftkit.pocket import empty_base, find_base, find_chat, load_config, load_tokenizer
 from ftkit.run_config import Config
 
 
@@ -28,8 +28,9 @@ class Inputs:
 def read_inputs(config: Config) -> Inputs:
     """Find, read and tokenise; raises ValueError or OSError for anything that cannot be trained on."""
     source = find_base(config.model)
-    tokenizer = AutoTokenizer.from_pretrained(source)
-    vocabulary = AutoConfig.from_pretrained(source).get_text_config().vocab_size
+    model_config = load_config(source)  # before the tokenizer, for it refuses what needs code
+    tokenizer = load_tokenizer(source)
+    vocabulary = model_config.get_text_config().vocab_size
     if len(tokenizer) > vocabulary:
         raise ValueError(
             f"{source}: the tokenizer has {len(tokenizer)} tokens and the model embeds {vocabulary}: "
@@ -37,7 +38,7 @@ def read_inputs(config: Config) -> Inputs:
         )
     shape = mesh.mesh_shape(config.mesh, mesh.launched_world_size())
     if shape.tp > 1:
-        tensor_parallel.check(AutoConfig.from_pretrained(source), shape.tp)
+        tensor_parallel.check(model_config, shape.tp)
     if config.method == "lora":
         attach_lora(empty_base(source), config.lora_r, config.lora_alpha, config.target_modules)
     elif config.freeze:

@@ -5,7 +5,6 @@ from pathlib import Path
 import torch
 from torch import nn
 from tqdm.auto import tqdm
-from transformers import AutoModelForCausalLM
 
 from ftkit.batches import global_batch, micro_batches
 from ftkit.child_tuning import ChildTuningAdamW, fisher_mask, load_masks, save_masks
@@ -19,7 +18,7 @@ from ftkit.distributed.sharding import shard
 from ftkit.distributed.tensor_parallel import parallelize
 from ftkit.freezing import freeze
 from ftkit.optim import decay_groups
-from ftkit.pocket import empty_base
+from ftkit.pocket import empty_base, load_causal_lm
 from ftkit.run_config import Config
 from ftkit.run_inputs import Inputs
 from ftkit.run_loss import compute_dtype, summed_loss
@@ -52,7 +51,7 @@ def load_model(config: Config, source: str, ranks: Ranks) -> nn.Module:
         reset_adapters(model, config.seed)
 
     def whole() -> nn.Module:
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, use_safetensors=True)
+        model = load_causal_lm(source, dtype=torch.float32)
         model = prepare(model.to("cpu" if ranks.mesh is not None else ranks.compute.device))
         initialise(model)
         return model

@@ -17,6 +17,7 @@ import os
 import re
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import jupytext
@@ -25,13 +26,27 @@ import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nbformat.v4 import new_markdown_cell
-from stable import METADATA, kernel_environment, normalise, warm_up
+from stable import METADATA, ROOT, kernel_environment, normalise, warm_up
 from tqdm import tqdm
 
 HERE = Path(__file__).resolve().parent
 CELL_TIMEOUT = 300  # seconds
 MARKER = re.compile(r"^[ \t]*### (?:BEGIN|END) SOLUTION[ \t]*(?:\n|\Z)", re.M)
 SOLUTION = re.compile(r"^([ \t]*)### BEGIN SOLUTION[ \t]*\n(?:.*\n)*?[ \t]*### END SOLUTION[ \t]*$", re.M)
+# What a source writes in its Colab guard, and what learners get for it. What Colab runs on already stays as it is.
+INSTALLS = re.compile(r"^    \.\.\.  # installs ftkit$", re.M)
+INSTALL = """\
+    import subprocess
+    from importlib import metadata, util
+
+    source = "ftkit[colab] @ git+{repository}@v{version}"
+    kept = [f"{{name}}=={{metadata.version(name)}}" for name in ("torch", "ipywidgets")]
+    pip = [sys.executable, "-m", "pip", "install", "-q", source, *kept]
+    if not util.find_spec("ftkit") and subprocess.run(pip, capture_output=True).returncode:
+        sys.exit(f"Cannot install {{source}}: upload its folder, %pip install './ftkit[colab]'")
+    import ftkit
+
+    print("Colab: ftkit is installed")"""
 
 
 class BuildError(Exception):
@@ -42,13 +57,21 @@ def tagged(cell, tag):
     return tag in cell.metadata.get("tags", [])
 
 
+def installation():
+    """The lines of a set-up cell that install ftkit on Colab, from the address and version in pyproject.toml."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    return INSTALL.format(repository=project["urls"]["Repository"], version=project["version"])
+
+
 def read_source(path):
     """The source as a notebook, solutions and markers included. Raises BuildError where a marker is amiss."""
     nb = jupytext.read(path, fmt="py:percent")
+    install = installation()
     nb.metadata, nb.nbformat, nb.nbformat_minor = nbformat.from_dict(METADATA), 4, 5
     for number, cell in enumerate(nb.cells):
         tags = cell.metadata.get("tags")
         cell.metadata = nbformat.from_dict({"tags": tags} if tags else {})
+        cell.source = INSTALLS.sub(lambda _: install, cell.source)
         blocks, markers = len(SOLUTION.findall(cell.source)), len(MARKER.findall(cell.source))
         after_exercise = number > 0 and tagged(nb.cells[number - 1], "exercise")
         wrong = [

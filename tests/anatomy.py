@@ -19,6 +19,8 @@ SECRET = re.compile(
 MACHINE_PATH = re.compile(
     r"(?:(?<![\w.])|(?<=\x1b\[\d\dm))/(?:home|Users|root|work|workspace|mnt|opt|srv|usr|var|private|tmp)/\w|[A-Z]:\\Users|/site-packages/"
 )
+# Installing "ftkit" and no address or folder: from whoever owns that name.
+BARE_NAME = re.compile(r"\binstall\b[^#]*(?<![./\w-])ftkit\b(?!/|\S* @ )")
 
 
 def code_cells(nb):
@@ -73,6 +75,8 @@ def set_up(nb):
     for cell in code_cells(nb):
         if "sys.path" in cell.source:
             yield "changes sys.path"
+        if re.search(r"\b(Popen|ThreadPoolExecutor|ProcessPoolExecutor|multiprocessing)\b", cell.source):
+            yield "starts what an interrupt ends or a killed kernel leaves behind: use ftkit.distributed.launch"
         guarded = False
         for line in cell.source.splitlines():
             inside = guarded and line[:1] in (" ", "")
@@ -82,6 +86,8 @@ def set_up(nb):
                     yield f"installs outside the Colab guard: {line}"
                 elif re.search(r"\b(torch|ipywidgets)\b", line):
                     yield f"replaces what Colab carries: {line}"
+                if BARE_NAME.search(line):
+                    yield f"installs ftkit by a name that anybody may register: {line}"
 
 
 def lengths(nb):

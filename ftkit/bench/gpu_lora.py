@@ -20,11 +20,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer
 
 from ftkit.almanac import data_dir
 from ftkit.batches import read_rows
 from ftkit.conversations import IGNORE_INDEX, ChatTemplateError, ConversationError
+from ftkit.pocket import load_tokenizer
 
 from .lora_contender import CONTENDERS, Settings
 from .lora_record import table
@@ -88,7 +88,7 @@ def check_ready(contenders: list[str], device: str, pythons: dict[str, str]) -> 
 
 def measure(settings: Settings, contenders: list[str], pythons: dict[str, str], data: Path) -> dict:
     """The record: settings, date, and what each contender's process wrote. Raises BenchError where one fails."""
-    tokenizer = AutoTokenizer.from_pretrained(settings.model)
+    tokenizer = load_tokenizer(settings.model)
     count = settings.batch_size * (settings.steps + settings.warm_up)
     found = {}
     with tempfile.TemporaryDirectory() as folder:

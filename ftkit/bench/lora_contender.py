@@ -91,7 +91,7 @@ def run(settings: Settings) -> dict:
             model=model,
             args=args,
             train_dataset=Dataset.from_list(rows),
-            processing_class=AutoTokenizer.from_pretrained(settings.model),
+            processing_class=AutoTokenizer.from_pretrained(settings.model, trust_remote_code=False),
             peft_config=peft_config,
             callbacks=[clock],
         )
@@ -124,7 +124,11 @@ def _model(settings: Settings):
         from unsloth import FastLanguageModel
 
         model, _ = FastLanguageModel.from_pretrained(
-            settings.model, max_seq_length=settings.length, dtype=torch.bfloat16, load_in_4bit=False
+            settings.model,
+            max_seq_length=settings.length,
+            dtype=torch.bfloat16,
+            load_in_4bit=False,
+            trust_remote_code=False,
         )
         own = {"use_gradient_checkpointing": _checkpointing(settings), "random_state": settings.seed}
         return FastLanguageModel.get_peft_model(model, **lora, **own), None
@@ -132,7 +136,9 @@ def _model(settings: Settings):
     from transformers import AutoModelForCausalLM
 
     dtype = torch.bfloat16 if settings.device == "cuda" else torch.float32
-    model = AutoModelForCausalLM.from_pretrained(settings.model, dtype=dtype, use_safetensors=True)
+    model = AutoModelForCausalLM.from_pretrained(
+        settings.model, dtype=dtype, use_safetensors=True, trust_remote_code=False
+    )
     return model, LoraConfig(task_type="CAUSAL_LM", **lora)
 
 

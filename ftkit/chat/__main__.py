@@ -13,7 +13,7 @@ import sys
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ftkit.conversations import read_conversations
-from ftkit.pocket import find_base, load_base
+from ftkit.pocket import CustomCodeError, find_base, load_base
 
 from . import (
     as_records,
@@ -32,6 +32,8 @@ def load(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     source = find_base(name)
     try:
         return load_base(source)
+    except CustomCodeError:
+        raise
     except Exception as error:  # damaged files raise as many types as there are formats in the folder
         # The first line: transformers goes on with advice for other cases.
         said = str(error).strip().splitlines()[:1]

@@ -7,12 +7,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from transformers import AutoTokenizer
-
 from ftkit.distributed.checkpoint import identity, load_weights
 from ftkit.distributed.checkpoint_folder import refuse_damaged, refuse_others
 from ftkit.exporting import export_weights
-from ftkit.pocket import empty_base, find_base
+from ftkit.pocket import empty_base, find_base, load_tokenizer
 
 
 def to_hugging_face(path: Path, base: str, folder: Path) -> Path:
@@ -29,7 +27,7 @@ def to_hugging_face(path: Path, base: str, folder: Path) -> Path:
     refuse_others(path, {"parameters": identity({}, model)["parameters"]})
     model.to_empty(device="cpu").tie_weights()
     load_weights(path, model)
-    export_weights(model.state_dict(), base, AutoTokenizer.from_pretrained(base), folder)
+    export_weights(model.state_dict(), base, load_tokenizer(base), folder)
     return folder
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import psutil
 
+from ftkit.distributed.live_guard import end_guard, start_guard
 from ftkit.distributed.live_report import RankError
 
 CONTROLLER = [
@@ -15,6 +16,9 @@ CONTROLLER = [
     "--HeartMonitor.period=300",  # ms; an engine is registered at its second heartbeat, and we wait for that
     "--HeartMonitor.max_heartmonitor_misses=200",  # a busy machine is not a death; a death is noticed without
 ]
+FOLDER = (
+    "IPP_PROFILE_DIR"  # by this name ipyparallel gives each of its processes the folder in its environment
+)
 STARTING = 120  # seconds that the processes may take before they can join
 
 
@@ -26,7 +30,7 @@ class Engines:
 
     def end(self) -> None:
         self.client.close()
-        _end(self.guard)
+        end_guard(self.guard)
 
 
 def refuse_where_it_cannot_work() -> None:
@@ -46,12 +50,11 @@ def start_engines(world_size: int) -> Engines:
     """Start ipyparallel's controller and engines. Raises RankError where they do not start in time."""
     # What is written lies here, not in the learner's ~/.ipython.
     folder = tempfile.mkdtemp(prefix="ftkit-ranks-")
-    guard = [sys.executable, "-m", "ftkit.distributed.live_guard", folder]
-    guard = subprocess.Popen(guard, stdin=subprocess.PIPE, start_new_session=True)
+    guard = start_guard(FOLDER, folder, "--remove")
     try:
         return Engines(_start_cluster(world_size, folder), guard, folder)
     except BaseException as error:
-        _end(guard)
+        end_guard(guard)
         if isinstance(error, TimeoutError):
             raise RankError(
                 f"the ranks' processes did not start within {STARTING} s: too little memory, or a busy machine? "
@@ -95,8 +98,3 @@ def _loopback() -> str:
     """The name of the network interface that stays on this machine, such as lo; gloo asks for it by name."""
     addresses = psutil.net_if_addrs().items()
     return next(name for name, own in addresses if any(a.address == "127.0.0.1" for a in own))
-
-
-def _end(guard: subprocess.Popen) -> None:
-    guard.stdin.close()
-    guard.wait()

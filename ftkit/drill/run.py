@@ -7,11 +7,11 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from ftkit.distributed.launch import LaunchError, torchrun
 from ftkit.drill.victim import ONLY_RANK_0, POINTS
-from ftkit.pocket import find_base, find_chat
+from ftkit.pocket import find_base, find_chat, load_config, load_tokenizer
 
 STEPS, SAVE_EVERY = 8, 2
 LIMIT = 300.0  # seconds for one run; a hang is a failure, not a long wait
@@ -41,13 +41,14 @@ def draw(seed: int, ranks: int, more: int = 1) -> list[Strike]:
 def prepare(folder: Path, optimizer: str = "child-tuning") -> list[str]:
     """Write a model of a few thousand parameters and sixteen conversations; returns the flags of the run."""
     source = find_base()
-    config = AutoConfig.from_pretrained(source)
+    config = load_config(source)
     config.hidden_size, config.intermediate_size, config.num_hidden_layers = 16, 24, 2
     config.num_attention_heads = config.num_key_value_heads = 2
     config.head_dim, config.layer_types = 8, None
     torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder / "model")
-    AutoTokenizer.from_pretrained(source).save_pretrained(folder / "model")
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
+    model.save_pretrained(folder / "model")
+    load_tokenizer(source).save_pretrained(folder / "model")
     chats = find_chat()["train"].read_text(encoding="utf-8").splitlines()[:16]
     (folder / "chats.jsonl").write_text("\n".join(chats), encoding="utf-8")
     settings = {"model": folder / "model", "data": folder / "chats.jsonl", "optimizer": optimizer, "lr": 1e-2}

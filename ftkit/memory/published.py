@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
+from transformers import AutoModelForCausalLM, LlamaConfig
 
-from ftkit.pocket import find_base
+from ftkit.pocket import CustomCodeError, find_base, load_config
 
 FIELDS = (
     "hidden_size",
@@ -42,16 +42,18 @@ def named_model(name: str = "") -> nn.Module:
             max_position_embeddings=131_072,
         )
     elif not name:
-        config = AutoConfig.from_pretrained(find_base())
+        config = load_config(find_base())
     elif (Path(name) / "config.json").is_file() or not name.startswith((".", "/", "~")):
         try:
-            config = AutoConfig.from_pretrained(name)
+            config = load_config(name)
+        except CustomCodeError:
+            raise
         except (OSError, ValueError) as error:
             raise ValueError(_unknown(name)) from error
     else:
         raise ValueError(_unknown(name))
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        return AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
 
 
 def _unknown(name: str) -> str:

@@ -16,11 +16,11 @@ import torch
 import transformers
 from torch import nn
 from tqdm.auto import tqdm
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification
 
 from ftkit.almanac import data_dir
 from ftkit.almanac_sets import topic_task, truth_task
-from ftkit.pocket import find_base
+from ftkit.pocket import find_base, load_tokenizer
 
 TASKS = {"topic": topic_task, "truth": truth_task}
 EPOCHS = 10
@@ -40,10 +40,12 @@ def run(task: str, n_train: int, method: str, seed: int) -> dict:
     sets = TASKS[task](n_train)
     labels = sorted({row["label"] for row in sets["test"]})
     source = find_base(data_dir() / "pocket-base")
-    tokenizer = AutoTokenizer.from_pretrained(source)
+    tokenizer = load_tokenizer(source)
     transformers.utils.logging.set_verbosity_error()  # the head is new: that is the point
     torch.manual_seed(seed)
-    model = AutoModelForSequenceClassification.from_pretrained(source, num_labels=len(labels))
+    model = AutoModelForSequenceClassification.from_pretrained(
+        source, num_labels=len(labels), trust_remote_code=False
+    )
     if method == "head":
         model.base_model.requires_grad_(False)
 

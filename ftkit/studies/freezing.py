@@ -20,14 +20,14 @@ from pathlib import Path
 import torch
 import transformers
 from torch import nn
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from ftkit import freezing_presets as presets
 from ftkit.almanac import all_facts, data_dir, faq_prompt
 from ftkit.batches import pad
 from ftkit.optim import decay_groups
 from ftkit.params import count_parameters
-from ftkit.pocket import find_base, load_base
+from ftkit.pocket import find_base, load_base, load_tokenizer
 from ftkit.studies.records import do_missing
 from ftkit.studies.tasks import EVAL_ROWS, Task, load_task
 from ftkit.studies.training import WEIGHT_DECAY, train_by_step
@@ -85,7 +85,7 @@ def run(setting: Setting) -> dict:
     task.model.eval()
     with torch.no_grad():
         judged = {measure: round(value, 4) for measure, value in task.judge(task.model).items()}
-        by_domain = pages(task.model, AutoTokenizer.from_pretrained(base))
+        by_domain = pages(task.model, load_tokenizer(base))
     return {
         **asdict(setting),
         "trainable": count_parameters(task.model).trainable,

@@ -8,9 +8,7 @@ Small models of three designs, with random weights; one launch a number of ranks
 
 import argparse
 import json
-import subprocess
 import sys
-import tempfile
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -20,7 +18,6 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.nn import Module
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     GPT2Config,
     LlamaConfig,
@@ -30,8 +27,10 @@ from transformers import (
 
 from ftkit.almanac import data_dir
 from ftkit.distributed.forked import run_forked
+from ftkit.distributed.launch import Run, start
 from ftkit.distributed.mesh import Ranks
 from ftkit.memory import Plan, estimate_memory, measure_memory
+from ftkit.pocket import load_config
 
 HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2}
 CONFIGS = {
@@ -48,8 +47,9 @@ CONFIGS = {
         **HEADS,
     ),
     "gpt2, tied": lambda: GPT2Config(n_embd=64, n_layer=3, n_head=4, vocab_size=320, n_positions=64),
-    "pocket-base": lambda: AutoConfig.from_pretrained(data_dir() / "pocket-base"),
+    "pocket-base": lambda: load_config(data_dir() / "pocket-base"),
 }
+MEASURED = "measured: "  # begins the line in which the processes that measure say what they found
 SIZE = {"micro_batch_size": 4, "max_length": 48}
 CASES = {  # ranks -> (model, what differs from Plan's defaults)
     1: [
@@ -116,7 +116,7 @@ def plan_of(case: tuple[str, dict]) -> Plan:
 def build(config: PreTrainedConfig, device: str) -> Module:
     torch.manual_seed(0)
     with torch.device(device):
-        return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        return AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
 
 
 def child_of(model: Module, reserve_p: float) -> dict[str, torch.Tensor]:
@@ -161,16 +161,23 @@ def measure_here(ranks: Ranks, numbers: list[int]) -> list[list[dict]]:
 
 
 def measure(ranks: int, numbers: Iterable[int] | None = None) -> list[list[dict]]:
-    """Measure in `ranks` processes the cases with these numbers, by default all; RuntimeError where a rank fails."""
-    numbers = list(range(len(CASES[ranks])) if numbers is None else numbers)
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder, "measured.json")
-        command = [sys.executable, "-m", "ftkit.studies.memory", "--measure", file, "--ranks", ranks]
-        command = [*map(str, command), "--numbers", *map(str, numbers)]
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        if done.returncode:
-            raise RuntimeError(f"measuring on {ranks} ranks failed:\n{done.stdout[-2000:]}")
-        return json.loads(file.read_text())
+    """Measure in `ranks` processes the cases with these numbers, by default all; LaunchError where a rank fails."""
+    run = start_measuring(ranks, numbers)
+    try:
+        return measured(run)
+    finally:
+        run.stop()
+
+
+def start_measuring(ranks: int, numbers: Iterable[int] | None = None) -> Run:
+    """The same in the background; `measured` waits for what comes out."""
+    numbers = range(len(CASES[ranks])) if numbers is None else numbers
+    return start("-m", "ftkit.studies.memory", "--measure", ranks, "--numbers", *numbers, ranks=None)
+
+
+def measured(run: Run) -> list[list[dict]]:
+    (line,) = [line for line in run.result().splitlines() if line.startswith(MEASURED)]
+    return json.loads(line.removeprefix(MEASURED))
 
 
 def record(ranks: int) -> list[dict]:
@@ -190,8 +197,9 @@ def main(arguments: list[str] | None = None) -> int:
     )
     output = data_dir() / "results" / "memory.json"
     parser.add_argument("--output", type=Path, default=output, help="where to store it (%(default)s)")
-    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)  # with these `measure` calls it
-    parser.add_argument("--ranks", type=int, help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--measure", type=int, help=argparse.SUPPRESS
+    )  # on so many ranks, for `start_measuring`
     parser.add_argument("--numbers", type=int, nargs="*", help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
     if given.measure:
@@ -199,9 +207,9 @@ def main(arguments: list[str] | None = None) -> int:
         def write(ranks: Ranks) -> None:
             found = measure_here(ranks, given.numbers)
             if ranks.is_first:
-                given.measure.write_text(json.dumps(found))
+                print(f"\n{MEASURED}{json.dumps(found)}", flush=True)
 
-        run_forked(write, given.ranks)
+        run_forked(write, given.measure)
         return 0
     rows = [row for ranks in CASES for row in record(ranks)]
     given.output.write_text(json.dumps({"torch": torch.__version__, "rows": rows}, indent=1) + "\n")

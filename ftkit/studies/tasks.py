@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import torch
 import transformers
 from torch import nn
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification
 
 from ftkit.almanac_sets import low_resource_chat, truth_task
 from ftkit.batches import Row, pad
 from ftkit.conversations import IGNORE_INDEX, encode, training_template
-from ftkit.pocket import find_base, load_base
+from ftkit.pocket import find_base, load_base, load_tokenizer
 
 EVAL_ROWS = 64  # in one forward pass
 TRUTH_ROWS = 500  # of the test set that is judged after every epoch
@@ -94,11 +94,11 @@ def next_token_loss(model: nn.Module, rows: list[Row]) -> torch.Tensor:
 def _truth(n: int, seed: int, base: str | None) -> Task:
     """Is a statement true? Asked of facts that no training row is about."""
     source = find_base(base)
-    tokenizer = AutoTokenizer.from_pretrained(source)
+    tokenizer = load_tokenizer(source)
     before = transformers.utils.logging.get_verbosity()
     transformers.utils.logging.set_verbosity_error()  # the head is new: that is the point
     model = AutoModelForSequenceClassification.from_pretrained(
-        source, num_labels=2, dtype=torch.float32, use_safetensors=True
+        source, num_labels=2, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
     )
     transformers.utils.logging.set_verbosity(before)
     # The head reads the last token that is not this one.

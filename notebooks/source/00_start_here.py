@@ -47,9 +47,9 @@
 import sys
 
 if "google.colab" in sys.modules:
-    # %pip install -q ftkit trl
-    print("Colab: ftkit and trl are installed")
+    ...  # installs ftkit
 
+# %%
 import torch
 
 from ftkit.checks.start_here import check_one_step

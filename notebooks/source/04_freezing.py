@@ -21,9 +21,9 @@
 import sys
 
 if "google.colab" in sys.modules:
-    # %pip install -q ftkit trl
-    print("Colab: ftkit and trl are installed")
+    ...  # installs ftkit
 
+# %%
 import json
 import re
 import statistics

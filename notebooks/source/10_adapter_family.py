@@ -21,9 +21,9 @@
 import sys
 
 if "google.colab" in sys.modules:
-    # %pip install -q ftkit trl
-    print("Colab: ftkit and trl are installed")
+    ...  # installs ftkit
 
+# %%
 import math
 import os
 import statistics
@@ -402,7 +402,10 @@ tiny = transformers.Qwen3Config(
     num_hidden_layers=1, hidden_size=32, intermediate_size=32, vocab_size=64
 )
 try:
-    attach(transformers.AutoModelForCausalLM.from_config(tiny), "llama-adapter")
+    attach(
+        transformers.AutoModelForCausalLM.from_config(tiny, trust_remote_code=False),
+        "llama-adapter",
+    )
 except ValueError as refusal:
     print(refusal)
 else:

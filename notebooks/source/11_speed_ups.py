@@ -23,9 +23,9 @@
 import sys
 
 if "google.colab" in sys.modules:
-    # %pip install -q ftkit trl
-    print("Colab: ftkit and trl are installed")
+    ...  # installs ftkit
 
+# %%
 import os
 import tempfile
 import time
@@ -80,7 +80,9 @@ claims = []  # what this notebook tested, each with its verdict; the recap print
 def parameters(config):
     """Parameters of a model that is never filled."""
     with torch.device("meta"):
-        return count_parameters(AutoModelForCausalLM.from_config(config)).total
+        return count_parameters(
+            AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        ).total
 
 
 layers = {"intermediate_size": 14_336, "num_hidden_layers": 32, "num_key_value_heads": 8}
@@ -462,7 +464,7 @@ claims.append(Claim(claim, "Hsu et al. 2024, Liger Kernel", saving > 10, measure
 torch.manual_seed(SEED)
 shape = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 1}
 thin = LlamaConfig(vocab_size=262_144, num_hidden_layers=1, **shape)
-thin = AutoModelForCausalLM.from_config(thin)
+thin = AutoModelForCausalLM.from_config(thin, trust_remote_code=False)
 some = torch.randint(262_144, (1, 64))
 add_fused_lm_head(thin)  # what SFTTrainer does to every model
 peaks = {}

@@ -22,12 +22,11 @@
 import sys
 
 if "google.colab" in sys.modules:
-    # %pip install -q ftkit trl
-    print("Colab: ftkit and trl are installed")
+    ...  # installs ftkit
 
+# %%
 import json
 import logging
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import torch
@@ -66,7 +65,7 @@ claims = []  # what this notebook tested, each with its verdict; the recap print
 # %%
 NUMBERS = (0, 2, 4)  # of study.CASES[2]: DDP, FSDP, and FSDP in bfloat16 with checkpointing
 # Two processes take these steps for section 4 while you read.
-measuring = ThreadPoolExecutor().submit(study.measure, 2, NUMBERS)
+measuring = study.start_measuring(2, NUMBERS)
 
 # %% [markdown]
 # ## 1 · What training keeps
@@ -190,7 +189,7 @@ assert "layer" in phase
 # the steps that were named at the start. Compare:
 
 # %% tags=["nbval-ignore-output"]
-live = measuring.result()
+live = study.measured(measuring)  # waits for them
 print(f"{len(live)} cases measured on 2 ranks")
 
 # %%
@@ -333,7 +332,9 @@ def gpt(width, layers):
     """A GPT-2 of this shape, on meta."""
     with torch.device("meta"):
         shape = GPT2Config(n_embd=width, n_layer=layers, n_head=width // 64)
-        return AutoModelForCausalLM.from_config(shape, dtype=torch.float32)
+        return AutoModelForCausalLM.from_config(
+            shape, dtype=torch.float32, trust_remote_code=False
+        )
 
 
 # %%

@@ -21,9 +21,9 @@
 import sys
 
 if "google.colab" in sys.modules:
-    # %pip install -q ftkit trl ipyparallel
-    print("Colab: ftkit, trl and ipyparallel are installed")
+    ...  # installs ftkit
 
+# %%
 import os
 import subprocess
 import tempfile

@@ -21,12 +21,11 @@
 import sys
 
 if "google.colab" in sys.modules:
-    # %pip install -q ftkit
-    print("Colab: ftkit is installed")
+    ...  # installs ftkit
 
+# %%
 import json
 import os
-import subprocess
 import tempfile
 from pathlib import Path
 
@@ -43,46 +42,11 @@ os.chdir(folder.name)
 # Elsewhere `torchrun` starts such a program, and it ends in `ftkit.distributed.mesh.run(main)`.
 
 # %%
-# %%writefile starter.py
-import gc
-import importlib
-import os
-import runpy
-import sys
+from ftkit.distributed.starter import Starter
 
-from ftkit import load_base
-
-for name in ("forked", "host_memory", "shard_loading", "tensor_parallel"):
-    importlib.import_module(f"ftkit.distributed.{name}")
-load_base()  # imports the model's class as well
-gc.freeze()  # the ranks' garbage collectors need not search what is here already
-for program in sys.stdin:
-    if not (process := os.fork()):
-        runpy.run_path(program.strip())
-        os._exit(0)
-    status = os.waitpid(process, 0)[1]
-    print("\nfailed" if status else "\ndone", flush=True)
-
-# %%
-starter = subprocess.Popen(
-    [sys.executable, "starter.py"],
-    stdin=subprocess.PIPE,
-    stdout=subprocess.PIPE,
-    stderr=subprocess.STDOUT,
-    text=True,
-)
-
-
-def run(program):
-    """Wait until a program of several ranks has ended; an error shows what it said."""
-    print(program, file=starter.stdin, flush=True)
-    said = []
-    for line in starter.stdout:
-        if line in ("done\n", "failed\n"):
-            break
-        said.append(line)
-    assert said and line == "done\n", "".join(said)
-
+own = ("forked", "host_memory", "shard_loading", "tensor_parallel")
+model_class = "transformers.models.llama.modeling_llama"
+starter = Starter(model_class, *(f"ftkit.distributed.{name}" for name in own))
 
 # %%
 import torch
@@ -179,7 +143,8 @@ from functools import partial
 import torch
 from transformers import AutoModelForCausalLM
 
-stored = partial(AutoModelForCausalLM.from_pretrained, "big", dtype=torch.bfloat16)
+load = partial(AutoModelForCausalLM.from_pretrained, "big", trust_remote_code=False)
+stored = partial(load, dtype=torch.bfloat16)
 
 
 def updated():
@@ -194,15 +159,14 @@ def updated():
 from functools import partial
 
 import torch
-from stored import stored, updated
-from transformers import AutoModelForCausalLM
+from stored import load, stored, updated
 
 from ftkit.distributed.delayed_init import load_from_rank0
 from ftkit.distributed.shard_loading import load_shards
 from ftkit.distributed.sharding import shard
 from ftkit.pocket import empty_base
 
-full = partial(AutoModelForCausalLM.from_pretrained, "big", dtype=torch.float32)
+full = partial(load, dtype=torch.float32)
 
 
 def routes(ranks):
@@ -254,7 +218,7 @@ def main(ranks):
 run_forked(main, ranks=2)
 
 # %%
-run("loading.py")
+starter.run("loading.py")
 measured = json.loads(Path("peaks.json").read_text())
 peaks = {route: [part / full for part in found["MB"]] for route, found in measured.items()}
 rough = {
@@ -682,7 +646,7 @@ def main(ranks):
 run_forked(main, ranks=2, mesh="1,1,2")
 
 # %%
-run("pair.py")
+starter.run("pair.py")
 sums = json.loads(Path("sums.json").read_text())
 print(f"all-reduces of an MLP: {sums}")
 assert sums == {"forward": 1, "backward": 2}
@@ -741,7 +705,7 @@ def main(ranks):
 run_forked(main, ranks=4, mesh="1,2,2")
 
 # %%
-run("two_d.py")
+starter.run("two_d.py")
 said = Path("said.txt").read_text()
 print(said)
 assert "(64, 64) of (128, 128)" in said and "same mesh" in said
@@ -849,7 +813,7 @@ else:
 
 # %%
 show_claims(claims)
-starter.communicate()  # its input ends, and so does it
+starter.stop()
 os.chdir(Path(folder.name).parent)
 folder.cleanup()
 

@@ -21,23 +21,21 @@
 import sys
 
 if "google.colab" in sys.modules:
-    # %pip install -q ftkit
-    print("Colab: ftkit is installed")
+    ...  # installs ftkit
 
+# %%
 import json
 import math
 import os
 import random
 import shutil
 import signal
-import subprocess
 import tempfile
 import time
 import warnings
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from ftkit.distributed.launch import torchrun
+from ftkit.distributed.launch import start
 
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the ranks of this notebook are the processor's
 os.chdir(tempfile.mkdtemp())  # what this notebook writes lies there
@@ -69,6 +67,7 @@ from ftkit.distributed.preemption import Preemption
 from ftkit.distributed.sharding import shard
 
 folder, steps, save_every, kill_at = Path(sys.argv[1]), *map(int, sys.argv[2:])
+folder.mkdir(exist_ok=True)
 
 
 def main(ranks):
@@ -139,21 +138,6 @@ def start(main):
 
 
 # %%
-def train(name, kill_at=0, restarts=None):
-    """Run train.py in the folder `name`, under torchrun where it may restart; returns the last loss of each step."""
-    Path(name).mkdir(exist_ok=True)
-    arguments = ["train.py", name, *map(str, (STEPS, SAVE_EVERY, kill_at))]
-    if restarts is None:
-        one_thread = {"OMP_NUM_THREADS": "1", **os.environ}  # as torchrun sets it
-        started = subprocess.run(
-            [sys.executable, *arguments], env=one_thread, capture_output=True, text=True
-        )
-        assert started.returncode == 0, started.stderr
-    else:
-        torchrun(*arguments, ranks=RANKS, quiet=True, max_restarts=restarts)
-    return {event["step"]: event["loss"] for event in events(name) if "loss" in event}
-
-
 def events(name, rank=0):
     return [
         json.loads(line)
@@ -161,14 +145,22 @@ def events(name, rank=0):
     ]
 
 
+def losses(name):
+    """The last loss of each step."""
+    return {event["step"]: event["loss"] for event in events(name) if "loss" in event}
+
+
 # %% [markdown]
 # Two runs of it begin now and go on while you read: one that nobody disturbs, whose ranks are forks as in notebook 14,
 # and one under torchrun, in which rank 1 kills itself in step 8. Sections 1 and 6 open what they leave.
+# They go on when you interrupt a cell, and end with the notebook.
 
 # %%
-pool = ThreadPoolExecutor()
-undisturbed_run = pool.submit(train, "undisturbed")
-killed_run = pool.submit(train, "killed", kill_at=KILL_AT, restarts=1)
+often = (STEPS, SAVE_EVERY)
+undisturbed_run = start("train.py", "undisturbed", *often, 0, ranks=None, folder="undisturbed")
+killed_run = start(
+    "train.py", "killed", *often, KILL_AT, ranks=RANKS, folder="killed", max_restarts=1
+)
 
 # %%
 import ipywidgets
@@ -200,7 +192,8 @@ print(f"torch {torch.__version__}, device: cpu, {os.cpu_count()} cores")
 # **distributed checkpoint** (DCP) every rank writes what it holds.
 
 # %%
-undisturbed = undisturbed_run.result()  # waits for the run to end
+undisturbed_run.result()  # waits for the run to end
+undisturbed = losses("undisturbed")
 checkpoint = Path("undisturbed/checkpoints/step-000003")
 print(sorted(path.name for path in checkpoint.iterdir()))
 
@@ -428,7 +421,8 @@ assert untouched and saved["step"] == STEPS and decay == 0.01
 # **Predict:** which steps were done twice?
 
 # %%
-survived = killed_run.result()
+killed_run.result()
+survived = losses("killed")
 attempts = [
     [e["step"] for e in events("killed") if e["attempt"] == n and "step" in e] for n in (0, 1)
 ]

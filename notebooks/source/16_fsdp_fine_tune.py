@@ -22,17 +22,16 @@
 import sys
 
 if "google.colab" in sys.modules:
-    # %pip install -q ftkit trl
-    print("Colab: ftkit and trl are installed")
+    ...  # installs ftkit
 
+# %%
 import json
 import os
 import re
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from ftkit.distributed.launch import torchrun
+from ftkit.distributed.launch import start
 
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the ranks of this notebook are the processor's
 os.chdir(tempfile.mkdtemp())  # what this notebook writes lies there
@@ -47,8 +46,8 @@ RESERVE_P = 0.3  # child-tuning keeps a gradient entry with this probability
 claims = []  # what this notebook tested, each with its verdict; the recap prints them
 
 # %% [markdown]
-# Two runs begin now, one after the other, and train while you read: the run of section 2 and that of section 4,
-# where they are explained.
+# The run of section 2, where it is explained, begins now and trains while you read. It goes on when you interrupt a
+# cell, and ends with the notebook.
 
 # %%
 FLAGS = ["--optimizer", "child-tuning", "--reserve_p", RESERVE_P, "--lr", LR]
@@ -75,10 +74,7 @@ shared = [
     "--output",
     "shared",
 ]
-pool = ThreadPoolExecutor(max_workers=1)
-two_run, shared_run = (
-    pool.submit(torchrun, *run, ranks=RANKS, quiet=True) for run in (two, shared)
-)
+two_run = start(*two, ranks=RANKS, folder="two")
 
 # %%
 import torch
@@ -185,6 +181,9 @@ print("torchrun --nproc-per-node", RANKS, *two)
 # %% tags=["nbval-ignore-output"]
 whole_run = two_run.result()  # waits for the run to end
 print(whole_run)
+
+# %%
+shared_run = start(*shared, ranks=RANKS, folder="shared")  # the run of section 4
 
 # %% tags=["nbval-ignore-output"]
 # The same program in this process: one rank, stopped early.

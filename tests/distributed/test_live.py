@@ -3,16 +3,17 @@
 import os
 import signal
 import subprocess
-import sys
 import time
 
 import psutil
 import pytest
 import warm
+from processes import gone
 
 from ftkit.distributed import live, live_engines, live_rank
 from ftkit.distributed.live import RankError, start_ranks
-from ftkit.distributed.live_guard import cluster_processes
+from ftkit.distributed.live_engines import FOLDER
+from ftkit.distributed.live_guard import marked_processes
 
 TIMEOUT = 10.0  # seconds that a rank waits for another one in a collective
 START = (
@@ -20,24 +21,15 @@ START = (
 )
 
 
-def gone(pids, within: float = 20.0) -> bool:
-    """Whether all processes have ended (or are zombies that nobody has waited for) within some seconds."""
-    end = time.monotonic() + within
-    while any(running(pid) for pid in pids) and time.monotonic() < end:
-        time.sleep(0.1)
-    return not any(running(pid) for pid in pids)
-
-
-def running(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
 @pytest.fixture(scope="module")
 def ranks():
-    with start_ranks(2) as started:
+    """Started as in a JupyterLab that is a background job: SIGINT is inherited as ignored, by the ranks as well."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        started = start_ranks(2)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    with started:
         started.timeout = TIMEOUT
         started.join()
         started.run("import os, torch, torch.distributed as dist")
@@ -52,19 +44,6 @@ def test_every_rank_knows_who_it_is_and_prints_in_order(ranks):
         "[rank 0] one\n[rank 0] 0\n[rank 1] one\n[rank 1] 10\n"
     )
     assert ranks.run("x = torch.ones(1)\ndist.all_reduce(x)\nx.item()") == ["2.0\n", "2.0\n"]
-
-
-def test_ranks_talk_and_write_only_where_they_should(monkeypatch):
-    monkeypatch.setattr(
-        sys, "executable", warm.COLD
-    )  # what a process listens to is looked up by its environment
-    with start_ranks(2) as ranks:
-        processes = cluster_processes(ranks._folder)
-        open_to = {
-            c.laddr.ip for p in processes for c in p.net_connections("tcp") if c.status == psutil.CONN_LISTEN
-        }
-        assert len(processes) >= 3 and open_to == {"127.0.0.1"}
-        assert ranks.get("__import__('os').environ['IPYTHONDIR']") == [ranks._folder] * 2
 
 
 def test_a_failure_on_one_rank_reaches_all_within_seconds_and_names_the_line(ranks):
@@ -139,8 +118,16 @@ dist.barrier()
 LOSE = "signal.signal(signal.SIGINT, lambda *_: signal.signal(signal.SIGINT, signal.default_int_handler))"
 
 
+@pytest.fixture
+def in_a_cell():
+    """An interrupt raises KeyboardInterrupt, as ipykernel sees to while a cell runs, whatever it has inherited."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("first", ["pass", LOSE], ids=["heard", "lost"])
-def test_an_interrupt_reaches_ranks_that_wait(ranks, first):
+def test_an_interrupt_reaches_ranks_that_wait(ranks, in_a_cell, first):
     start = time.monotonic()
     with pytest.raises(RankError, match="KeyboardInterrupt"):
         ranks.run(STOPPED.replace("LOSE_THE_FIRST", first))
@@ -164,7 +151,7 @@ def test_one_rank_is_enough_and_two_sets_live_side_by_side(ranks):
     with start_ranks(1) as alone:
         assert alone.get("(rank, world_size)") == [(0, 1)] and ranks.get("rank") == [0, 1]
         assert alone.run("print('ends without a newline', end='')") == ["ends without a newline"]
-        folder, pids = alone._folder, [p.pid for p in cluster_processes(alone._folder)]
+        folder, pids = alone._folder, [p.pid for p in marked_processes(FOLDER, alone._folder)]
     assert gone(pids) and not os.path.exists(folder) and repr(alone) == "LiveRanks(stopped)"
     alone.stop()
     with pytest.raises(RankError, match=r"the ranks were stopped\. Start again"):
@@ -196,26 +183,34 @@ import sys, time
 from ftkit.distributed.live import start_ranks
 ranks = start_ranks(2)
 print(*ranks.get("__import__('os').getpid()"), flush=True)
+print(*ranks.get("__import__('os').environ['IPYTHONDIR']"), flush=True)
 if sys.argv[1] == "waits":
     time.sleep(600)
 """
 
 
 @pytest.mark.parametrize("end", ["exits", "waits"])
-def test_no_rank_outlives_its_notebook_and_nothing_is_printed_at_exit(end):
+def test_ranks_talk_and_write_where_they_should_and_none_outlives_its_notebook(end):
+    """And nothing is printed at exit. Cold, because the processes of a fork have its server's environment."""
     command = [warm.COLD, "-c", PROGRAM, end]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     pids = list(map(int, process.stdout.readline().split()))
     assert len(pids) == 2
-    family = [psutil.Process(pid).environ()["IPP_PROFILE_DIR"] for pid in pids]
+    (own_folder,) = set(process.stdout.readline().split())
+    family = [psutil.Process(pid).environ()[FOLDER] for pid in pids]
+    assert family == [own_folder] * 2
     if end == "waits":
+        processes = marked_processes(FOLDER, own_folder)
+        connections = [c for p in processes for c in p.net_connections("tcp")]
+        open_to = {c.laddr.ip for c in connections if c.status == psutil.CONN_LISTEN}
+        assert len(processes) >= 3 and open_to == {"127.0.0.1"}
         process.kill()  # SIGKILL: no atexit, no finally
     left, said = process.communicate(timeout=60)
     assert (left, said) == ("", "")
     assert process.returncode == (0 if end == "exits" else -signal.SIGKILL)
     assert gone(pids)
     deadline = time.monotonic() + 20
-    while cluster_processes(family[0]) or os.path.exists(family[0]):
+    while marked_processes(FOLDER, own_folder) or os.path.exists(own_folder):
         assert time.monotonic() < deadline
         time.sleep(0.1)
 

@@ -59,12 +59,16 @@ def test_in_another_thread_nothing_is_set_up():
 
 
 @pytest.mark.skipif(os.name != "posix", reason="Windows has no SIGTERM to send")
+@pytest.mark.usefixtures("cold")
 @pytest.mark.parametrize("target", ["torchrun", "rank 1"])
 def test_under_torchrun_all_ranks_leave_at_the_same_step(tmp_path, target):
     (tmp_path / "program.py").write_text(PROGRAM)
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
     command += [f"--master-port={free_port()}", str(tmp_path / "program.py"), str(tmp_path)]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    # As in a background job: SIGINT is inherited as ignored, and must not take these signals with it.
+    process = subprocess.Popen(
+        command, stderr=subprocess.DEVNULL, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)
+    )
     try:
         deadline = time.monotonic() + 60
         while not (tmp_path / "started-1").exists() and time.monotonic() < deadline:
