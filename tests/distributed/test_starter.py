@@ -9,6 +9,8 @@ from processes import gone
 
 from ftkit.distributed.starter import Starter
 
+pytestmark = pytest.mark.usefixtures("cold")  # a program is a fork of the process that is started here
+
 
 @pytest.fixture
 def starter(tmp_path, monkeypatch):
