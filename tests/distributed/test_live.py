@@ -12,6 +12,7 @@ import pytest
 from ftkit.distributed import live, live_engines, live_rank
 from ftkit.distributed.live import RankError, start_ranks
 from ftkit.distributed.live_guard import cluster_processes
+from ftkit.distributed.live_rank import tcp_connections
 
 TIMEOUT = 10.0  # seconds that a rank waits for another one in a collective
 START = (
@@ -55,9 +56,7 @@ def test_every_rank_knows_who_it_is_and_prints_in_order(ranks):
 
 def test_ranks_talk_and_write_only_where_they_should(ranks):
     processes = cluster_processes(ranks._folder)
-    open_to = {
-        c.laddr.ip for p in processes for c in p.net_connections("tcp") if c.status == psutil.CONN_LISTEN
-    }
+    open_to = {c.laddr.ip for p in processes for c in tcp_connections(p) if c.status == psutil.CONN_LISTEN}
     assert len(processes) >= 3 and open_to == {"127.0.0.1"}
     assert ranks.get("os.environ['IPYTHONDIR']") == [ranks._folder] * 2
 
@@ -256,3 +255,10 @@ def test_a_failure_says_what_it_is():
     assert outcome.text == "before\n" and outcome.failure.timed_out and not outcome.failure.let_go
     outcome = live_rank.run_cell("raise RuntimeError('gloo/pair.cc: Connection closed by peer')")
     assert outcome.failure.let_go and outcome.failure.line == 1
+
+
+def test_connections_are_found_by_the_old_name_of_the_method_too():
+    """psutil 5, which Colab has, calls it `connections`."""
+    old = type("Process5", (), {"connections": lambda self, kind: [kind]})()
+    new = type("Process6", (), {"net_connections": lambda self, kind: [kind, "new"], "connections": None})()
+    assert tcp_connections(old) == ["tcp"] and tcp_connections(new) == ["tcp", "new"]
