@@ -186,8 +186,8 @@ assert "layer" in phase
 #
 # **DDP** copies everything to each rank, and adds buckets in which gradients travel. `fully_shard` cuts weights,
 # gradients and moments into one slice a rank, and gathers a layer while it computes. `mesh` counts ranks: copies,
-# slices, and parts of each layer (notebook 14); `(1, 2, 1)` is `fully_shard` on two. Two real processes have taken
-# the steps that were named at the start. Compare:
+# slices, and parts of each layer (notebook 14); `(1, 2, 1)` is `fully_shard` on two, and `(2, 1, 1)` here DDP
+# (`ddp=True`). Two real processes have taken the steps that were named at the start. Compare:
 
 # %% tags=["nbval-ignore-output"]
 live = measuring.result()
@@ -339,7 +339,7 @@ def gpt(width, layers):
 # %%
 ask = Plan(micro_batch_size=1, max_length=512, activation_checkpointing=True, loss_chunk=128)
 asked = {
-    "0.7 B, DDP on 4": (gpt(1280, 32), replace(ask, mesh=(4, 1, 1), kernel="fused")),
+    "0.7 B, DDP on 4": (gpt(1280, 32), replace(ask, mesh=(4, 1, 1), ddp=True, kernel="fused")),
     "3 B, FSDP on 4": (gpt(2560, 36), replace(ask, mesh=(1, 4, 1), kernel="fused")),
     "Llama-2-7B alone": (named_model("llama-2-7b"), ask),
 }
