@@ -1,4 +1,4 @@
-"""Run the tests that depend on the versions of other packages, at the lowest ones that pyproject.toml allows or the newest.
+"""Run the tests that depend on versions of other packages, at the lowest that pyproject.toml allows or the newest.
 
     python tests/versions.py lowest
     python tests/versions.py newest
@@ -26,6 +26,12 @@ TESTS = (
 )
 EXTRAS = ("lab", "test")
 PINNED = ("lab",)  # extras whose lower bounds are tried as well; what only tests need may be new
+TABLE = """
+import sys
+from importlib.metadata import version
+for name in sys.argv[1:]:
+    print(f"{name:15} {version(name)}")
+"""
 REQUIREMENT = re.compile(r"(?P<name>[\w-]+)>=(?P<lowest>[\w.]+)")
 
 
@@ -58,8 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
         subprocess.run([*install, *requirements(project, given.choice)], check=True)
         ours = [REQUIREMENT.match(r)["name"] for r in project["dependencies"]]
         ours += [REQUIREMENT.match(r)["name"] for r in project["optional-dependencies"]["lab"]]
-        table = "import sys; from importlib.metadata import version\nfor n in sys.argv[1:]: print(f'{n:15} {version(n)}')"
-        subprocess.run([python, "-c", table, *ours], check=True)
+        subprocess.run([python, "-c", TABLE, *ours], check=True)
         command = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *given.tests]
         alone = {
             name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")
