@@ -63,18 +63,15 @@ class LiveBytes(TorchDispatchMode):
             return NotImplemented  # let DTensor go first: its local operations come here one by one
         kwargs = kwargs or {}
         out = operation(*args, **kwargs)
-        if (
-            operation is torch.ops.prim.device.default
-        ):  # two of three of a step's operations, and makes no tensor
+        if operation is torch.ops.prim.device.default:  # two of three of a step's operations, and no tensor
             return out
         if operation.namespace in ("c10d", "_c10d_functional", "fsdp"):
             sent = _tensors((args, kwargs))
             if operation.namespace != "fsdp":
                 self.traffic[operation.overloadpacket.__name__] += max((t.nbytes for t in sent), default=0)
             if operation.overloadpacket.__name__ == "wait_tensor" and _key(out) != _key(sent[0]):
-                self._set(
-                    sent[0].untyped_storage(), 0, "communication"
-                )  # a fake one is new; a real one is what it waited for
+                # A real one is the tensor that it waited for, and a fake one is new: count one of the two.
+                self._set(sent[0].untyped_storage(), 0, "communication")
             for tensor in (*sent, *_tensors(out)):
                 storage = tensor.untyped_storage()
                 if self._live.get(storage._cdata, (0, "activations"))[1] == "activations":

@@ -2,8 +2,11 @@
 
 import torch
 from torch import nn
+from torch.distributed._functional_collectives import all_reduce
+from torch.distributed.device_mesh import init_device_mesh
 
 from ftkit.memory.live import LiveBytes
+from ftkit.torch_private import fake_ranks, fake_tensors
 
 KIB = torch.empty(256)  # 1 KiB of float32
 
@@ -54,3 +57,18 @@ def test_a_gradient_has_its_kind():
         assert live.by_kind["gradients"] == 1024
         layer.weight.grad = None
         assert live.by_kind["gradients"] == 0
+
+
+def test_what_a_collective_gives_counts_once():
+    """In fake tensors too, where waiting for it makes another tensor: twice was the error of tensor-parallel peaks."""
+    with fake_ranks(2):
+        mesh = init_device_mesh("cpu", (2,))
+        with fake_tensors(), LiveBytes() as live:
+            own = torch.ones(256)
+            summed = all_reduce(own, "sum", mesh) + 0  # which waits
+            assert max(live.peaks.values()) == 3 * 1024 and live.now == 2 * 1024
+            assert summed.nbytes == 1024
+    with fake_ranks(1), LiveBytes() as live:
+        own = torch.ones(256)
+        summed = all_reduce(own, "sum", init_device_mesh("cpu", (1,))) + 0
+        assert max(live.peaks.values()) == 3 * 1024 and live.now == 2 * 1024
