@@ -4,6 +4,7 @@ Shapes: B rows of a micro-batch, T tokens (padded on the right).
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -43,9 +44,15 @@ def steps_per_epoch(rows: list[Row], batch_size: int) -> int:
 def global_batch(rows: list[Row], step: int, batch_size: int, seed: int) -> list[Row]:
     """The rows of one step, the same on every rank: each epoch is a permutation of its own, seeded."""
     epoch, position = divmod(step, steps_per_epoch(rows, batch_size))
+    order = _order(len(rows), seed, epoch)[position * batch_size : (position + 1) * batch_size]
+    return [rows[i] for i in order.tolist()]
+
+
+@lru_cache(maxsize=1)  # the epoch at hand: 8 bytes a row
+def _order(rows: int, seed: int, epoch: int) -> torch.Tensor:
+    """The permutation of an epoch. Read it only: every step of the epoch is given the same tensor."""
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-    order = torch.randperm(len(rows), generator=generator).tolist()
-    return [rows[i] for i in order[position * batch_size : (position + 1) * batch_size]]
+    return torch.randperm(rows, generator=generator)
 
 
 def micro_batches(

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ftkit.chat.closing import turn_end
 from ftkit.conversations import IGNORE_INDEX
+from ftkit.left_as_it_was import eval_mode
 
 Prompt = str | list[dict[str, str]]  # plain text to complete, or messages that end with the user's turn
 
@@ -52,27 +53,25 @@ def generate_answers(
     # Similar lengths side by side waste the least padding; the order is put back at the end.
     order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
     answers: dict[int, Answer] = {}
-    was_training = model.training
-    model.eval()
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
-        width = max(len(encoded[i]) for i in rows)
-        input_ids = torch.tensor([[pad] * (width - len(encoded[i])) + encoded[i] for i in rows])  # (B, T)
-        lengths = torch.tensor([len(encoded[i]) for i in rows])
-        attention_mask = (torch.arange(width) >= width - lengths[:, None]).long()  # (B, T)
-        output = model.generate(
-            input_ids=input_ids.to(model.device),
-            attention_mask=attention_mask.to(model.device),
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            eos_token_id=stops,
-            pad_token_id=pad,
-        )[:, width:]
-        for i, new in zip(rows, output.tolist(), strict=True):
-            cut = next((k for k, token in enumerate(new) if token in stops), None)
-            text = tokenizer.decode(new[:cut], skip_special_tokens=True).strip()
-            answers[i] = Answer(text, stopped=cut is not None, tokens=len(new[:cut]))
-    model.train(was_training)
+    with eval_mode(model):
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            width = max(len(encoded[i]) for i in rows)
+            input_ids = torch.tensor([[pad] * (width - len(encoded[i])) + encoded[i] for i in rows])  # (B, T)
+            lengths = torch.tensor([len(encoded[i]) for i in rows])
+            attention_mask = (torch.arange(width) >= width - lengths[:, None]).long()  # (B, T)
+            output = model.generate(
+                input_ids=input_ids.to(model.device),
+                attention_mask=attention_mask.to(model.device),
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                eos_token_id=stops,
+                pad_token_id=pad,
+            )[:, width:]
+            for i, new in zip(rows, output.tolist(), strict=True):
+                cut = next((k for k, token in enumerate(new) if token in stops), None)
+                text = tokenizer.decode(new[:cut], skip_special_tokens=True).strip()
+                answers[i] = Answer(text, stopped=cut is not None, tokens=len(new[:cut]))
     return [answers[i] for i in range(len(encoded))]
 
 
@@ -87,9 +86,7 @@ def stream_answer(
     input_ids = torch.tensor([encode_prompt(tokenizer, prompt)], device=model.device)  # (1, T)
     said: list[int] = []
     shown, cache = "", None
-    was_training = model.training
-    model.eval()
-    try:
+    with eval_mode(model):
         for _ in range(max_new_tokens):
             with torch.no_grad():
                 output = model(input_ids=input_ids, past_key_values=cache, use_cache=True)
@@ -102,8 +99,6 @@ def stream_answer(
                 yield text[len(shown) :]
                 shown = text
             input_ids = torch.tensor([[token]], device=model.device)
-    finally:
-        model.train(was_training)
 
 
 def stop_rate(answers: Sequence[Answer]) -> float:
@@ -137,17 +132,15 @@ def loss_by_domain(
     """
     total: dict[str, float] = defaultdict(float)
     count: dict[str, int] = defaultdict(int)
-    was_training = model.training
-    model.eval()
-    for example, domain in zip(examples, domains, strict=True):
-        input_ids = torch.tensor([example["input_ids"]], device=model.device)
-        labels = torch.tensor(example["labels"], device=model.device)[1:]
-        logits = model(input_ids=input_ids).logits[0, :-1].float()  # (T - 1, V)
-        total[domain] += torch.nn.functional.cross_entropy(
-            logits, labels, ignore_index=IGNORE_INDEX, reduction="sum"
-        ).item()
-        count[domain] += int((labels != IGNORE_INDEX).sum())
-    model.train(was_training)
+    with eval_mode(model):
+        for example, domain in zip(examples, domains, strict=True):
+            input_ids = torch.tensor([example["input_ids"]], device=model.device)
+            labels = torch.tensor(example["labels"], device=model.device)[1:]
+            logits = model(input_ids=input_ids).logits[0, :-1].float()  # (T - 1, V)
+            total[domain] += torch.nn.functional.cross_entropy(
+                logits, labels, ignore_index=IGNORE_INDEX, reduction="sum"
+            ).item()
+            count[domain] += int((labels != IGNORE_INDEX).sum())
     if empty := [domain for domain, tokens in count.items() if tokens == 0]:
         raise ValueError(f"no unmasked token in domain {empty[0]!r}: are its labels all {IGNORE_INDEX}?")
     return {domain: total[domain] / count[domain] for domain in total}

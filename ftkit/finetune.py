@@ -11,16 +11,18 @@ of ranks, on any mesh, computes the same thing.
 import os
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 
+import torch
 import yaml
 from torch import nn
 from tqdm.auto import tqdm
 from transformers import HfArgumentParser, get_scheduler
 
-from ftkit.batches import global_batch, steps_per_epoch
+from ftkit.batches import Row, global_batch, steps_per_epoch
 from ftkit.device import pick_device
 from ftkit.distributed import mesh, same_launch
 from ftkit.distributed.checkpoint import Checkpoints, full_state_dict, latest_checkpoint
@@ -29,7 +31,7 @@ from ftkit.distributed.compiled import check_compiler
 from ftkit.distributed.mesh import Ranks
 from ftkit.distributed.preemption import Preemption
 from ftkit.exporting import export_lora, export_weights
-from ftkit.memory import Estimate
+from ftkit.memory import Estimate, compare
 from ftkit.metrics_file import MetricsFile
 from ftkit.packing import check_no_leak
 from ftkit.run_config import Config, check
@@ -62,20 +64,16 @@ def train(
     progress = tqdm(
         range(first, last), initial=first, total=last, desc="fine-tune", disable=not ranks.is_first
     )
-    memory = MemoryWatch(told, model, ranks.compute.device)
+    memory = MemoryWatch(model, ranks.compute.device)
     for step in progress:
         start = time.perf_counter()
         batch = global_batch(inputs.train, step, config.batch_size, config.seed)
-        with memory.step(step - first):
-            loss = backward(model, batch, inputs, config, ranks)
-            # Clipped before child-tuning masks: the norm is that of the whole gradient, as in every other run.
-            norm = clip_grad_norm(model.parameters(), config.max_grad_norm)
-            lr = schedule.get_last_lr()[0]
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad()
+        with memory.step(step - first) if told else nullcontext():
+            measured = take_step(model, optimizer, schedule, batch, inputs, config, ranks)
         seconds = time.perf_counter() - start
-        row = {"step": step + 1, "loss": loss, "lr": lr, "grad_norm": norm, "seconds": round(seconds, 4)}
+        if told and step - first == 1:
+            tqdm.write(compare(told, memory.used))
+        row = {"step": step + 1, **measured, "seconds": round(seconds, 4)}
         row["tokens_per_second"] = round(sum(len(r["input_ids"]) for r in batch) / seconds)
         if stopped := preemption.asked(ranks):
             last = step + 1
@@ -84,7 +82,7 @@ def train(
             row["eval_loss"] = evaluate(model, inputs, config, ranks)
         if metrics:
             metrics.write(row)
-            progress.set_postfix(loss=f"{loss:.3f}")
+            progress.set_postfix(loss=f"{measured['loss']:.3f}")
         if done or (config.save_every and (step + 1) % config.save_every == 0):
             checkpoints.save(step + 1, model, optimizer, {"schedule": schedule.state_dict()})
         if stopped:
@@ -94,6 +92,26 @@ def train(
         export(model, inputs, config, ranks)
     elif ranks.is_first:
         print(f"stopped after step {last} of {steps}: run the same command with --resume to go on")
+
+
+def take_step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
+    batch: list[Row],
+    inputs: Inputs,
+    config: Config,
+    ranks: Ranks,
+) -> dict[str, float]:
+    """One step of the optimizer on a global batch; returns its loss, learning rate and gradient norm."""
+    loss = backward(model, batch, inputs, config, ranks)
+    # Clipped before child-tuning masks: the norm is that of the whole gradient, as in every other run.
+    norm = clip_grad_norm(model.parameters(), config.max_grad_norm)
+    lr = schedule.get_last_lr()[0]
+    optimizer.step()
+    schedule.step()
+    optimizer.zero_grad()
+    return {"loss": loss, "lr": lr, "grad_norm": norm}
 
 
 def tell_memory(config: Config, inputs: Inputs) -> Estimate | None:

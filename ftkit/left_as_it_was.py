@@ -1,10 +1,29 @@
-"""Train a model to learn something about it, and leave no trace."""
+"""Run or train a model to learn something about it, and leave no trace."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import nn
+
+
+@contextmanager
+def modes_kept(model: nn.Module) -> Iterator[None]:
+    """Each module is in training or evaluation afterwards as it was before, after an exception too."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """The whole model is in evaluation meanwhile (no dropout), and afterwards each module in its own mode again."""
+    with modes_kept(model):
+        model.eval()
+        yield
 
 
 @contextmanager
@@ -17,7 +36,6 @@ def left_as_it_was(model: nn.Module) -> Iterator[Callable[[], None]]:
     tensors = [p for p in model.parameters() if p.requires_grad] + list(model.buffers())
     saved = [tensor.detach().to("cpu", copy=True) for tensor in tensors]
     grads = [(p, p.grad) for p in model.parameters()]
-    modes = [(module, module.training) for module in model.modules()]
 
     @torch.no_grad()
     def restart() -> None:
@@ -26,12 +44,11 @@ def left_as_it_was(model: nn.Module) -> Iterator[Callable[[], None]]:
         for parameter, _ in grads:
             parameter.grad = None
 
-    try:
-        restart()
-        yield restart
-    finally:
-        restart()
-        for parameter, grad in grads:
-            parameter.grad = grad
-        for module, training in modes:
-            module.training = training
+    with modes_kept(model):
+        try:
+            restart()
+            yield restart
+        finally:
+            restart()
+            for parameter, grad in grads:
+                parameter.grad = grad

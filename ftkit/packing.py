@@ -9,6 +9,7 @@ from torch import nn
 
 from ftkit.batches import Row
 from ftkit.conversations import IGNORE_INDEX
+from ftkit.left_as_it_was import eval_mode
 
 
 def packed_micro_batches(
@@ -71,10 +72,10 @@ def check_no_leak(model: nn.Module, device: torch.device) -> None:
     """
     positions = torch.tensor([[*range(4), *range(4)]], device=device)
     ids = torch.tensor([[1, 2, 3, 4, 5, 6, 7, 8], [4, 3, 2, 1, 5, 6, 7, 8]], device=device)
-    training = model.training
-    model.eval()
-    logits = model(input_ids=ids, position_ids=positions.expand(2, -1), use_cache=False).logits[:, 4:].float()
-    model.train(training)
+    with eval_mode(model):
+        logits = (
+            model(input_ids=ids, position_ids=positions.expand(2, -1), use_cache=False).logits[:, 4:].float()
+        )
     apart = (logits[0] - logits[1]).abs().max().item()
     # Masked attention leaves no trace of the first conversation but the order of a sum.
     if not apart <= 1e-3 * logits.abs().max().item():

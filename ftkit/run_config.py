@@ -103,8 +103,18 @@ class Config:
     seed: int = field(default=0, metadata={"help": "of the data order and the gradient masks"})
 
 
+def choices(name: str) -> list[str]:
+    """What a field may be; empty where it may be anything of its type."""
+    return Config.__dataclass_fields__[name].metadata.get("choices", [])
+
+
 def check(config: Config) -> None:
     """Raise ValueError or FileExistsError, naming flag and remedy, before anything is loaded or written."""
+    for name, value in asdict(
+        config
+    ).items():  # the command line refuses these by itself, a YAML file does not
+        if choices(name) and value not in choices(name):
+            raise ValueError(f"--{name} is {value!r}: give one of {', '.join(choices(name))}")
     if not 0 < config.reserve_p <= 1:
         raise ValueError(f"--reserve_p is {config.reserve_p}: give a probability above 0 and at most 1")
     positive = ("lr", "epochs", "batch_size", "micro_batch_size", "max_length", "max_grad_norm")

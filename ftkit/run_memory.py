@@ -9,10 +9,9 @@ from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import nn
-from tqdm.auto import tqdm
 
 from ftkit.distributed.mesh import MeshShape
-from ftkit.memory import Estimate, Plan, compare, estimate_memory
+from ftkit.memory import Estimate, Plan, estimate_memory
 from ftkit.memory.live import LiveBytes
 from ftkit.memory.report import size
 from ftkit.pocket import empty_base
@@ -29,24 +28,30 @@ def tell(
     `dtype` is what is computed in, `second_step` the micro-batches of rank 0. A model that cannot be traced costs the
     prediction, not the run: then None, and the reason is printed.
     """
-    rows, tokens = max((batch["input_ids"].shape for batch in second_step), key=lambda s: s[0] * s[1])
+    longest = plan_of(config, shape, dtype, config.micro_batch_size, config.max_length, 2, cuda)
+    own = plan_of_step(config, shape, dtype, second_step, cuda)
     try:
-        longest = _plan(config, shape, dtype, config.micro_batch_size, config.max_length, 2, cuda)
         told = estimate_memory(empty_base(source), longest)
         print(
             f"peak memory of a rank: {size(told.peak)} told for micro-batches of {config.micro_batch_size} rows "
             f"with {config.max_length} tokens",
             flush=True,
         )
-        # From the second micro-batch on all have the same peak.
-        own = _plan(config, shape, dtype, rows, max(tokens, 2), min(2, len(second_step)), cuda)
         return told if own == longest else estimate_memory(empty_base(source), own)
     except Exception as error:
         print(f"memory cannot be told of this model: {error}", flush=True)
         return None
 
 
-def _plan(
+# What an optimizer of the program is to an estimate: every one that it has, so that a new one cannot pass for another.
+OPTIMIZERS = {
+    "adamw": {"optimizer": "adamw"},
+    "child-tuning": {"optimizer": "child-tuning", "child_state": "task-free"},
+    "child-tuning-d": {"optimizer": "child-tuning", "child_state": "compact"},
+}
+
+
+def plan_of(
     config: Config,
     shape: MeshShape,
     dtype: torch.dtype,
@@ -55,39 +60,56 @@ def _plan(
     accumulation: int,
     cuda: bool,
 ) -> Plan:
-    lora, child = config.method == "lora", config.optimizer != "adamw"
-    compute = str(dtype).removeprefix("torch.")
-    method = "lora" if lora else "child-tuning" if child else "frozen" if config.freeze else "full"
+    """What `ftkit.finetune` does with micro-batches of `rows` and `tokens`, of which a step has `accumulation`.
+
+    Attention is taken to have a mask: where no row needs padding it has none, and a run uses some percent less.
+
+    Raises ValueError for an optimizer that nothing is known of here.
+    """
+    if config.optimizer not in OPTIMIZERS:
+        raise ValueError(
+            f"the memory of optimizer {config.optimizer!r} is not known: add it to ftkit.run_memory.OPTIMIZERS"
+        )
+    lora, compute = config.method == "lora", str(dtype).removeprefix("torch.")
     options = {"r": config.lora_r, "lora_alpha": config.lora_alpha, "target_modules": config.target_modules}
     return Plan(
-        method=method,
+        method="lora" if lora else "frozen" if config.freeze else "full",
         options=options if lora else {},
         freeze=config.freeze,
-        child_state="compact" if config.optimizer == "child-tuning-d" else "task-free",
+        **OPTIMIZERS[config.optimizer],
         reserve_p=config.reserve_p,
         weights=compute if lora else "float32",
         compute=compute,
         mesh=(shape.dp_replicate, shape.dp_shard, shape.tp),
         reshard_after_forward=config.reshard_after_forward,
         micro_batch_size=rows,
-        max_length=tokens,
+        max_length=max(tokens, 2),  # a single token has nothing to predict
         accumulation=accumulation,
         activation_checkpointing=config.activation_checkpointing,
         kernel="foreach" if cuda else "loop",
     )
 
 
-class MemoryWatch:
-    """Watches the first two steps of a run, on one rank, and says how the second compares with what was told."""
+def plan_of_step(
+    config: Config, shape: MeshShape, dtype: torch.dtype, micro_batches: list[Batch], cuda: bool
+) -> Plan:
+    """As `plan_of`, of the micro-batches of one step on one rank: of the largest, with gradients from one before it."""
+    rows, tokens = max((batch["input_ids"].shape for batch in micro_batches), key=lambda s: s[0] * s[1])
+    # From the second micro-batch on all have the same peak.
+    return plan_of(config, shape, dtype, rows, tokens, min(2, len(micro_batches)), cuda)
 
-    def __init__(self, told: Estimate | None, model: nn.Module, device: torch.device):
-        self.told, self.model, self.device = told, model, device
+
+class MemoryWatch:
+    """Watches the first two steps of a run, on one rank: `used` is the most bytes that the second had, None before."""
+
+    def __init__(self, model: nn.Module, device: torch.device):
+        self.model, self.device, self.used = model, device, None
         self.live = LiveBytes()
 
     @contextmanager
     def step(self, number: int) -> Iterator[None]:
         """Around step `number` of this process, counted from 0."""
-        if self.told is None or number > 1:
+        if number > 1:
             yield
             return
         cuda = self.device.type == "cuda"
@@ -99,5 +121,6 @@ class MemoryWatch:
             self.live.peaks.clear()
             yield
         if number == 1:
-            used = torch.cuda.max_memory_allocated(self.device) if cuda else max(self.live.peaks.values())
-            tqdm.write(compare(self.told, used))
+            self.used = (
+                torch.cuda.max_memory_allocated(self.device) if cuda else max(self.live.peaks.values())
+            )

@@ -14,15 +14,14 @@ from ftkit.distributed.delayed_init import load_from_rank0
 from ftkit.distributed.lora import attach_lora, file_name, reset_adapters
 from ftkit.distributed.mesh import Ranks
 from ftkit.distributed.shard_loading import load_shards
-from ftkit.distributed.sharding import shard
-from ftkit.distributed.tensor_parallel import parallelize
+from ftkit.distributed.sharding import distribute
 from ftkit.freezing import freeze
 from ftkit.optim import decay_groups
 from ftkit.pocket import empty_base, load_causal_lm
-from ftkit.run_config import Config
+from ftkit.run_config import Config, choices
 from ftkit.run_inputs import Inputs
 from ftkit.run_loss import compute_dtype, summed_loss
-from ftkit.torch_private import conversions_on_load
+from ftkit.torch_private import conversions_on_load, enable_activation_checkpointing
 
 
 def load_model(config: Config, source: str, ranks: Ranks) -> nn.Module:
@@ -31,9 +30,7 @@ def load_model(config: Config, source: str, ranks: Ranks) -> nn.Module:
 
     def prepare(model: nn.Module) -> nn.Module:
         if config.activation_checkpointing:
-            # transformers renames the method; both take torch.utils.checkpoint's arguments first.
-            new = getattr(model, "activation_checkpointing_enable", None)
-            (new or model.gradient_checkpointing_enable)({"use_reentrant": False})
+            enable_activation_checkpointing(model)
         if config.compile:
             compile_layers(model)
         if lora:  # a frozen base needs no master weights
@@ -43,9 +40,7 @@ def load_model(config: Config, source: str, ranks: Ranks) -> nn.Module:
         return model.train()
 
     def split(model: nn.Module) -> nn.Module:
-        if ranks.tp_mesh is not None:
-            model = parallelize(model, ranks.tp_mesh)
-        return shard(model, ranks.mesh, compute, config.reshard_after_forward)
+        return distribute(model, ranks.mesh, ranks.tp_mesh, compute, config.reshard_after_forward)
 
     def initialise(model: nn.Module) -> None:
         reset_adapters(model, config.seed)
@@ -73,13 +68,18 @@ def load_model(config: Config, source: str, ranks: Ranks) -> nn.Module:
 
 
 def make_optimizer(config: Config, model: nn.Module, inputs: Inputs, ranks: Ranks) -> torch.optim.Optimizer:
+    """Raises ValueError for an optimizer that is not one of the program's."""
     groups = decay_groups(model.named_parameters(), config.weight_decay)
-    if config.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=config.lr)
-    child = {"reserve_p": config.reserve_p, "seed": config.seed}
-    if config.optimizer == "child-tuning-d":
-        child |= {"mode": "task-dependent", "gradient_mask": child_masks(config, model, inputs, ranks)}
-    return ChildTuningAdamW(groups, lr=config.lr, **child)
+    child = {"lr": config.lr, "reserve_p": config.reserve_p, "seed": config.seed}
+    match config.optimizer:
+        case "adamw":
+            return torch.optim.AdamW(groups, lr=config.lr)
+        case "child-tuning":
+            return ChildTuningAdamW(groups, **child)
+        case "child-tuning-d":
+            masks = child_masks(config, model, inputs, ranks)
+            return ChildTuningAdamW(groups, **child, mode="task-dependent", gradient_mask=masks)
+    raise ValueError(f"--optimizer is {config.optimizer!r}: give one of {', '.join(choices('optimizer'))}")
 
 
 def child_masks(config: Config, model: nn.Module, inputs: Inputs, ranks: Ranks) -> dict[str, torch.Tensor]:

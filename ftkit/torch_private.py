@@ -70,6 +70,16 @@ def may_be_left_out(model: nn.Module, name: str) -> bool:
     return any(re.search(pattern, name) for pattern in (*patterns, r"rotary_emb\.inv_freq$"))
 
 
+def enable_activation_checkpointing(model: nn.Module) -> None:
+    """Have each layer of a transformers model computed again in the backward pass, instead of kept.
+
+    transformers renames the method; both names take torch.utils.checkpoint's arguments first. Do it before adapters are
+    attached: PEFT asks the model whether it checkpoints.
+    """
+    new = getattr(model, "activation_checkpointing_enable", None)
+    (new or model.gradient_checkpointing_enable)({"use_reentrant": False})
+
+
 def fake_tensors() -> FakeTensorMode:
     """A context in which tensors have shapes, dtypes, devices and storages of a size, and no memory."""
     return FakeTensorMode()
@@ -92,9 +102,17 @@ def fill_from_meta(model: nn.Module) -> None:
                 tensors[name] = filled[id(tensor)]
     for module in model.modules():
         if isinstance(module, FSDPModule):  # it keeps tensors of its own beside the module's
-            for group in module._get_fsdp_state()._fsdp_param_groups:
+            for group in _parameter_groups(module):
                 for parameter in group.fsdp_params:
                     parameter.reset_sharded_param()
+
+
+def _parameter_groups(module: FSDPModule) -> list:
+    """FSDP's own groups of a module's parameters: torch 2.11 had one at most, under a name in the singular."""
+    state = module._get_fsdp_state()
+    if hasattr(state, "_fsdp_param_groups"):
+        return state._fsdp_param_groups
+    return [state._fsdp_param_group] if state._fsdp_param_group is not None else []
 
 
 def _like(tensor: torch.Tensor) -> torch.Tensor:

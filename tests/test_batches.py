@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -48,6 +49,34 @@ def test_an_epoch_sees_every_row_once_in_a_seeded_order():
         assert sorted(row["input_ids"][0] for row in epoch) == list(range(1, 12))
     assert epochs[0] != epochs[1]
     assert global_batch(ROWS, 0, 4, seed=0) == epochs[0][:4] != global_batch(ROWS, 0, 4, seed=1)
+
+
+def order_of(rows: int, epoch: int, seed: int) -> list[int]:
+    """The order of an epoch as every run so far had it."""
+    return torch.randperm(rows, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch)).tolist()
+
+
+@pytest.mark.parametrize("seed", [0, 7])
+def test_the_order_is_that_of_every_run_before_wherever_a_run_resumes(seed):
+    steps, size = steps_per_epoch(ROWS, 4), 4
+    expected = [
+        order_of(len(ROWS), e, seed)[i * size : (i + 1) * size] for e in range(4) for i in range(steps)
+    ]
+    for first in (0, 5, 2, 11, 6):  # resumed at another step, backwards too
+        for step in range(first, 4 * steps):
+            assert global_batch(ROWS, step, size, seed) == [ROWS[i] for i in expected[step]], step
+    # The mutation: the order of another epoch is another one.
+    assert order_of(len(ROWS), 0, seed) != order_of(len(ROWS), 1, seed)
+
+
+def test_an_epoch_is_permuted_once(monkeypatch):
+    """A data set of a million rows takes a tenth of a second, which each step used to spend."""
+    calls, true = [], torch.randperm
+    monkeypatch.setattr(torch, "randperm", lambda *a, **k: calls.append(a) or true(*a, **k))
+    steps = steps_per_epoch(ROWS, 2)
+    for step in range(2 * steps):
+        global_batch(ROWS, step, 2, seed=99)
+    assert len(calls) == 2
 
 
 def test_padding_does_not_change_the_loss_of_real_tokens():

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from ftkit.left_as_it_was import left_as_it_was
+from ftkit.left_as_it_was import eval_mode, left_as_it_was
 
 
 @pytest.fixture
@@ -59,3 +59,14 @@ def test_an_error_leaves_no_trace_either(model):
         spoil(model)
         raise RuntimeError("on the way")
     assert_equal_state(model, before)
+
+
+def test_in_eval_mode_all_modules_are_and_afterwards_each_has_its_own(model):
+    with eval_mode(model):
+        assert not any(module.training for module in model.modules())
+    assert [module.training for module in model] == [True, False, True]
+    with pytest.raises(RuntimeError, match="on the way"), eval_mode(model):
+        raise RuntimeError("on the way")
+    assert [module.training for module in model] == [True, False, True]
+    # The mutation: what `model.train(was_training)` would leave.
+    assert [module.training for module in model.train()] == [True, True, True]

@@ -99,6 +99,23 @@ class Leaky(nn.Module):
         return self.model(**inputs)
 
 
+class Fails(nn.Module):
+    def forward(self, **_):
+        raise RuntimeError("out of memory")
+
+
+def test_the_check_leaves_every_module_in_its_own_mode():
+    model = foreign_model(torch.float32).train()
+    model.model.layers[0].eval()
+    before = [module.training for module in model.modules()]
+    check_no_leak(model, torch.device("cpu"))
+    assert [module.training for module in model.modules()] == before
+    broken = Fails()
+    with pytest.raises(RuntimeError, match="out of memory"):
+        check_no_leak(broken, torch.device("cpu"))
+    assert broken.training
+
+
 def test_a_model_that_leaks_is_refused():
     check_no_leak(foreign_model(torch.float32), torch.device("cpu"))
     with pytest.raises(ValueError, match="train without --packing"):

@@ -34,6 +34,8 @@ def chats(tmp_path):
         ({"mesh": "4"}, "takes dp_replicate,dp_shard,tp"),
         ({"method": "lora", "freeze": "mlp"}, "leave --freeze"),
         ({"resume": True}, "no complete checkpoint"),
+        ({"optimizer": "sgd"}, "--optimizer is 'sgd': give one of adamw, child-tuning, child-tuning-d"),
+        ({"method": "loar"}, "--method is 'loar': give one of full, lora"),
     ],
 )
 def test_impossible_settings_are_named(tmp_path, settings, said):

@@ -1,5 +1,6 @@
 """What is relied on without a promise: each test fails when a new version changes it. See also tests/child_tuning."""
 
+import pytest
 import torch
 from tiny import foreign_model
 from torch import nn
@@ -43,3 +44,30 @@ def test_transformers_still_lists_what_it_passes_over():
     assert torch_private.may_be_left_out(model, "mtp.norm.weight")
     assert torch_private.may_be_left_out(model, "model.layers.0.self_attn.rotary_emb.inv_freq")
     assert not torch_private.may_be_left_out(model, "model.layers.9.norm.weight")
+
+
+def test_groups_of_parameters_are_found_by_both_of_their_names():
+    """torch 2.11 has one group at most, 2.13 a list."""
+
+    class Module:
+        def __init__(self, **state):
+            self.state = type("State", (), state)
+
+        def _get_fsdp_state(self):
+            return self.state
+
+    groups = torch_private._parameter_groups
+    assert groups(Module(_fsdp_param_groups=[1, 2])) == [1, 2]
+    assert groups(Module(_fsdp_param_group=1)) == [1] and groups(Module(_fsdp_param_group=None)) == []
+    with pytest.raises(AttributeError, match="_fsdp_param_group"):  # the mutation: a third name shows
+        groups(Module(_another=1))
+
+
+def test_layers_are_computed_again_by_both_names_of_the_method():
+    model = foreign_model(torch.float32).train()
+    torch_private.enable_activation_checkpointing(model)
+    assert model.is_gradient_checkpointing
+    asked = []
+    new = type("New", (), {"activation_checkpointing_enable": lambda self, options: asked.append(options)})
+    torch_private.enable_activation_checkpointing(new())
+    assert asked == [{"use_reentrant": False}]

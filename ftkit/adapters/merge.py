@@ -14,6 +14,8 @@ import torch
 from peft import PeftModel
 from torch import nn
 
+from ftkit.left_as_it_was import eval_mode
+
 HIGHER = {torch.float32: torch.float64, torch.bfloat16: torch.float32, torch.float16: torch.float32}
 # How many times the unmerged model's rounding error the merged one may have. On four tiny designs with four seeds each,
 # right merges had 0.7 to 2.0 times; a scale wrong by a tenth made it 10 and more in bfloat16, 260,000 in float32.
@@ -55,16 +57,12 @@ def merge_and_verify(model: PeftModel, batch: Mapping[str, torch.Tensor]) -> tup
         raise ValueError(f"the model is in {model.dtype}: load it in float32, bfloat16 or float16 to merge")
     batch = {name: batch[name].to(model.device) for name in ("input_ids", "attention_mask")}
     real = batch["attention_mask"].bool()
-    training = model.training
-    model.eval()
-    try:
+    with eval_mode(model):
         before = model(**batch).logits[real]
         with _in_higher_precision(model):
             reference = model(**batch).logits[real].double()
         merged = copy.deepcopy(model).merge_and_unload(safe_merge=True)
         after = merged(**batch).logits[real]
-    finally:
-        model.train(training)
     rounding = (before.double() - reference).abs().max().item()
     beyond = (after.double() - reference).abs().max().item()
     if not beyond <= ALLOWED * rounding:  # NaN is refused too

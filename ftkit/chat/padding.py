@@ -8,6 +8,8 @@ import inspect
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ftkit.left_as_it_was import eval_mode
+
 from .findings import Finding, finding
 
 TOKENS, PADS = 12, 5
@@ -28,17 +30,13 @@ def check_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
     row = torch.tensor(ordinary)[torch.randint(len(ordinary), (1, TOKENS), generator=generator)]  # (1, T)
     pads = torch.full((1, PADS), pad)
     real, unreal = torch.ones_like(row), torch.zeros_like(pads)
-    was_training = model.training
-    model.eval()
-    try:
+    with eval_mode(model):
         alone = _logits(model, row, real)
         right = _logits(model, torch.cat([row, pads], 1), torch.cat([real, unreal], 1))[:TOKENS]
         left = _logits(model, torch.cat([pads, row], 1), torch.cat([unreal, real], 1))[PADS:]
         other = row.clone()
         other[0, -1] = next(i for i in ordinary if i != row[0, -1])
         changed = _logits(model, torch.cat([other, pads], 1), torch.cat([real, unreal], 1))[: TOKENS - 1]
-    finally:
-        model.train(was_training)
     scale = alone.abs().max().clamp_min(torch.finfo(torch.float32).tiny)
     allowed = ALLOWED.get(model.dtype, ALLOWED[torch.bfloat16])
     found = []

@@ -62,13 +62,20 @@ def join(rank: int, world_size: int, store: str, timeout: float) -> None:
         gc.collect()
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size))
     if CONNECTIONS not in variables:
-        variables[CONNECTIONS] = {c.fd for c in psutil.Process().net_connections("tcp")}
+        variables[CONNECTIONS] = {connection.fd for connection in tcp_connections(psutil.Process())}
     compute = pick_device(rank, world_size)
     meet = dist.FileStore(store, world_size)
     limit = timedelta(seconds=timeout)
     dist.init_process_group(compute.backend, store=meet, rank=rank, world_size=world_size, timeout=limit)
     mesh = init_device_mesh(compute.device.type, (world_size,))
     variables.update(rank=rank, world_size=world_size, mesh=mesh)
+
+
+def tcp_connections(process) -> list:
+    """A `psutil.Process`'s TCP connections, by the name that psutil 6 gave the method or by that of 5."""
+    if hasattr(process, "net_connections"):
+        return process.net_connections("tcp")
+    return process.connections("tcp")
 
 
 def hang_up() -> None:
@@ -80,7 +87,7 @@ def hang_up() -> None:
     import psutil
 
     before = namespace()[CONNECTIONS]
-    for connection in psutil.Process().net_connections("tcp"):
+    for connection in tcp_connections(psutil.Process()):
         if connection.fd not in before and connection.fd >= 0 and connection.raddr:
             with contextlib.suppress(OSError), socket.socket(fileno=os.dup(connection.fd)) as copy:
                 copy.shutdown(socket.SHUT_RDWR)

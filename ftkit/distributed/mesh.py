@@ -110,9 +110,13 @@ def arrange(shape: MeshShape, compute: Device) -> Ranks:
     """The ranks of the process group, which there is already, in a mesh of this shape."""
     sizes = (shape.dp_replicate, shape.dp_shard, shape.tp)
     whole = init_device_mesh(compute.device.type, sizes, mesh_dim_names=DIMENSIONS)
-    data = whole["dp_replicate", "dp_shard"] if shape.dp_replicate > 1 else whole["dp_shard"]
-    tensor = whole["tp"] if shape.tp > 1 else None
-    return Ranks(dist.get_rank(), dist.get_world_size(), compute, data, tensor, shape)
+    return Ranks(dist.get_rank(), dist.get_world_size(), compute, *parts_of(whole), shape)
+
+
+def parts_of(whole: DeviceMesh) -> tuple[DeviceMesh, DeviceMesh | None]:
+    """Of a mesh of all three dimensions: what `fully_shard` takes, and the tensor-parallel part, if there is one."""
+    data = whole["dp_replicate", "dp_shard"] if whole["dp_replicate"].size() > 1 else whole["dp_shard"]
+    return data, whole["tp"] if whole["tp"].size() > 1 else None
 
 
 def run(main: Callable[[Ranks], None], mesh: str = "", timeout: timedelta = TIMEOUT) -> None:

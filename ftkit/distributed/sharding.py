@@ -5,6 +5,8 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
+from ftkit.distributed.tensor_parallel import parallelize
+
 
 def decoder_layers(model: nn.Module) -> list[nn.Module]:
     """The model's repeated blocks: the members of its longest ModuleList.
@@ -38,3 +40,19 @@ def shard(
         fully_shard(layer, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard_after_forward)
     # The root keeps what it gathered (torch's default): its backward pass begins as its forward pass ends.
     return fully_shard(model, mesh=mesh, mp_policy=policy)
+
+
+def distribute(
+    model: nn.Module,
+    mesh: DeviceMesh,
+    tp_mesh: DeviceMesh | None,
+    compute_dtype: torch.dtype = torch.float32,
+    reshard_after_forward: bool = True,
+) -> nn.Module:
+    """Cut the matrices over `tp_mesh`, where there is one, then `shard` what each rank has over `mesh`.
+
+    This is what `ftkit.finetune` does with a model, and `ftkit.memory` with an empty one.
+    """
+    if tp_mesh is not None:
+        model = parallelize(model, tp_mesh)
+    return shard(model, mesh, compute_dtype, reshard_after_forward)

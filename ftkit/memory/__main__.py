@@ -13,7 +13,7 @@ import logging
 import sys
 
 from ftkit.memory.estimate import Estimate, estimate_memory
-from ftkit.memory.plan import CHILD_STATES, DTYPES, KERNELS, METHODS, Plan
+from ftkit.memory.plan import CHILD_STATES, DTYPES, KERNELS, METHODS, OPTIMIZERS, Plan
 from ftkit.memory.published import SIZES, named_model
 from ftkit.memory.report import GIB, table
 
@@ -27,7 +27,10 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("model", nargs="?", default="", help=f"pocket-base without one; or {', '.join(SIZES)}")
     made.add_argument("--method", choices=METHODS, default=plan.method)
-    made.add_argument("--freeze", default="", help="pattern of the parameters that 'frozen' freezes")
+    made.add_argument("--optimizer", choices=OPTIMIZERS, default=plan.optimizer)
+    made.add_argument(
+        "--freeze", default="", help="pattern of the parameters to freeze: frozen, child-tuning"
+    )
     made.add_argument("--lora_r", type=int, default=8, help="rank of LoRA's matrices (%(default)s)")
     made.add_argument("--child_state", choices=CHILD_STATES, default=plan.child_state)
     made.add_argument("--reserve_p", type=float, default=plan.reserve_p, help="part that is the child")
@@ -36,6 +39,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--moments", choices=["", *DTYPES], default="", help="default: the optimizer's own")
     made.add_argument("--master_copy", action="store_true", help="float32 beside weights in fewer bits")
     made.add_argument("--mesh", default="1,1,1", help="ranks: dp_replicate,dp_shard,tp (%(default)s)")
+    made.add_argument("--ddp", action="store_true", help="replicas under DDP, not fully_shard: mesh N,1,1")
     made.add_argument("--keep_gathered", action="store_true", help="do not free weights after forward")
     made.add_argument("--micro_batch_size", type=int, default=plan.micro_batch_size, help="(%(default)s)")
     made.add_argument("--max_length", type=int, default=plan.max_length, help="tokens of a row (%(default)s)")
@@ -56,15 +60,9 @@ def plan_of(given: argparse.Namespace) -> Plan:
         mesh = tuple(int(part) for part in given.mesh.split(","))
     except ValueError:
         raise ValueError(f"--mesh is {given.mesh!r}: give three whole numbers, as in 1,8,1") from None
-    same = ("method", "freeze", "child_state", "reserve_p", "weights", "compute", "moments", "master_copy")
-    same += (
-        "micro_batch_size",
-        "max_length",
-        "accumulation",
-        "activation_checkpointing",
-        "loss_chunk",
-        "kernel",
-    )
+    same = ("method", "optimizer", "freeze", "child_state", "reserve_p", "weights", "compute", "moments")
+    same += ("master_copy", "ddp", "micro_batch_size", "max_length", "accumulation")
+    same += ("activation_checkpointing", "loss_chunk", "kernel")
     options = {"r": given.lora_r} if given.method == "lora" else {}
     return Plan(
         mesh=mesh,

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 import torch
 from torch.distributed.tensor import DTensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_leaves
 
 KINDS = ("weights", "gradients", "optimizer", "gathered", "communication", "logits", "activations")
@@ -63,25 +63,25 @@ class LiveBytes(TorchDispatchMode):
             return NotImplemented  # let DTensor go first: its local operations come here one by one
         kwargs = kwargs or {}
         out = operation(*args, **kwargs)
-        if (
-            operation is torch.ops.prim.device.default
-        ):  # two of three of a step's operations, and makes no tensor
+        if operation is torch.ops.prim.device.default:  # two of three of a step's operations, and no tensor
             return out
         if operation.namespace in ("c10d", "_c10d_functional", "fsdp"):
-            sent = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
+            sent = _tensors((args, kwargs))
             if operation.namespace != "fsdp":
                 self.traffic[operation.overloadpacket.__name__] += max((t.nbytes for t in sent), default=0)
-            for tensor in (*sent, *(t for t in tree_leaves(out) if isinstance(t, torch.Tensor))):
+            if operation.overloadpacket.__name__ == "wait_tensor" and _key(out) != _key(sent[0]):
+                # A real one is the tensor that it waited for, and a fake one is new: count one of the two.
+                self._set(sent[0].untyped_storage(), 0, "communication")
+            for tensor in (*sent, *_tensors(out)):
                 storage = tensor.untyped_storage()
                 if self._live.get(storage._cdata, (0, "activations"))[1] == "activations":
                     self._set(storage, storage.nbytes(), "communication")
             return out
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, torch.Tensor):
-                storage = tensor.untyped_storage()
-                if storage._cdata not in self._live:
-                    of_logits = self.vocabulary and tensor.ndim > 1 and tensor.shape[-1] == self.vocabulary
-                    self._set(storage, storage.nbytes(), "logits" if of_logits else "activations")
+        for tensor in _tensors(out):
+            storage = tensor.untyped_storage()
+            if storage._cdata not in self._live:
+                of_logits = self.vocabulary and tensor.ndim > 1 and tensor.shape[-1] == self.vocabulary
+                self._set(storage, storage.nbytes(), "logits" if of_logits else "activations")
         return out
 
     def _set(self, storage: torch.UntypedStorage, size: int, kind: str) -> None:
@@ -113,5 +113,15 @@ class LiveBytes(TorchDispatchMode):
         self.by_kind[kind] -= size
 
 
+def _tensors(tree) -> list[torch.Tensor]:
+    """The tensors in it that have memory: not those that only wrap one, as a collective's do until it is waited for."""
+    leaves = (leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor))
+    return [tensor for tensor in leaves if not is_traceable_wrapper_subclass(tensor)]
+
+
 def _local(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _key(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage()._cdata

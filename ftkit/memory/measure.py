@@ -14,13 +14,13 @@ from ftkit.memory.live import LiveBytes
 from ftkit.memory.plan import Plan
 from ftkit.memory.step import (
     apply_method,
+    apply_plan,
     causal_lm,
-    distribute,
     forward_and_backward,
     label_gradients,
-    make_batch,
     mark_layers,
 )
+from ftkit.optim import decay_groups
 
 LR = 1e-4  # any: bytes do not depend on it
 
@@ -49,7 +49,7 @@ def measure_memory(
     give a copy where you need it. Raises ValueError for a plan that the model, the mesh or torch cannot follow.
     """
     check(model, plan)
-    if plan.moments not in ("", "float32" if plan.method == "child-tuning" else plan.weights):
+    if plan.moments not in ("", "float32" if plan.child_tuning else plan.weights):
         raise ValueError(
             f"moments in {plan.moments} can be estimated; no optimizer here keeps them: leave it out"
         )
@@ -65,15 +65,14 @@ def measure_memory(
     with live:
         live.leave_out((gradient_mask or {}).values())
         live.label(model.parameters(), "weights")
-        model = distribute(model, plan, mesh)
+        model = apply_plan(model, plan, mesh)
         mark_layers(model, live)
         label_gradients(model, live)
         step, held = stepper(model, plan, gradient_mask)
-        batch = make_batch(plan, vocabulary, device)
         for _ in range(2):
             live.peaks.clear()
             live.at_peak.clear()
-            forward_and_backward(model, plan, batch, live)
+            forward_and_backward(model, plan, vocabulary, live)
             live.begin(OPTIMIZER_STEP)
             step()
             live.label(held(), "optimizer")
@@ -88,12 +87,11 @@ def measure_memory(
 
 
 def _on_cuda(model, plan, mesh, gradient_mask, vocabulary, device) -> Measured:
-    model = distribute(model, plan, mesh)
+    model = apply_plan(model, plan, mesh)
     step, held = stepper(model, plan, gradient_mask)
-    batch = make_batch(plan, vocabulary, device)
     for _ in range(2):
         torch.cuda.reset_peak_memory_stats(device)
-        forward_and_backward(model, plan, batch)
+        forward_and_backward(model, plan, vocabulary)
         step()
         gradients = _nbytes(p.grad for p in model.parameters() if p.grad is not None)
         model.zero_grad()
@@ -105,12 +103,15 @@ def stepper(
     model: nn.Module, plan: Plan, gradient_mask: Mapping[str, torch.Tensor] | None = None
 ) -> tuple[Callable[[], None], Callable[[], Iterable[torch.Tensor]]]:
     """The plan's optimizer step, and a function that lists the tensors of its state."""
-    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    groups = decay_groups(
+        model.named_parameters(), 0.01
+    )  # as ftkit.finetune has them; bytes do not depend on it
+    trained = [p for group in groups for _, p in group["params"]]
     masters = []
-    if plan.method == "child-tuning":
+    if plan.child_tuning:
         mode = "task-free" if plan.child_state == "task-free" else "task-dependent"
         optimizer = ChildTuningAdamW(
-            trained,
+            groups,
             lr=LR,
             reserve_p=plan.reserve_p,
             mode=mode,
@@ -118,16 +119,18 @@ def stepper(
             compact_state=plan.child_state == "compact",
         )
     else:
-        masters = [p.detach().float().clone() for _, p in trained] if plan.master_copy else []
-        stepped = masters or [p for _, p in trained]
+        if plan.master_copy:
+            copy_of = {p: p.detach().float().clone() for p in trained}
+            masters = list(copy_of.values())
+            groups = [{**g, "params": [(name, copy_of[p]) for name, p in g["params"]]} for g in groups]
         kernel = {"foreach": plan.kernel == "foreach", "fused": plan.kernel == "fused"}
-        optimizer = torch.optim.AdamW(stepped, lr=LR, **kernel)
+        optimizer = torch.optim.AdamW(groups, lr=LR, **kernel)
 
     def step() -> None:
-        for master, (_, parameter) in zip(masters, trained, strict=False):
+        for master, parameter in zip(masters, trained, strict=False):
             master.grad = parameter.grad.float()
         optimizer.step()
-        for master, (_, parameter) in zip(masters, trained, strict=False):
+        for master, parameter in zip(masters, trained, strict=False):
             parameter.data.copy_(master)
             master.grad = None
 

@@ -8,6 +8,7 @@ import torch
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 METHODS = ("full", "frozen", "lora", "child-tuning")
+OPTIMIZERS = ("adamw", "child-tuning")
 CHILD_STATES = ("task-free", "dense", "compact")
 KERNELS = ("loop", "foreach", "fused")
 
@@ -19,9 +20,10 @@ class Plan:
     Raises ValueError, naming the field, for what no step can be.
     """
 
-    method: str = "full"  # one of METHODS; "frozen" wants `freeze`
+    method: str = "full"  # one of METHODS; "child-tuning" is all weights with the optimizer of that name
     options: Mapping = field(default_factory=dict)  # of "lora": what ftkit.adapters.attach takes
-    freeze: str = ""  # regular expression of the parameter names to freeze
+    freeze: str = ""  # regular expression of the parameter names to freeze: of "frozen" and "child-tuning"
+    optimizer: str = "adamw"  # one of OPTIMIZERS
     child_state: str = "task-free"  # of child-tuning: one of CHILD_STATES
     reserve_p: float = 0.3  # the part of the weights that is the child
     weights: str = "float32"  # of the parameters that the optimizer steps; gradients are of their dtype
@@ -29,6 +31,9 @@ class Plan:
     moments: str = ""  # of AdamW's two moments; "" for what the optimizer does by itself
     master_copy: bool = False  # a float32 copy of what trains, for weights in fewer bits
     mesh: tuple[int, int, int] = (1, 1, 1)  # ranks: dp_replicate, dp_shard, tp
+    ddp: bool = (
+        False  # replicas are DistributedDataParallel's, which ftkit.finetune never uses: it has fully_shard
+    )
     reshard_after_forward: bool = True  # free a layer's gathered weights after its forward pass
     micro_batch_size: int = 8  # rows of a forward pass on one rank
     max_length: int = 512  # tokens of a row
@@ -38,7 +43,8 @@ class Plan:
     kernel: str = "loop"  # of AdamW: torch takes "loop" on a CPU and "foreach" on CUDA
 
     def __post_init__(self):
-        for name, allowed in (("method", METHODS), ("child_state", CHILD_STATES), ("kernel", KERNELS)):
+        choices = {"method": METHODS, "optimizer": OPTIMIZERS, "child_state": CHILD_STATES, "kernel": KERNELS}
+        for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} is {getattr(self, name)!r}: give one of {', '.join(allowed)}")
         for name in ("weights", "compute", "moments"):
@@ -59,11 +65,19 @@ class Plan:
             )
         if not 0 < self.reserve_p <= 1:
             raise ValueError(f"reserve_p is {self.reserve_p}: give a probability above 0 and at most 1")
-        if (self.method == "frozen") != bool(self.freeze):
+        if self.ddp and self.mesh[1:] != (1, 1):
+            raise ValueError(
+                f"ddp copies the model to every rank, and mesh {self.mesh} cuts it: give a mesh such as 4,1,1"
+            )
+        if self.method == "lora" and self.freeze:
+            raise ValueError(
+                "method 'lora' freezes the whole base: leave `freeze`, and choose by target_modules"
+            )
+        if self.method != "child-tuning" and (self.method == "frozen") != bool(self.freeze):
             raise ValueError("method 'frozen' and `freeze`, the pattern of what is frozen, come together")
         if self.method != "lora" and self.options:
             raise ValueError(f"options {dict(self.options)} are LoRA's, and the method is {self.method!r}")
-        if self.method == "child-tuning" and self.master_copy:
+        if self.child_tuning and self.master_copy:
             raise ValueError("child-tuning keeps no master copy: keep the weights in float32")
 
     @property
@@ -72,10 +86,10 @@ class Plan:
 
     @property
     def sharded(self) -> bool:
-        """Whether `fully_shard` is in it; replicas alone are DDP's."""
-        replicate, shard, tp = self.mesh
-        return shard > 1 or (replicate > 1 and tp > 1)
+        """Whether `fully_shard` is in it: wherever there are several ranks, even where each holds all of its part."""
+        return self.world_size > 1 and not self.ddp
 
     @property
-    def ddp(self) -> bool:
-        return self.mesh[0] > 1 and not self.sharded
+    def child_tuning(self) -> bool:
+        """Whether ChildTuningAdamW takes the step."""
+        return "child-tuning" in (self.method, self.optimizer)

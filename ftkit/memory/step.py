@@ -1,4 +1,7 @@
-"""One training step as a plan describes it: the same code for tensors that exist and for fake ones.
+"""One training step as a plan describes it, for tensors that exist and for fake ones.
+
+What `ftkit.finetune` does it does by the same functions: split the model, checkpoint activations, compute the loss and
+accumulate gradients.
 
 Shapes: B rows of a micro-batch, T tokens, V vocabulary, D hidden.
 """
@@ -10,26 +13,28 @@ from types import MethodType
 import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from ftkit.adapters import attach
 from ftkit.distributed import tensor_parallel
-from ftkit.distributed.sharding import decoder_layers
+from ftkit.distributed.mesh import parts_of
+from ftkit.distributed.sharding import decoder_layers, distribute
 from ftkit.freezing import freeze
+from ftkit.loss import accumulate, next_token_loss, summed_cross_entropy
 from ftkit.memory.live import LiveBytes
 from ftkit.memory.plan import DTYPES, Plan
-
-IGNORE_INDEX = -100
+from ftkit.torch_private import enable_activation_checkpointing
 
 
 def apply_method(model: nn.Module, plan: Plan) -> nn.Module:
-    """Weights in the plan's dtype, and what trains as its method says; returns the model to train."""
+    """Weights in the plan's dtype, activations checkpointed, and what trains chosen; returns the model to train."""
     model.to(DTYPES[plan.weights])
+    if plan.activation_checkpointing:
+        enable_activation_checkpointing(model)
     if plan.method == "lora":
         return attach(model, "lora", **plan.options).train()
-    if plan.method == "frozen":
+    if plan.freeze:
         freeze(model, plan.freeze)
     return model.train()
 
@@ -55,56 +60,33 @@ def causal_lm(model: nn.Module) -> nn.Module:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def distribute(model: nn.Module, plan: Plan, mesh: DeviceMesh | None) -> nn.Module:
-    """Checkpoint activations, chunk the loss, then split the model over the mesh (dp_replicate, dp_shard, tp)."""
-    base = causal_lm(model)
-    if plan.activation_checkpointing:
-        enable = getattr(base, "activation_checkpointing_enable", None) or base.gradient_checkpointing_enable
-        enable({"use_reentrant": False})
-        if hasattr(base, "enable_input_require_grads") and plan.method == "lora":
-            base.enable_input_require_grads()
-    base.forward = MethodType(summed_loss(base.forward, plan), base)
+def apply_plan(model: nn.Module, plan: Plan, mesh: DeviceMesh | None) -> nn.Module:
+    """Chunk the loss, then split the model over the mesh (dp_replicate, dp_shard, tp), as the program does."""
+    if plan.loss_chunk:
+        base = causal_lm(model)
+        base.forward = MethodType(chunked_loss(plan.loss_chunk), base)
     if mesh is None:
         return model
-    if plan.mesh[2] > 1:
-        tensor_parallel.parallelize(base, mesh["tp"])
     if plan.ddp:
         return DistributedDataParallel(model)
-    if plan.sharded:
-        policy = MixedPrecisionPolicy(param_dtype=DTYPES[plan.compute], reduce_dtype=torch.float32)
-        names = ("dp_replicate", "dp_shard") if plan.mesh[0] > 1 else ("dp_shard",)
-        for layer in decoder_layers(model):
-            fully_shard(
-                layer, mesh=mesh[names], mp_policy=policy, reshard_after_forward=plan.reshard_after_forward
-            )
-        fully_shard(model, mesh=mesh[names], mp_policy=policy)  # the root keeps what it gathered, by default
-    return model
+    return distribute(model, *parts_of(mesh), DTYPES[plan.compute], plan.reshard_after_forward)
 
 
-def summed_loss(forward: Callable, plan: Plan) -> Callable:
-    """A forward pass that returns the cross-entropy summed over tokens, in float32, as `ftkit.finetune` has it."""
+def chunked_loss(chunk: int) -> Callable:
+    """A forward pass that returns the summed loss, and has the logits of `chunk` tokens at a time."""
 
-    def from_logits(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        return nn.functional.cross_entropy(
-            logits.float().flatten(0, -2), labels.flatten(), ignore_index=IGNORE_INDEX, reduction="sum"
-        )
-
-    def whole(base: nn.Module, input_ids, attention_mask, labels, **_):
-        logits = forward(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
-        return from_logits(logits[:, :-1], labels[:, 1:])
-
-    def chunked(base: nn.Module, input_ids, attention_mask, labels, **_):
+    def forward(base: nn.Module, input_ids, attention_mask, labels, **_):
         inner = base.get_submodule(base.base_model_prefix)
         hidden = inner(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
         hidden, labels = hidden[:, :-1].flatten(0, 1), labels[:, 1:].flatten()  # (B (T - 1), D), (B (T - 1))
 
         def part(hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-            return from_logits(base.get_output_embeddings()(hidden), labels)
+            return summed_cross_entropy(base.get_output_embeddings()(hidden), labels)
 
-        parts = zip(hidden.split(plan.loss_chunk), labels.split(plan.loss_chunk), strict=True)
+        parts = zip(hidden.split(chunk), labels.split(chunk), strict=True)
         return sum(checkpoint(part, h, wanted, use_reentrant=False) for h, wanted in parts)
 
-    return chunked if plan.loss_chunk else whole
+    return forward
 
 
 def make_batch(plan: Plan, vocabulary: int, device: torch.device | str = "cpu") -> dict[str, torch.Tensor]:
@@ -113,25 +95,36 @@ def make_batch(plan: Plan, vocabulary: int, device: torch.device | str = "cpu") 
     ids = ids.view(plan.micro_batch_size, plan.max_length)
     mask = torch.ones_like(ids)
     mask[0, -1] = 0
-    return {"input_ids": ids, "attention_mask": mask, "labels": ids}
+    return {"input_ids": ids, "attention_mask": mask, "labels": ids.clone()}
 
 
-def forward_and_backward(model: nn.Module, plan: Plan, batch: dict, live: LiveBytes | None = None) -> None:
+def forward_and_backward(
+    model: nn.Module, plan: Plan, vocabulary: int, live: LiveBytes | None = None
+) -> None:
     """All micro-batches of a step; gradients are in `.grad` afterwards. `live` is told the phases."""
-    mixed = not plan.sharded and plan.compute != plan.weights
-    device = batch["input_ids"].device.type
-    for number in range(plan.accumulation):
-        if plan.sharded:
-            model.set_requires_gradient_sync(number + 1 == plan.accumulation)
+    compute, device = DTYPES[plan.compute], next(model.parameters()).device
+    batches = [
+        make_batch(plan, vocabulary, device) for _ in range(plan.accumulation)
+    ]  # the program has all at once
+    mixed = not plan.sharded and any(p.dtype != compute for p in model.parameters())
+    begun = 0
+
+    def loss_of(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        nonlocal begun
+        begun += 1
         if live:
-            live.prefix = "" if number + 1 == plan.accumulation else "accumulating, "
+            live.prefix = "" if begun == len(batches) else "accumulating, "
             live.begin("forward")
-        with torch.autocast(device, DTYPES[plan.compute], enabled=mixed):
-            loss = model(**batch)
+        if plan.loss_chunk:
+            with torch.autocast(device.type, compute, enabled=mixed):
+                loss = model(**batch)
+        else:
+            loss = next_token_loss(model, batch, compute, mixed)
         if live:
             live.begin("backward through the head")
-        loss.backward()
-        del loss
+        return loss
+
+    accumulate(model, batches, loss_of)
 
 
 def mark_layers(model: nn.Module, live: LiveBytes) -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 
+from ftkit.distributed.mesh import DIMENSIONS
 from ftkit.distributed.sharding import decoder_layers
 from ftkit.memory import step
 from ftkit.memory.live import LiveBytes
@@ -88,7 +89,7 @@ def trace_few(model: nn.Module, plan: Plan, layers: int) -> Trace:
     if plan.world_size == 1 or plan.ddp:  # DDP's own buffers are added where states are
         return _run(small, plan, None, vocabulary)
     with fake_ranks(plan.world_size):
-        mesh = init_device_mesh("cpu", plan.mesh, mesh_dim_names=("dp_replicate", "dp_shard", "tp"))
+        mesh = init_device_mesh("cpu", plan.mesh, mesh_dim_names=DIMENSIONS)
         return _run(small, plan, mesh, vocabulary)
 
 
@@ -105,17 +106,17 @@ def _older_objects_left_alone() -> Iterator[None]:
 @_older_objects_left_alone()
 def _run(model: nn.Module, plan: Plan, mesh, vocabulary: int) -> Trace:
     live = LiveBytes(vocabulary)
-    model = step.distribute(model, plan, mesh)  # on meta: cutting into 1,024 shards is slow in fake tensors
+    model = step.apply_plan(model, plan, mesh)  # on meta: cutting into 1,024 shards is slow in fake tensors
     with fake_tensors():
         fill_from_meta(model)
         step.mark_layers(model, live)
         step.label_gradients(model, live)
         if plan.mesh[2] > 1:  # DTensor plans each operation when it first meets it, with tensors of its own
-            step.forward_and_backward(model, plan, step.make_batch(plan, vocabulary))
+            step.forward_and_backward(model, plan, vocabulary)
             model.zero_grad()
         with live:
             live.label(model.parameters(), "weights")
-            step.forward_and_backward(model, plan, step.make_batch(plan, vocabulary), live)
+            step.forward_and_backward(model, plan, vocabulary, live)
     peaks = {phase: size for phase, size in live.peaks.items() if phase != "start"}
     found = Trace(peaks, {phase: live.at_peak[phase] for phase in peaks}, dict(live.traffic))
     del model

@@ -81,8 +81,8 @@ CASES = {  # ranks -> (model, what differs from Plan's defaults)
         ("gpt2, tied", {"activation_checkpointing": True, "loss_chunk": 64}),
     ],
     2: [
-        ("llama", {"mesh": (2, 1, 1)}),
-        ("gpt2, tied", {"mesh": (2, 1, 1), "activation_checkpointing": True}),
+        ("llama", {"mesh": (2, 1, 1), "ddp": True}),
+        ("gpt2, tied", {"mesh": (2, 1, 1), "ddp": True, "activation_checkpointing": True}),
         ("pocket-base", {"mesh": (1, 2, 1)}),
         ("llama", {"mesh": (1, 2, 1), "reshard_after_forward": False}),
         ("llama", {"mesh": (1, 2, 1), "compute": "bfloat16", "activation_checkpointing": True}),
@@ -98,7 +98,7 @@ CASES = {  # ranks -> (model, what differs from Plan's defaults)
         ("llama", {"mesh": (1, 1, 2)}),
     ],
     4: [
-        ("qwen3, tied", {"mesh": (4, 1, 1)}),
+        ("qwen3, tied", {"mesh": (4, 1, 1), "ddp": True}),
         ("llama", {"mesh": (1, 4, 1)}),
         ("qwen3, tied", {"mesh": (1, 4, 1), "method": "child-tuning"}),
         ("llama", {"mesh": (2, 2, 1)}),
@@ -131,7 +131,7 @@ def child_of(model: Module, reserve_p: float) -> dict[str, torch.Tensor]:
 
 def mask_for(case: tuple[str, dict]) -> dict[str, torch.Tensor] | None:
     plan = plan_of(case)
-    if plan.method != "child-tuning" or plan.child_state == "task-free":
+    if not plan.child_tuning or plan.child_state == "task-free":
         return None
     return child_of(build(CONFIGS[case[0]](), "cpu"), plan.reserve_p)
 

@@ -77,10 +77,10 @@ def on_ranks(traced: Trace, shards: int) -> Trace:
 
 def rows(name: str, method: str, traces: dict) -> list[dict]:
     """Every change on every number of GPUs for one model and method; optimizers share a trace."""
-    model = apply_method(named_model(name), plan_of(method, 1, 0))
     found = []
     for changes in range(len(CHANGES)):
         traced_plan = plan_of(method, TRACED_ON, changes)
+        model = apply_method(named_model(name), traced_plan)
         adapter = traced_plan.method == "lora"
         key = (name, adapter, traced_plan.activation_checkpointing, traced_plan.loss_chunk)
         if key not in traces:

@@ -10,6 +10,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from ftkit.distributed.live_rank import tcp_connections
+
 lab = pytest.importorskip("lab", reason="needs playwright")
 
 NOTEBOOK = lab.ROOT / "notebooks" / "01_gradient_masks.ipynb"
@@ -75,7 +77,7 @@ def changed(page, before):
 def test_make_lab_listens_on_loopback_alone_and_wants_the_token(server):
     process, address, token = server
     listening = {
-        c.laddr.ip for c in psutil.Process(process.pid).net_connections() if c.status == psutil.CONN_LISTEN
+        c.laddr.ip for c in tcp_connections(psutil.Process(process.pid)) if c.status == psutil.CONN_LISTEN
     }
     assert listening == {"127.0.0.1"}
     assert lab.status_of(f"{address}/api/contents") == 403

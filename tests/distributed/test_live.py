@@ -14,6 +14,7 @@ from ftkit.distributed import live, live_engines, live_rank
 from ftkit.distributed.live import RankError, start_ranks
 from ftkit.distributed.live_engines import FOLDER
 from ftkit.distributed.live_guard import marked_processes
+from ftkit.distributed.live_rank import tcp_connections
 
 TIMEOUT = 10.0  # seconds that a rank waits for another one in a collective
 START = (
@@ -201,7 +202,7 @@ def test_ranks_talk_and_write_where_they_should_and_none_outlives_its_notebook(e
     assert family == [own_folder] * 2
     if end == "waits":
         processes = marked_processes(FOLDER, own_folder)
-        connections = [c for p in processes for c in p.net_connections("tcp")]
+        connections = [c for p in processes for c in tcp_connections(p)]
         open_to = {c.laddr.ip for c in connections if c.status == psutil.CONN_LISTEN}
         assert len(processes) >= 3 and open_to == {"127.0.0.1"}
         process.kill()  # SIGKILL: no atexit, no finally
@@ -256,3 +257,10 @@ def test_a_failure_says_what_it_is():
     assert outcome.text == "before\n" and outcome.failure.timed_out and not outcome.failure.let_go
     outcome = live_rank.run_cell("raise RuntimeError('gloo/pair.cc: Connection closed by peer')")
     assert outcome.failure.let_go and outcome.failure.line == 1
+
+
+def test_connections_are_found_by_the_old_name_of_the_method_too():
+    """psutil 5, which Colab has, calls it `connections`."""
+    old = type("Process5", (), {"connections": lambda self, kind: [kind]})()
+    new = type("Process6", (), {"net_connections": lambda self, kind: [kind, "new"], "connections": None})()
+    assert tcp_connections(old) == ["tcp"] and tcp_connections(new) == ["tcp", "new"]

@@ -9,12 +9,14 @@ import torch
 from loading_ranks import compare, step
 from programs import run_program
 from tiny import foreign_model, save_foreign
-from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, Qwen3MoeConfig
 
 from ftkit.distributed import tensor_parallel
 from ftkit.distributed.clip import clip_grad_norm
+from ftkit.freezing import freeze
 from ftkit.pocket import find_base
+from ftkit.torch_private import fake_ranks
 
 # float32 keeps seven digits; sums over tokens, features and ranks in another order lose two or three of them.
 TOLERANCE = 1e-4
@@ -128,6 +130,19 @@ class TwoRanks(DeviceMesh):
 
     def size(self, mesh_dim=None):
         return 2
+
+
+def test_what_is_frozen_stays_frozen():
+    """torch makes a norm of the heads a new parameter, which trains: it would be stepped in spite of --freeze."""
+    model = foreign_model(torch.float32)
+    freeze(model, r"layers\.0\.")
+    before = {name: p.requires_grad for name, p in model.named_parameters()}
+    with fake_ranks(2):
+        tensor_parallel.parallelize(model, init_device_mesh("cpu", (2,)))
+        assert {name: p.requires_grad for name, p in model.named_parameters()} == before
+    assert (
+        sum(not trains for trains in before.values()) == 11
+    )  # of the first layer, two of them norms of heads
 
 
 def test_models_that_cannot_be_cut_say_so():

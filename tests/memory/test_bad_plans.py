@@ -23,8 +23,13 @@ from ftkit.memory.__main__ import main
         ("reserve_p is 0", {"reserve_p": 0}),
         ("come together", {"method": "frozen"}),
         ("come together", {"freeze": "mlp"}),
+        ("leave `freeze`", {"method": "lora", "freeze": "mlp"}),
+        ("optimizer is 'sgd'", {"optimizer": "sgd"}),
+        ("give a mesh such as 4,1,1", {"ddp": True, "mesh": (2, 2, 1)}),
+        ("give a mesh such as 4,1,1", {"ddp": True, "mesh": (2, 1, 2)}),
         ("are LoRA's", {"options": {"r": 4}}),
         ("no master copy", {"method": "child-tuning", "master_copy": True}),
+        ("no master copy", {"optimizer": "child-tuning", "master_copy": True}),
     ],
 )
 def test_plans(said, changes):
@@ -77,6 +82,12 @@ def test_command(capsys, tmp_path):
     found = json.loads(capsys.readouterr().out)
     assert found["weights"] * 2 == found["optimizer"] and not found["fits"]
     assert sum(found["at_peak"].values()) == found["peak"]
+    replicas = [*flags[:-1], "2,1,1", "--json"]
+    peaks = []
+    for more in ([], ["--ddp"]):
+        assert main([*replicas, *more]) == 0
+        peaks.append(json.loads(capsys.readouterr().out)["peak"])
+    assert peaks[0] != peaks[1]  # fully_shard gathers a layer at a time, DDP keeps buckets
 
 
 @pytest.mark.parametrize(

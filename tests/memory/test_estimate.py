@@ -18,8 +18,12 @@ from ftkit.memory.trace import on_meta, trace
 from ftkit.run_config import Config
 from ftkit.run_loss import summed_loss
 from ftkit.studies import memory as study
+from ftkit.torch_private import fake_tensors
 
 SMALL = Plan(micro_batch_size=2, max_length=24)
+TOLERANCE = (
+    0.0002  # of a peak: an estimate leaves out AdamW's step counters, 4 bytes for each tensor, and scalars
+)
 RECORD = json.loads((data_dir() / "results" / "memory.json").read_text())["rows"]
 
 
@@ -47,10 +51,7 @@ def test_the_record_holds_what_was_promised():
     assert len(RECORD) >= 24 and {row["ranks"] for row in RECORD} == {1, 2, 4}
     for row in RECORD:
         assert off(row)["weights"] == off(row)["gradients"] == off(row)["optimizer"] == 0, row
-        # 5 % was asked for. Step counters and small buffers are left out; under tensor parallelism real ranks keep
-        # their part of the gathered logits for longer than fake ones do.
-        tp = row["plan"].get("mesh", [1, 1, 1])[2]
-        assert off(row)["peak"] < (0.05 if tp > 1 else 0.001), row
+        assert off(row)["peak"] < TOLERANCE, row
         assert len(row["measured"]) == row["ranks"]
 
 
@@ -65,7 +66,7 @@ def test_one_rank_again(number):
     )
     for kind in ("weights", "gradients", "optimizer"):
         assert predicted[kind] == getattr(found, kind) == row["measured"][0][kind]
-    assert predicted["peak"] == pytest.approx(found.peak, rel=0.05)
+    assert predicted["peak"] == pytest.approx(found.peak, rel=TOLERANCE)
     assert row["predicted"]["peak"] == pytest.approx(predicted["peak"], rel=0.01)
 
 
@@ -75,7 +76,7 @@ def test_several_ranks_again(ranks, numbers):
     for number, found in zip(numbers, study.measure(ranks, numbers), strict=True):
         again = {**rows[number], "predicted": study.predict(study.CASES[ranks][number]), "measured": found}
         assert {**off(again), "peak": 0} == {"weights": 0, "gradients": 0, "optimizer": 0, "peak": 0}
-        assert off(again)["peak"] < 0.05
+        assert off(again)["peak"] < TOLERANCE
 
 
 @pytest.mark.parametrize(
@@ -120,7 +121,7 @@ def test_a_forgotten_gathered_layer_shows():
     row = next(r for r in RECORD if r["plan"] == {"mesh": [1, 4, 1]})
     split = row["predicted"]["at_peak"]
     without = row["predicted"]["peak"] - split.get("communication", 0) - split.get("gathered", 0)
-    assert abs(without / row["measured"][0]["peak"] - 1) > 0.05
+    assert abs(without / row["measured"][0]["peak"] - 1) > 100 * TOLERANCE
 
 
 @pytest.mark.parametrize(
@@ -202,29 +203,52 @@ def test_moments_masters_and_children_by_hand():
     assert held(moments="bfloat16") == 4 * n
     assert held(weights="bfloat16") == 4 * n
     assert held(weights="bfloat16", master_copy=True) == 12 * n
-    assert held(method="child-tuning") == 8 * n
+    assert held(method="child-tuning") == 8 * n == held(optimizer="child-tuning")
     assert held(method="child-tuning", weights="bfloat16") == 8 * n
     assert held(method="child-tuning", child_state="dense") == 9 * n
     compact = held(method="child-tuning", child_state="compact", reserve_p=0.25)
     assert compact == pytest.approx(12 * n / 4, rel=0.001)
+    frozen = sum(p.numel() for name, p in llama().named_parameters() if "mlp" in name)
+    assert (
+        held(method="child-tuning", freeze="mlp") == held(method="frozen", freeze="mlp") == 8 * (n - frozen)
+    )
+    adapters = held(method="lora")
+    assert held(method="lora", optimizer="child-tuning") == adapters
+    eighth = held(method="lora", optimizer="child-tuning", child_state="compact", reserve_p=0.125)
+    assert eighth == pytest.approx(adapters * 12 / 8 / 8, rel=0.01)
 
 
-def test_adamw_allocates_what_it_did():
-    assert [adamw_temporaries(kernel) for kernel in ("loop", "foreach", "fused")] == [2, 1, 0]
+@pytest.mark.parametrize("kernel", ["loop", "foreach", "fused"])
+@pytest.mark.parametrize("sizes", [[4096], [1024, 4096], [4096, 1024], [512, 2048, 2048, 256]])
+def test_adamw_allocates_what_it_did(kernel, sizes):
+    """A step of torch's, watched in fake tensors; `sizes` in elements."""
+    with fake_tensors(), LiveBytes() as live:
+        weights = [torch.nn.Parameter(torch.empty(size)) for size in sizes]
+        for weight in weights:
+            weight.grad = torch.empty_like(weight)
+        optimizer = torch.optim.AdamW(weights, foreach=kernel == "foreach", fused=kernel == "fused")
+        optimizer.step()
+        before = live.now
+        live.begin("again")
+        optimizer.step()
+    watched = live.peaks["again"] - before
+    assert (
+        watched - 64 <= adamw_temporaries(kernel, [4 * size for size in sizes]) <= watched
+    )  # and a few scalars
 
 
 def test_a_step_of_the_program_is_the_step_that_is_estimated():
     """`ftkit.finetune`'s own forward and backward pass, watched, against the estimate."""
     model, plan = foreign_model(torch.float32).train(), SMALL
     estimate = estimate_memory(model, plan)
-    batch = make_batch(plan, model.config.vocab_size)
     compute = type("Compute", (), {"device": torch.device("cpu"), "compute_dtype": torch.float32})
     ranks = type("Ranks", (), {"compute": compute, "mesh": None})
     with LiveBytes() as live:
         live.label(model.parameters(), "weights")
+        batch = make_batch(plan, model.config.vocab_size)  # which is counted, too
         summed_loss(model, batch, Config(output="x"), ranks).backward()
     told = estimate.peak - estimate.optimizer
-    assert max(live.peaks.values()) == pytest.approx(told, rel=0.05)
+    assert max(live.peaks.values()) == pytest.approx(told, rel=TOLERANCE)
 
 
 def test_a_process_that_is_in_a_group_is_told_what_to_do():

@@ -1,9 +1,14 @@
 """The counter of live bytes against sums by hand."""
 
+from contextlib import nullcontext
+
+import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from ftkit.memory.live import LiveBytes
+from ftkit.torch_private import fake_ranks, fake_tensors
 
 KIB = torch.empty(256)  # 1 KiB of float32
 
@@ -54,3 +59,17 @@ def test_a_gradient_has_its_kind():
         assert live.by_kind["gradients"] == 1024
         layer.weight.grad = None
         assert live.by_kind["gradients"] == 0
+
+
+@pytest.mark.parametrize("tensors", [fake_tensors, nullcontext], ids=["fake", "real"])
+def test_what_a_collective_gives_counts_once(tensors):
+    """In fake tensors, waiting for it makes another tensor; counted twice, it put tensor-parallel peaks off."""
+    functional = torch.ops._c10d_functional
+    with fake_ranks(2), tensors(), LiveBytes() as live:
+        own = torch.ones(256)
+        summed = functional.all_reduce(own, "sum", dist.group.WORLD.group_name)
+        assert live.now == 2 * 1024
+        waited = functional.wait_tensor(summed)
+        assert live.now == 2 * 1024
+        del summed
+        assert live.now == 2 * 1024 and waited.nbytes == 1024
