@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PYTEST := $(BIN)/pytest -n 2 --dist loadfile --nbval --nbval-current-env --nbval-cell-timeout=300 \
 	--nbval-sanitize-with tests/sanitize.cfg
+PROCESSORS := native avx2 sse4 two-threads
 NEWS := @jupyterlab/apputils-extension:announcements  # neither Lab's news nor its update check
 
 .PHONY: help lab test quick portable notebooks pocket bench drill lint clean
@@ -32,7 +33,7 @@ quick: $(READY)  ## the tests that take little time, in under a minute, for work
 	$(PYTEST) -m quick tests
 
 portable: $(READY)  ## run every notebook as on four kinds of processor, started cold (a quarter of an hour)
-	@for processor in native avx2 sse4 two-threads; do echo "== $$processor"; \
+	@for processor in $(PROCESSORS); do echo "== $$processor"; \
 		PROCESSOR=$$processor $(PYTEST) --cold notebooks || exit 1; done
 
 notebooks: $(READY)  ## rebuild the notebooks whose source changed

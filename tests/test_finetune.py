@@ -24,6 +24,14 @@ from ftkit.pocket import load_base
 STEPS = 4
 
 
+@pytest.fixture(scope="module", autouse=True)
+def no_estimates():
+    """A run's memory is estimated, and held against the run, in test_run_memory; it takes longer than these runs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(finetune, "tell_memory", lambda *_: None)
+        yield
+
+
 @pytest.fixture(scope="module")
 def setting(tmp_path_factory):
     folder = tmp_path_factory.mktemp("finetune")

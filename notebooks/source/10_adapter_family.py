@@ -144,7 +144,9 @@ ours = x @ dora_matrix(W, A, B, magnitude, scaling).T + layer.base_layer.bias
 theirs = layer(x)
 with_lora = x @ (W + scaling * B @ A).T + layer.base_layer.bias
 from_peft, from_lora = ((y - ours).abs().max() / ours.abs().max() for y in (theirs, with_lora))
-print(f"largest difference from PEFT's layer under 1e-5, from LoRA's {from_lora:.0%} of an output")
+print(
+    f"largest difference from PEFT's layer under 1e-5, from LoRA's {from_lora:.0%} of an output"
+)
 assert from_peft < 1e-5 and from_lora > 0.1
 
 # %% [markdown]
