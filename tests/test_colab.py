@@ -7,13 +7,13 @@ takes a folder of this machine for the address in pyproject.toml, so nothing tou
 import ast
 import subprocess
 import sys
+import sysconfig
 import tomllib
 import zipfile
 from pathlib import Path
 
 import anatomy
 import build
-import pip
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -54,7 +54,7 @@ def colab(tmp_path):
     folder = tmp_path / "colab"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / "env"], check=True)
     packages = next((folder / "env" / "lib").glob("python*/site-packages"))
-    (packages / "pip").symlink_to(Path(pip.__file__).parent)
+    (packages / "pip").symlink_to(Path(sysconfig.get_path("purelib")) / "pip")
     for name, version in CARRIED.items():
         info = packages / f"{name}-{version}.dist-info"
         info.mkdir()

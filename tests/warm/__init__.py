@@ -33,9 +33,10 @@ READ_ON_IMPORT = (
         "PYTORCH_",
         "TRITON_",
     ),
-    *("HF_", "TRANSFORMERS_", "TOKENIZERS_", "TQDM_", "MPL", "NO_COLOR", "FORCE_COLOR", "LD_", "LC_", "LANG"),
+    *("HF_", "TRANSFORMERS_", "TOKENIZERS_", "TQDM_", "MPL", "LD_", "LC_", "LANG"),
 )
-HARMLESS = ("PYTHONUNBUFFERED", "MPLBACKEND")  # the fork sees to the first, ipykernel to the second
+# But the fork sees to the first itself, ipykernel to the second, and torchrun sets the third, which NCCL reads.
+HARMLESS = ("PYTHONUNBUFFERED", "MPLBACKEND", "TORCH_NCCL_ASYNC_ERROR_HANDLING")
 
 
 def read_on_import(environment: dict[str, str]) -> dict[str, str]:
