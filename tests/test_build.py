@@ -1,5 +1,7 @@
 """The notebook build: stub, hint and solution from one source; the same bytes twice; red where it must be."""
 
+import os
+import platform
 import re
 import subprocess
 import sys
@@ -241,6 +243,7 @@ def test_kernels_get_nothing_of_the_users_settings(monkeypatch):
     for name in ("FTKIT_MODEL", "PYTEST_CURRENT_TEST", "IPYTHONDIR", "MPLBACKEND"):
         monkeypatch.setenv(name, "the user's")
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    monkeypatch.delenv("PROCESSOR", raising=False)
     stable.kernel_environment.cache_clear()
     env = stable.kernel_environment()
     stable.kernel_environment.cache_clear()
@@ -248,6 +251,30 @@ def test_kernels_get_nothing_of_the_users_settings(monkeypatch):
     assert env["OMP_NUM_THREADS"] == env["HF_HUB_OFFLINE"] == "1"
     if sys.prefix != sys.base_prefix:
         assert str(Path(sys.prefix) / "bin") not in env["PATH"].split(":")
+
+
+@pytest.mark.parametrize(("processor", "capability"), [("avx2", "AVX2"), ("sse4", "DEFAULT")])
+def test_another_processor_is_another_set_of_kernels(monkeypatch, processor, capability):
+    monkeypatch.setenv("PROCESSOR", processor)
+    code = "import torch; print(torch.backends.cpu.get_cpu_capability(), torch.get_num_threads())"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | stable.fixed(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split()[-2:] == [capability, "1"] or platform.machine() != "x86_64"
+
+
+def test_an_unknown_processor_is_refused(monkeypatch):
+    monkeypatch.delenv("PROCESSOR", raising=False)
+    assert stable.fixed()["OMP_NUM_THREADS"] == "1"
+    monkeypatch.setenv("PROCESSOR", "two-threads")
+    assert stable.fixed()["OMP_NUM_THREADS"] == "2"
+    monkeypatch.setenv("PROCESSOR", "avx-7")
+    with pytest.raises(ValueError, match="give one of native, avx2, sse4, two-threads"):
+        stable.fixed()
 
 
 @pytest.mark.parametrize(

@@ -97,7 +97,11 @@ def test_a_signal_ends_both(number):
     codes = []
     for python in (sys.executable, warm.COLD):
         process = subprocess.Popen(
-            [python, "-c", SLEEPS], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            [python, "-c", SLEEPS],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         fork = fork_of(process)
         process.send_signal(number)

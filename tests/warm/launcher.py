@@ -32,7 +32,8 @@ def main() -> None:
         environment |= {"PYTHONUNBUFFERED": "1"} if arguments.pop(0) == "-u" else {}
     runs = arguments and (arguments[0] in ("-m", "-c") or not arguments[0].startswith("-"))
     elsewhere = any(os.readlink(path) != here for path, here in settings["namespaces"].items())
-    if own != settings["environment"] or not runs or elsewhere:
+    measured = arguments[:2] == ["-m", "ftkit.distributed.starter"]  # memory of its own, which forks share
+    if own != settings["environment"] or not runs or elsewhere or measured:
         os.execv(settings["python"], [settings["python"], *sys.argv[1:]])
     kind = "kernel" if arguments[:2] == ["-m", "ipykernel_launcher"] else "program"
     files = inherited()  # before this process opens any of its own

@@ -194,6 +194,7 @@ def run(arguments: list[str]) -> None:
         import runpy
 
         sys.argv, sys.path[0] = ["-m", *arguments[2:]], os.getcwd()
+        sys.modules.pop(arguments[1], None)  # it is going to be __main__; imported before, runpy would warn
         runpy._run_module_as_main(arguments[1])
         return
     if arguments[0] == "-c":
