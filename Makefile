@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-PYTEST := $(BIN)/pytest -n 2 --dist loadfile --nbval --nbval-current-env --nbval-cell-timeout=300 \
+PYTEST := $(BIN)/pytest -n 3 --dist loadfile --nbval --nbval-current-env --nbval-cell-timeout=300 \
 	--nbval-sanitize-with tests/sanitize.cfg
 PROCESSORS := native avx2 sse4 two-threads
 NEWS := @jupyterlab/apputils-extension:announcements  # neither Lab's news nor its update check

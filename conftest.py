@@ -32,8 +32,6 @@ def pytest_configure(config):
     os.environ.update({name: value for name, value in fixed().items() if name != "CUDA_VISIBLE_DEVICES"})
     if not config.option.cold:
         warm.install()
-    if not hasattr(config, "workerinput") and config.getoption("numprocesses", None):
-        sys.executable = warm.COLD  # the workers themselves start cold
     config.option.loadscopereorder = False  # else xdist orders files by how many tests they have
 
 
