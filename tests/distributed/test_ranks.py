@@ -91,6 +91,7 @@ def test_several_ranks_end_in_run_with_code_0_and_a_failure_does_not(tmp_path):
         "    print('inside', flush=True)",
     ]
     lines += [
+        "    ranks.barrier()  # else the other may still be joining, and says that it cannot",
         "    if len(sys.argv) > 1: raise ValueError('no good')",
         "mesh.run(main)",
         "print('never', flush=True)",
