@@ -5,12 +5,13 @@ and kernels. `install` replaces `sys.executable`, for the tests and whatever the
 `server.py` for a fork. A fork is like a new interpreter (arguments, environment, folder, open files, signals, exit
 code), with two differences: modules are loaded already, and it is not the launcher's child process. Tests that are
 about either of them run `COLD`, the real interpreter. So does every program whose environment has other settings that
-are read on import, every one in another namespace (network, mounts), and everything where the system cannot fork.
+are read on import, every one in another namespace (network, mounts), and everything on another system than Linux.
 """
 
 import atexit
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -20,20 +21,8 @@ HERE = Path(__file__).resolve().parent
 COLD = os.environ.get("FTKIT_COLD_PYTHON") or sys.executable  # the interpreter itself
 # Names of environment variables that modules read when they are imported begin so.
 READ_ON_IMPORT = (
-    *(
-        "PYTHON",
-        "OMP_",
-        "MKL_",
-        "OPENBLAS_",
-        "ATEN_",
-        "ONEDNN_",
-        "DNNL_",
-        "NPY_",
-        "TORCH_",
-        "PYTORCH_",
-        "TRITON_",
-    ),
-    *("HF_", "TRANSFORMERS_", "TOKENIZERS_", "TQDM_", "MPL", "LD_", "LC_", "LANG"),
+    "PYTHON|OMP_|MKL_|OPENBLAS_|ATEN_|ONEDNN_|DNNL_|NPY_|TORCH_|PYTORCH_|TRITON_|"
+    "HF_|TRANSFORMERS_|TOKENIZERS_|TQDM_|MPL|LD_|LC_|LANG"
 )
 # But the fork sees to the first itself, ipykernel to the second, and torchrun sets the third, which NCCL reads.
 HARMLESS = ("PYTHONUNBUFFERED", "MPLBACKEND", "TORCH_NCCL_ASYNC_ERROR_HANDLING")
@@ -41,12 +30,12 @@ HARMLESS = ("PYTHONUNBUFFERED", "MPLBACKEND", "TORCH_NCCL_ASYNC_ERROR_HANDLING")
 
 def read_on_import(environment: dict[str, str]) -> dict[str, str]:
     """The part of an environment that a process has to be started with."""
-    return {k: v for k, v in environment.items() if k.startswith(READ_ON_IMPORT) and k not in HARMLESS}
+    return {k: v for k, v in environment.items() if re.match(READ_ON_IMPORT, k) and k not in HARMLESS}
 
 
 def install() -> None:
     """Let `sys.executable` start warm in this process and in those that it starts, until this process ends."""
-    if not hasattr(os, "fork") or sys.platform == "darwin":  # where a fork cannot use Apple's frameworks
+    if sys.platform != "linux":  # the launcher reads /proc
         return
     if "FTKIT_WARM" not in os.environ:
         folder = Path(tempfile.mkdtemp(prefix="warm-"))
@@ -55,7 +44,7 @@ def install() -> None:
         (folder / "python").chmod(0o755)
         settings = {
             "environment": read_on_import(dict(os.environ)),
-            "prefixes": READ_ON_IMPORT,
+            "read_on_import": READ_ON_IMPORT,
             "python": COLD,
         }
         settings |= {"harmless": HARMLESS, "server": str(HERE / "server.py"), "owner": os.getpid()}

@@ -8,6 +8,7 @@ import array
 import fcntl
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -26,7 +27,7 @@ def main() -> None:
     own = {
         k: v
         for k, v in environment.items()
-        if k.startswith(tuple(settings["prefixes"])) and k not in settings["harmless"]
+        if re.match(settings["read_on_import"], k) and k not in settings["harmless"]
     }
     while arguments[:1] in (["-u"], ["-Xfrozen_modules=off"]):
         environment |= {"PYTHONUNBUFFERED": "1"} if arguments.pop(0) == "-u" else {}
