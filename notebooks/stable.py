@@ -54,7 +54,12 @@ PROCESSORS = {
         "OPENBLAS_CORETYPE": "Nehalem",
         "NPY_DISABLE_CPU_FEATURES": "X86_V3 X86_V4 AVX512_ICL AVX512_SPR",
     },
-    "two-threads": {"OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "2"},
+    "two-threads": {
+        "OMP_NUM_THREADS": "2",
+        "MKL_NUM_THREADS": "2",
+        "OPENBLAS_NUM_THREADS": "2",
+        "OMP_WAIT_POLICY": "passive",  # else threads that wait take the cores from those that work
+    },
 }
 FIXED = {
     "OMP_NUM_THREADS": "1",  # with more, sums are taken in another order and end in other digits
