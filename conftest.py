@@ -50,7 +50,7 @@ def file_of(nodeid: str) -> str:
     return nodeid.partition("::")[0]
 
 
-@pytest.hookimpl(trylast=True)
+@pytest.hookimpl(tryfirst=True)  # before `-m quick` looks for the marker
 def pytest_collection_modifyitems(items):
     """Longest file first, so that the workers end together."""
     seconds = stored()
