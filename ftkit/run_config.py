@@ -110,9 +110,8 @@ def choices(name: str) -> list[str]:
 
 def check(config: Config) -> None:
     """Raise ValueError or FileExistsError, naming flag and remedy, before anything is loaded or written."""
-    for name, value in asdict(
-        config
-    ).items():  # the command line refuses these by itself, a YAML file does not
+    # The command line refuses these by itself, a YAML file does not.
+    for name, value in asdict(config).items():
         if choices(name) and value not in choices(name):
             raise ValueError(f"--{name} is {value!r}: give one of {', '.join(choices(name))}")
     if not 0 < config.reserve_p <= 1:

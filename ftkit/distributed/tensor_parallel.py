@@ -79,10 +79,8 @@ def parallelize(model: nn.Module, tp_mesh: DeviceMesh) -> nn.Module:
     styles: dict[str, ParallelStyle] = {layer: STYLES[style]() for layer, style in plan.items()}
     parallelize_module(model, tp_mesh, styles, src_data_rank=None)  # None: no rank sends its weights
     model.tie_weights()  # each of two tied layers has been given a weight of its own
-    for (
-        name,
-        parameter,
-    ) in model.named_parameters():  # and what was frozen may have become a parameter that trains
+    # What was frozen may have become a parameter that trains.
+    for name, parameter in model.named_parameters():
         parameter.requires_grad_(trains[name])
     return model
 

@@ -252,6 +252,6 @@ if __name__ == "__main__":
     assert threads == 1, f"{threads} threads: a fork would lose all but one"
     gc.collect()
     gc.freeze()  # so that forks share these objects
-    request, files = serve(address, int(owner))
+    request, files = serve(address, owner)
     become(request, files)
     end(code_of(request["arguments"]))
