@@ -81,7 +81,9 @@ def fixed():
     name = os.environ.get("PROCESSOR") or "native"
     if name not in PROCESSORS:
         raise ValueError(f"PROCESSOR is {name!r}: give one of {', '.join(PROCESSORS)}")
-    return FIXED | PROCESSORS[name]
+    # A cache of its own: torch 2.13 does not ask which processor a cached kernel was compiled for, and one with the
+    # widths of AVX-512 gives NaN gradients where the rest computes as AVX2.
+    return FIXED | PROCESSORS[name] | {"TORCHINDUCTOR_CACHE_DIR": str(ROOT / "build" / f"torchinductor-{name}")}
 
 
 @functools.cache

@@ -267,6 +267,14 @@ def test_another_processor_is_another_set_of_kernels(monkeypatch, processor, cap
     assert done.stdout.split()[-2:] == [capability, "1"] or platform.machine() != "x86_64"
 
 
+def test_no_processor_runs_what_was_compiled_for_another(monkeypatch):
+    caches = []
+    for processor in stable.PROCESSORS:
+        monkeypatch.setenv("PROCESSOR", processor)
+        caches.append(stable.fixed()["TORCHINDUCTOR_CACHE_DIR"])
+    assert len(set(caches)) == len(stable.PROCESSORS)
+
+
 def test_an_unknown_processor_is_refused(monkeypatch):
     monkeypatch.delenv("PROCESSOR", raising=False)
     assert stable.fixed()["OMP_NUM_THREADS"] == "1"
