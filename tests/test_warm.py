@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -76,13 +77,41 @@ def test_other_settings_that_are_read_on_import_start_cold():
     assert both(["-W", "error", "-c", code])[0].stdout == "False\n"
 
 
-def test_another_namespace_starts_cold():
-    """A fork would be in the server's."""
-    code = "import sys; print('torch' in sys.modules)"
-    command = ["unshare", "--user", "--map-root-user", sys.executable, "-c", code]
-    if shutil.which("unshare") is None or subprocess.run([*command[:3], "true"]).returncode:
+def inside(*namespaces: str) -> list[str]:
+    """The command's beginning; skips the test where it is not permitted here."""
+    command = ["unshare", "--user", "--map-root-user", *namespaces]
+    if shutil.which("unshare") is None or subprocess.run([*command, "true"]).returncode:
         pytest.skip("no other namespaces here")
+    return command
+
+
+def test_other_mounts_start_cold():
+    """A fork would have the server's, and could not enter these."""
+    command = [*inside("--mount"), sys.executable, "-c", "import sys; print('torch' in sys.modules)"]
     assert subprocess.run(command, capture_output=True, text=True).stdout == "False\n"
+
+
+@pytest.mark.parametrize("also", [[], ["--net"]])
+def test_another_namespace_of_users_and_network_is_entered(also):
+    """Which one it is, a child of the program's own says, and the shell that has started it."""
+    code = "import os, sys; print('torch' in sys.modules, flush=True); os.system(sys.argv[1])"
+    where = "readlink /proc/self/ns/user /proc/self/ns/net; id -u"
+    subprocess.run([sys.executable, "-c", "pass"])  # a server must be there
+    script = f"{where}; {sys.executable} -c {shlex.quote(code)} {shlex.quote(where)}"
+    said = subprocess.run([*inside(*also), "sh", "-c", script], capture_output=True, text=True)
+    lines = said.stdout.splitlines()
+    assert lines[3] == "True" and lines[:3] == lines[4:] and lines[2] == "0", said
+    assert lines[0] != os.readlink("/proc/self/ns/user")
+    assert (lines[1] != os.readlink("/proc/self/ns/net")) == bool(also)
+
+
+def test_other_processes_see_its_environment():
+    for python in (sys.executable, warm.COLD):
+        own = {"PATH": "/nowhere", "FTKIT_WARM": os.environ["FTKIT_WARM"], "MARK": "é" * 3000}
+        own |= warm.read_on_import(dict(os.environ))
+        with subprocess.Popen([python, "-c", SLEEPS], stdout=subprocess.PIPE, text=True, env=own) as process:
+            assert fork_of(process).environ() == own
+            process.kill()
 
 
 def fork_of(process: subprocess.Popen) -> psutil.Process:

@@ -55,14 +55,14 @@ def foreign_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def foreign_model(dtype: torch.dtype = torch.bfloat16, seed: int = 0) -> Qwen3ForCausalLM:
+def foreign_model(dtype: torch.dtype = torch.bfloat16, seed: int = 0, layers: int = 3) -> Qwen3ForCausalLM:
     """Tied embeddings, grouped queries, no biases, more embedding rows than tokens."""
     torch.manual_seed(seed)
     config = Qwen3Config(
         vocab_size=len(foreign_tokenizer()) + 13,
         hidden_size=32,
         intermediate_size=48,
-        num_hidden_layers=3,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,
         head_dim=16,
@@ -74,8 +74,8 @@ def foreign_model(dtype: torch.dtype = torch.bfloat16, seed: int = 0) -> Qwen3Fo
     return Qwen3ForCausalLM(config).to(dtype)
 
 
-def save_foreign(folder: Path) -> Path:
-    foreign_model().save_pretrained(folder)
+def save_foreign(folder: Path, layers: int = 3) -> Path:
+    foreign_model(layers=layers).save_pretrained(folder)
     foreign_tokenizer().save_pretrained(folder)
     return folder
 

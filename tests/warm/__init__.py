@@ -5,7 +5,8 @@ and kernels. `install` replaces `sys.executable`, for the tests and whatever the
 `server.py` for a fork. A fork is like a new interpreter (arguments, environment, folder, open files, signals, exit
 code), with two differences: modules are loaded already, and it is not the launcher's child process. Tests that are
 about either of them run `COLD`, the real interpreter. So does every program whose environment has other settings that
-are read on import, every one in another namespace (network, mounts), and everything on another system than Linux.
+are read on import, every one in another namespace than of users or network (which a fork enters), and everything on
+another system than Linux.
 """
 
 import atexit
@@ -48,7 +49,7 @@ def install() -> None:
             "python": COLD,
         }
         settings |= {"harmless": HARMLESS, "server": str(HERE / "server.py"), "owner": os.getpid()}
-        settings |= {"namespaces": {str(path): os.readlink(path) for path in Path("/proc/self/ns").iterdir()}}
+        settings |= {"namespaces": {path.name: os.readlink(path) for path in Path("/proc/self/ns").iterdir()}}
         (folder / "settings.json").write_text(json.dumps(settings))
         os.environ["FTKIT_WARM"], os.environ["FTKIT_COLD_PYTHON"] = str(folder), COLD
     sys.executable = os.environ["FTKIT_WARM"] + "/python"

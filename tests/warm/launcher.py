@@ -17,6 +17,9 @@ import time
 
 FOLDER = os.path.dirname(os.path.realpath(sys.argv[0]))
 STARTING = 120  # seconds that a server may take to import everything
+JOINED = ("user", "net")  # namespaces that the fork enters; the first permits the second
+NAMESPACE = "/proc/self/ns/"
+IN_IPYTHON = ("ipykernel_launcher", "ipyparallel.")  # modules that need what a kernel needs
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 
 
@@ -32,15 +35,19 @@ def main() -> None:
     while arguments[:1] in (["-u"], ["-Xfrozen_modules=off"]):
         environment |= {"PYTHONUNBUFFERED": "1"} if arguments.pop(0) == "-u" else {}
     runs = arguments and (arguments[0] in ("-m", "-c") or not arguments[0].startswith("-"))
-    elsewhere = any(os.readlink(path) != here for path, here in settings["namespaces"].items())
+    own_namespaces = {name: os.readlink(NAMESPACE + name) for name in settings["namespaces"]}
+    elsewhere = {name for name, here in settings["namespaces"].items() if own_namespaces[name] != here}
     measured = arguments[:2] == ["-m", "ftkit.distributed.starter"]  # memory of its own, which forks share
-    if own != settings["environment"] or not runs or elsewhere or measured:
+    kind = "kernel" if arguments[:1] == ["-m"] and arguments[1].startswith(IN_IPYTHON) else "program"
+    # A server that were started here would be elsewhere itself.
+    unreachable = elsewhere - {*JOINED} or (elsewhere and not os.path.exists(f"{FOLDER}/{kind}.socket"))
+    if own != settings["environment"] or not runs or unreachable or measured:
         os.execv(settings["python"], [settings["python"], *sys.argv[1:]])
-    kind = "kernel" if arguments[:2] == ["-m", "ipykernel_launcher"] else "program"
     files = inherited()  # before this process opens any of its own
     request = {"arguments": arguments, "environment": environment, "folder": os.getcwd(), "files": files}
     request |= {"executable": sys.argv[0], "ignores_interrupts": INTERRUPTS_IGNORED}
-    wait_for(ask(kind, settings, request))
+    entered = [os.open(NAMESPACE + name, os.O_RDONLY) for name in JOINED if name in elsewhere]
+    wait_for(ask(kind, settings, request, entered))
 
 
 def inherited() -> list[int]:
@@ -54,8 +61,11 @@ def inherited() -> list[int]:
     return found
 
 
-def ask(kind: str, settings: dict, request: dict) -> socket.socket:
-    """Send the request, with the open files, to the server of this kind; start it where it is not there yet."""
+def ask(kind: str, settings: dict, request: dict, entered: list[int]) -> socket.socket:
+    """Send the request, with the open files, to the server of this kind; start it where it is not there yet.
+
+    The first of the files are the namespaces to enter.
+    """
     connection, address = socket.socket(socket.AF_UNIX), f"{FOLDER}/{kind}.socket"
     try:
         connection.connect(address)
@@ -66,7 +76,7 @@ def ask(kind: str, settings: dict, request: dict) -> socket.socket:
                 start(kind, settings, address)
         connection.connect(address)
     text = json.dumps(request).encode()
-    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", request["files"]))]
+    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", entered + request["files"]))]
     connection.sendmsg([len(text).to_bytes(8, "little")], rights)
     connection.sendall(text)
     for file in request["files"]:  # whoever reads from the fork waits for the last one to close
@@ -77,6 +87,7 @@ def ask(kind: str, settings: dict, request: dict) -> socket.socket:
 def start(kind: str, settings: dict, address: str) -> None:
     command = [settings["python"], settings["server"], kind, address, str(settings["owner"])]
     environment = {k: v for k, v in os.environ.items() if k not in settings["harmless"]}
+    environment["FTKIT_ROOM"] = "-" * 65536  # where its forks write their environments
     with open(f"{FOLDER}/{kind}.log", "w+") as log:
         how = {
             "stdin": subprocess.DEVNULL,

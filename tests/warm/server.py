@@ -9,6 +9,7 @@ forks lives on in a fork.
 import array
 import atexit
 import contextlib
+import ctypes
 import gc
 import importlib
 import io
@@ -43,6 +44,7 @@ KERNEL = [
     "ipywidgets",
     "matplotlib.pyplot",
     "tqdm.auto",
+    *("ipyparallel.engine.app", "ipyparallel.controller.app"),
     *PROGRAM,
 ]
 
@@ -151,6 +153,10 @@ def _pass_on(connection: socket.socket, running: dict[socket.socket, int]) -> No
 def become(request: dict, files: list[int]) -> None:
     """Make this fork what the launcher would have been: files, folder, environment, signals, streams, chance."""
     os.setsid()
+    namespaces = len(files) - len(request["files"])
+    for file in files[:namespaces]:
+        enter(file)
+    files = files[namespaces:]
     moved = [os.dup2(file, 500 + n) for n, file in enumerate(files)]
     for file in files:
         os.close(file)
@@ -159,6 +165,7 @@ def become(request: dict, files: list[int]) -> None:
         os.close(file)
     os.environ.clear()
     os.environ.update(request["environment"])
+    show(request["environment"])
     os.chdir(request["folder"])
     how = signal.SIG_IGN if request["ignores_interrupts"] else signal.default_int_handler
     signal.signal(signal.SIGINT, how)
@@ -171,6 +178,23 @@ def become(request: dict, files: list[int]) -> None:
     random.seed()
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed()
+
+
+def enter(namespace: int) -> None:
+    """os.setns, which Python has from 3.12 on."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.setns(namespace, 0):
+        raise OSError(ctypes.get_errno(), "cannot enter the launcher's namespace")
+    os.close(namespace)
+
+
+def show(environment: dict[str, str]) -> None:
+    """Let other processes see this environment in /proc/PID/environ: it shows where the server's was at its start."""
+    with open("/proc/self/stat") as file:
+        start, end = map(int, file.read().rpartition(")")[2].split()[47:49])  # env_start and env_end
+    text = b"".join(os.fsencode(f"{name}={value}") + b"\0" for name, value in environment.items())
+    assert len(text) < end - start, "start the server with more room"
+    ctypes.memmove(start, text.ljust(end - start, b"\0"), end - start)
 
 
 def text_stream(number: int, errors: str, at_once: bool) -> io.TextIOWrapper:
