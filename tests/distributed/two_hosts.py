@@ -1,10 +1,11 @@
-"""Two hosts on one machine: `two_hosts.py FOLDER`, started in network and user namespaces of its own.
+"""Two hosts on one machine: `two_hosts.py FOLDER PYTHON`, started in network and user namespaces of its own.
 
 This process's network namespace is host A (10.77.0.1); host B (10.77.0.2) is a second one, joined to it by a virtual
 cable. On each a torchrun starts two ranks. When rank 3 says that its host is lost, all of B's processes are killed
 and a new torchrun is started there, as a cluster does.
 """
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import psutil
 
-FOLDER = Path(sys.argv[1])
+FOLDER, PYTHON = Path(sys.argv[1]), sys.argv[2]
 PROGRAM = Path(__file__).with_name("host_ranks.py")
 SECONDS = 240
 
@@ -23,7 +24,7 @@ def torchrun(host: str, other: int) -> subprocess.Popen:
     """Start host A's or host B's agent; `other` is a process in B's network namespace."""
     inside = ["nsenter", f"--net=/proc/{other}/ns/net"] if host == "B" else []
     address = {"A": "10.77.0.1", "B": "10.77.0.2"}[host]
-    command = [*inside, sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=2"]
+    command = [*inside, PYTHON, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=2"]
     command += ["--rdzv-backend=c10d", "--rdzv-endpoint=10.77.0.1:29777", "--rdzv-id=two-hosts"]
     # is_host: which machine keeps the rendezvous; torchrun asks name servers for it, and here are none.
     settings = f"keep_alive_interval=1,join_timeout=120,is_host={int(host == 'A')}"
@@ -49,14 +50,29 @@ def cable(other: int) -> None:
         subprocess.run(line.split(), check=True)
 
 
-def lose(host: subprocess.Popen) -> None:
-    for process in [*psutil.Process(host.pid).children(recursive=True), host]:
-        process.send_signal(signal.SIGKILL)
-    host.wait()
+def end(process: int) -> None:
+    """Kill all processes of a host, but for the one given and this one: those in its network namespace.
+
+    A process may start another one meanwhile, so look until none is left.
+    """
+    network = os.readlink(f"/proc/{process}/ns/net")
+    while found := [p for p in psutil.pids() if p not in (process, os.getpid()) and network_of(p) == network]:
+        for each in found:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(each, signal.SIGKILL)
+        time.sleep(0.05)
+
+
+def network_of(process: int) -> str:
+    """Empty for one that has ended, for a zombie, and for other people's."""
+    try:
+        return os.readlink(f"/proc/{process}/ns/net")
+    except OSError:
+        return ""
 
 
 def main() -> None:
-    holder = subprocess.Popen(["unshare", "--net", "sleep", "600"])
+    holder = subprocess.Popen(["unshare", "--net", "sleep", "600"], stdout=subprocess.DEVNULL)
     try:
         time.sleep(0.5)
         cable(holder.pid)
@@ -66,14 +82,15 @@ def main() -> None:
         while a.poll() is None and time.monotonic() < deadline:
             if not lost and (FOLDER / "host-lost").exists():
                 lost = True
-                lose(b)
+                end(holder.pid)
+                b.wait()
                 b = torchrun("B", holder.pid)
             time.sleep(0.1)
         codes = a.poll(), b.wait(30)
         sys.exit(f"exit codes of the two agents: {codes}" if codes != (0, 0) else 0)
     finally:
-        for process in psutil.Process().children(recursive=True):
-            process.kill()
+        end(holder.pid), end(os.getpid())
+        holder.kill()
 
 
 main()

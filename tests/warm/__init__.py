@@ -25,8 +25,12 @@ READ_ON_IMPORT = (
     "PYTHON|OMP_|MKL_|OPENBLAS_|ATEN_|ONEDNN_|DNNL_|NPY_|TORCH_|PYTORCH_|TRITON_|"
     "HF_|TRANSFORMERS_|TOKENIZERS_|TQDM_|MPL|LD_|LC_|LANG"
 )
-# But the fork sees to the first itself, ipykernel to the second, and torchrun sets the third, which NCCL reads.
-HARMLESS = ("PYTHONUNBUFFERED", "MPLBACKEND", "TORCH_NCCL_ASYNC_ERROR_HANDLING")
+# But the fork sees to the first itself, ipykernel to the second, torchrun sets the third, which NCCL reads, and
+# torchrun reads the fourth when it meets the other hosts.
+HARMLESS = (
+    *("PYTHONUNBUFFERED", "MPLBACKEND", "TORCH_NCCL_ASYNC_ERROR_HANDLING"),
+    "TORCH_DISABLE_SHARE_RDZV_TCP_STORE",
+)
 
 
 def read_on_import(environment: dict[str, str]) -> dict[str, str]:
