@@ -68,7 +68,7 @@ def conversations() -> list[dict]:
     """
     rows = []
     for i in range(11):
-        words = WORDS[1 : 4 if i % 3 else 13]
+        words = WORDS[1 : 5 if i % 3 else 12]
         question, answer = ([WORDS[0], *words[j % 3 :], *words[: j % 3]] for j in (i, i // 3))
         turns = {"user": question, "assistant": answer}
         rows.append({"messages": [{"role": who, "content": " ".join(said)} for who, said in turns.items()]})
