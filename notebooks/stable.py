@@ -69,6 +69,7 @@ FIXED = {
     "HF_HUB_OFFLINE": "1",
     "HF_DATASETS_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
+    "TORCHINDUCTOR_VEC_ISA_OK": "1",  # else torch.compile first builds a program for each width: 10 s of gcc
     "PYTHONHASHSEED": "0",
     "MATPLOTLIBRC": os.devnull,
     "COLUMNS": "100",
