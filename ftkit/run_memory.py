@@ -49,7 +49,7 @@ _traces: dict[str, Trace] = {}  # of this process, by design of the model and pl
 
 
 def _estimate(source: str, plan: Plan) -> Estimate:
-    """Runs in one process, as in a notebook, may differ in their optimizer alone: they share a trace, a second's work."""
+    """Runs in one process, as in a notebook, may differ in their optimizer alone: they share a trace."""
     model = empty_base(source)
     step = replace(plan, optimizer="adamw", child_state="task-free", reserve_p=1.0, kernel="loop")
     key = f"{model.config.to_json_string(use_diff=False)} {step}"

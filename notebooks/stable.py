@@ -84,7 +84,9 @@ def fixed():
         raise ValueError(f"PROCESSOR is {name!r}: give one of {', '.join(PROCESSORS)}")
     # A cache of its own: torch 2.13 does not ask which processor a cached kernel was compiled for, and one with the
     # widths of AVX-512 gives NaN gradients where the rest computes as AVX2.
-    return FIXED | PROCESSORS[name] | {"TORCHINDUCTOR_CACHE_DIR": str(ROOT / "build" / f"torchinductor-{name}")}
+    return (
+        FIXED | PROCESSORS[name] | {"TORCHINDUCTOR_CACHE_DIR": str(ROOT / "build" / f"torchinductor-{name}")}
+    )
 
 
 @functools.cache
