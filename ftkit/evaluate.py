@@ -10,10 +10,12 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ftkit.batches import pad
 from ftkit.chat.closing import turn_end
 from ftkit.conversations import IGNORE_INDEX
 from ftkit.left_as_it_was import eval_mode
 
+LOSS_ROWS = 16  # of a forward pass of `loss_by_domain`: its logits are the most that it holds
 Prompt = str | list[dict[str, str]]  # plain text to complete, or messages that end with the user's turn
 
 
@@ -130,17 +132,24 @@ def loss_by_domain(
     `ftkit.conversations.encode` and `encode_text` make them. Raises ValueError for a domain that has
     no unmasked token.
     """
+    order = sorted(range(len(examples)), key=lambda i: len(examples[i]["input_ids"]))  # little to pad
+    found: dict[int, tuple[float, int]] = {}  # an example's summed loss, and its unmasked tokens
+    with eval_mode(model):
+        for start in range(0, len(order), LOSS_ROWS):
+            rows = order[start : start + LOSS_ROWS]
+            batch = {name: t.to(model.device) for name, t in pad([examples[i] for i in rows], 0).items()}
+            labels = batch.pop("labels")[:, 1:]  # (B, T - 1)
+            logits = model(**batch).logits[:, :-1].float()  # (B, T - 1, V)
+            losses = torch.nn.functional.cross_entropy(
+                logits.transpose(1, 2), labels, ignore_index=IGNORE_INDEX, reduction="none"
+            )
+            tokens = (labels != IGNORE_INDEX).sum(1)
+            found |= zip(rows, zip(losses.sum(1).tolist(), tokens.tolist(), strict=True), strict=True)
     total: dict[str, float] = defaultdict(float)
     count: dict[str, int] = defaultdict(int)
-    with eval_mode(model):
-        for example, domain in zip(examples, domains, strict=True):
-            input_ids = torch.tensor([example["input_ids"]], device=model.device)
-            labels = torch.tensor(example["labels"], device=model.device)[1:]
-            logits = model(input_ids=input_ids).logits[0, :-1].float()  # (T - 1, V)
-            total[domain] += torch.nn.functional.cross_entropy(
-                logits, labels, ignore_index=IGNORE_INDEX, reduction="sum"
-            ).item()
-            count[domain] += int((labels != IGNORE_INDEX).sum())
+    for i, (_, domain) in enumerate(zip(examples, domains, strict=True)):
+        total[domain] += found[i][0]
+        count[domain] += found[i][1]
     if empty := [domain for domain, tokens in count.items() if tokens == 0]:
         raise ValueError(f"no unmasked token in domain {empty[0]!r}: are its labels all {IGNORE_INDEX}?")
     return {domain: total[domain] / count[domain] for domain in total}

@@ -6,6 +6,7 @@ the bytes of tensors that were alive at most.
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -14,6 +15,7 @@ from ftkit.distributed.mesh import MeshShape
 from ftkit.memory import Estimate, Plan, estimate_memory
 from ftkit.memory.live import LiveBytes
 from ftkit.memory.report import size
+from ftkit.memory.trace import Trace
 from ftkit.pocket import empty_base
 from ftkit.run_config import Config
 
@@ -31,16 +33,29 @@ def tell(
     longest = plan_of(config, shape, dtype, config.micro_batch_size, config.max_length, 2, cuda)
     own = plan_of_step(config, shape, dtype, second_step, cuda)
     try:
-        told = estimate_memory(empty_base(source), longest)
+        told = _estimate(source, longest)
         print(
             f"peak memory of a rank: {size(told.peak)} told for micro-batches of {config.micro_batch_size} rows "
             f"with {config.max_length} tokens",
             flush=True,
         )
-        return told if own == longest else estimate_memory(empty_base(source), own)
+        return told if own == longest else _estimate(source, own)
     except Exception as error:
         print(f"memory cannot be told of this model: {error}", flush=True)
         return None
+
+
+_traces: dict[str, Trace] = {}  # of this process, by design of the model and plan
+
+
+def _estimate(source: str, plan: Plan) -> Estimate:
+    """Runs in one process, as in a notebook, may differ in their optimizer alone: they share a trace."""
+    model = empty_base(source)
+    step = replace(plan, optimizer="adamw", child_state="task-free", reserve_p=1.0, kernel="loop")
+    key = f"{model.config.to_json_string(use_diff=False)} {step}"
+    told = estimate_memory(model, plan, traced=_traces.get(key))
+    _traces[key] = told.traced
+    return told
 
 
 # What an optimizer of the program is to an estimate: every one that it has, so that a new one cannot pass for another.

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
@@ -83,6 +83,11 @@ def enable_activation_checkpointing(model: nn.Module) -> None:
 def fake_tensors() -> FakeTensorMode:
     """A context in which tensors have shapes, dtypes, devices and storages of a size, and no memory."""
     return FakeTensorMode()
+
+
+def device_of(tensor: torch.Tensor) -> torch.device:
+    """`tensor.device`; of a fake tensor without the detour through its mode, which is an eighth of a trace's time."""
+    return tensor.fake_device if isinstance(tensor, FakeTensor) else tensor.device
 
 
 @torch.no_grad()

@@ -1,7 +1,7 @@
 """Each guard of notebooks/conftest.py on tiny notebooks: red where it should be, green elsewhere.
 
-All of them run in one pytest of two workers, as `make test` runs the real ones. A second run without the
-guards shows that nbval alone gets these cases wrong, so that a guard no longer needed is noticed as well.
+All of them run in one pytest of two workers, as `make test` runs the real ones. A second run, without the
+guards, shows that nbval alone gets these cases wrong, so that a guard no longer needed is noticed as well.
 """
 
 import os
@@ -77,18 +77,8 @@ def run(folder, names, guarded):
     for name in names:
         nbformat.write(new_notebook(cells=NOTEBOOKS[name]), notebooks / f"{name}.ipynb")
     (folder / "pytest.ini").write_text("[pytest]\n")
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-p",
-        "no:cacheprovider",
-        "-n",
-        "2",
-        "--dist",
-        "loadfile",
-        "--nbval",
-    ]
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--nbval"]
+    command += ["-n", "2", "--dist", "loadfile"] if guarded else ["-p", "no:xdist"]
     command += ["--nbval-current-env", "--nbval-cell-timeout=25", "--nbval-sanitize-with=tests/sanitize.cfg"]
     done = subprocess.run(
         [*command, "--junitxml=report.xml", "notebooks"],

@@ -26,7 +26,7 @@ from ftkit.pocket import empty_base
 from ftkit.run_config import Config, choices
 from ftkit.run_inputs import read_inputs
 from ftkit.run_loss import own_part
-from ftkit.run_memory import OPTIMIZERS, plan_of, plan_of_step
+from ftkit.run_memory import OPTIMIZERS, _estimate, plan_of, plan_of_step
 from ftkit.run_model import make_optimizer
 
 MESHES = {"1,1,1": 1, "1,2,1": 2, "2,1,1": 2, "1,1,2": 2, "2,2,1": 4}
@@ -175,6 +175,17 @@ def test_every_optimizer_is_known_to_estimates_and_no_other_one(folder):
         ValueError, match="--optimizer is 'sgd': give one of adamw, child-tuning, child-tuning-d"
     ):
         make_optimizer(config, model, None, None)
+
+
+def test_a_shared_trace_tells_what_a_trace_of_its_own_does(folder):
+    """Runs of one process share the trace where they differ in the optimizer alone, and nowhere else."""
+    source = str(folder / "qwen")
+    first = Plan(max_length=16, micro_batch_size=2)
+    plans = [first, replace(first, optimizer="child-tuning"), replace(first, max_length=24)]
+    plans += [replace(first, freeze=FROZEN, method="frozen"), replace(first, kernel="foreach")]
+    told = [_estimate(source, plan) for plan in plans]
+    assert told == [estimate_memory(empty_base(source), plan) for plan in plans]
+    assert told[0].traced is told[1].traced is told[4].traced
 
 
 def test_a_run_prints_both_and_they_agree(folder, capsys):

@@ -14,6 +14,8 @@ from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_leaves
 
+from ftkit.torch_private import device_of
+
 KINDS = ("weights", "gradients", "optimizer", "gathered", "communication", "logits", "activations")
 
 
@@ -61,10 +63,10 @@ class LiveBytes(TorchDispatchMode):
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
         if any(issubclass(kind, DTensor) for kind in types):
             return NotImplemented  # let DTensor go first: its local operations come here one by one
+        if operation is torch.ops.prim.device.default:  # two of three of a step's operations, and no tensor
+            return device_of(args[0])
         kwargs = kwargs or {}
         out = operation(*args, **kwargs)
-        if operation is torch.ops.prim.device.default:  # two of three of a step's operations, and no tensor
-            return out
         if operation.namespace in ("c10d", "_c10d_functional", "fsdp"):
             sent = _tensors((args, kwargs))
             if operation.namespace != "fsdp":
