@@ -41,19 +41,19 @@ notebooks: $(READY)  ## rebuild the notebooks whose source changed
 	$(BIN)/python notebooks/build.py
 
 pocket: $(READY)  ## retrain the embedded base model, pocket-base (minutes)
-	$(BIN)/python -m ftkit.studies.train_pocket
+	$(BIN)/python -m experiments.pretrain_pocket
 
 bench: $(READY)  ## time a step of child-tuning beside AdamW (minutes, on a quiet machine) and store the record
-	$(BIN)/python -m ftkit.bench
+	$(BIN)/python -m experiments.optimizer_speed
 	$(BIN)/python notebooks/ledger.py
 
 drill: $(READY)  ## kill ranks of a tiny fine-tune at random points (minutes), compare, and store the record
-	OMP_NUM_THREADS=1 $(BIN)/python -m ftkit.drill
+	OMP_NUM_THREADS=1 $(BIN)/python -m experiments.fault_injection
 	$(BIN)/python notebooks/ledger.py
 
 lint: $(READY)  ## ruff over the library, the tests and the notebook sources
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
 clean:  ## remove the virtual environment and everything that runs leave behind
-	rm -rf $(VENV) runs build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) runs build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .torchinductor
 	find . -name __pycache__ -prune -exec rm -rf {} + -o -name .ipynb_checkpoints -prune -exec rm -rf {} +

@@ -11,8 +11,9 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-import warm
 from stable import fixed
+
+from tests import warm
 
 DURATIONS = Path(__file__).resolve().parent / "tests" / "durations.json"
 QUICK = 1.0  # seconds that a file's tests may take, all together, to be among the quick ones
@@ -21,9 +22,7 @@ UNKNOWN = 20.0  # seconds that a file without a stored duration may take: rather
 
 def pytest_addoption(parser):
     parser.addoption("--store-durations", action="store_true", help="write tests/durations.json")
-    parser.addoption(
-        "--cold", action="store_true", help="start every program and kernel in a new interpreter"
-    )
+    parser.addoption("--cold", action="store_true", help="start every program and kernel in a new interpreter")
 
 
 def pytest_configure(config):

@@ -11,7 +11,7 @@ __all__ = ["load_base", "load_chat"]
 
 def __getattr__(name: str):
     if name in __all__:
-        return getattr(import_module("ftkit.pocket"), name)
+        return getattr(import_module("ftkit.models"), name)
     raise AttributeError(f"module 'ftkit' has no attribute {name!r}")
 
 

@@ -5,14 +5,21 @@ format of the OpenAI, TRL and Hugging Face chat data sets. Other keys are kept a
 """
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedTokenizerBase
 
-IGNORE_INDEX = -100
+from .loss import IGNORE_INDEX
+from .models import data_dir
+
+if TYPE_CHECKING:
+    import datasets
+
+
 ROLES = ("system", "developer", "user", "assistant", "tool")
 EXAMPLE = '{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]}'
 SHOWN_PROBLEMS = 5
@@ -42,9 +49,7 @@ def read_conversations(path: str | Path) -> list[dict[str, Any]]:
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
-            problems.append(
-                f"{path}:{number}: not JSON ({error.msg} at column {error.colno}). Write {EXAMPLE}"
-            )
+            problems.append(f"{path}:{number}: not JSON ({error.msg} at column {error.colno}). Write {EXAMPLE}")
             continue
         if problem := find_problem(row):
             problems.append(f"{path}:{number}: {problem}")
@@ -134,23 +139,42 @@ def encode(
     input_ids = encoded["input_ids"][:max_length]
     loss_mask = encoded["assistant_masks"][:max_length]
     # The first token has nothing before it to be predicted from.
-    labels = [
-        i if m and k else IGNORE_INDEX for k, (i, m) in enumerate(zip(input_ids, loss_mask, strict=True))
-    ]
+    labels = [i if m and k else IGNORE_INDEX for k, (i, m) in enumerate(zip(input_ids, loss_mask, strict=True))]
     if all(label == IGNORE_INDEX for label in labels):
         full = len(encoded["input_ids"])
         remedy = (
-            f"raise max_length (it has {full} tokens)"
-            if max_length and full > max_length
-            else "check the template"
+            f"raise max_length (it has {full} tokens)" if max_length and full > max_length else "check the template"
         )
         raise ConversationError(f"no assistant token is left in {str(messages)[:80]!r}…: {remedy}")
     return {"input_ids": input_ids, "labels": labels}
 
 
-def encode_text(
-    tokenizer: PreTrainedTokenizerBase, text: str, max_length: int | None = None
-) -> dict[str, list[int]]:
+def encode_text(tokenizer: PreTrainedTokenizerBase, text: str, max_length: int | None = None) -> dict[str, list[int]]:
     """`input_ids` and `labels` of plain text, every token after the first unmasked."""
     input_ids = tokenizer.encode(text)[:max_length]
     return {"input_ids": input_ids, "labels": [IGNORE_INDEX, *input_ids[1:]]}
+
+
+def find_chat(name: str | Path | None = None) -> dict[str, Path]:
+    """The JSON-lines files that `load_chat` reads, by split.
+
+    `name` is a .jsonl file (the split "train") or a folder of them (a split a file); else the environment
+    variable FTKIT_DATA; else the almanac's chats. Raises FileNotFoundError where there is none.
+    """
+    source = Path(name or os.environ.get("FTKIT_DATA") or data_dir() / "chat")
+    if not source.is_dir():
+        return {"train": source}
+    if not (files := {path.stem: path for path in sorted(source.glob("*.jsonl"))}):
+        raise FileNotFoundError(f"{source} holds no .jsonl file of conversations")
+    return files
+
+
+def load_chat(name: str | Path | None = None) -> "datasets.DatasetDict":
+    """Load conversations (`messages`); `name` as in `find_chat`.
+
+    The almanac's splits are train, test (held-out questions) and heldout_domains. Raises ConversationError
+    or FileNotFoundError for what is not chat data.
+    """
+    from datasets import Dataset, DatasetDict  # here, for ranks that do not need it start a second sooner
+
+    return DatasetDict({k: Dataset.from_list(read_conversations(path)) for k, path in find_chat(name).items()})

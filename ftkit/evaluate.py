@@ -10,10 +10,11 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ftkit.batches import pad
-from ftkit.chat.closing import turn_end
-from ftkit.conversations import IGNORE_INDEX
-from ftkit.left_as_it_was import eval_mode
+from ftkit.chat.rendering import end_of_turn_id
+
+from ._modules import eval_mode
+from .batching import pad
+from .loss import IGNORE_INDEX
 
 LOSS_ROWS = 16  # of a forward pass of `loss_by_domain`: its logits are the most that it holds
 Prompt = str | list[dict[str, str]]  # plain text to complete, or messages that end with the user's turn
@@ -30,7 +31,7 @@ def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
     """Every token that ends an answer: the tokenizer's and the model's EOS, and the template's end of turn."""
     configured = getattr(model.generation_config, "eos_token_id", None)
     found = configured if isinstance(configured, list) else [configured]
-    return sorted({i for i in (*found, tokenizer.eos_token_id, turn_end(tokenizer)) if i is not None})
+    return sorted({i for i in (*found, tokenizer.eos_token_id, end_of_turn_id(tokenizer)) if i is not None})
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:

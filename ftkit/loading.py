@@ -10,11 +10,12 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import is_flash_attn_2_available
 
-from ftkit.chat import add_chat_template, choose_pad_token
-from ftkit.conversations import training_template
-from ftkit.device import Device, pick_device
-from ftkit.params import count_parameters
-from ftkit.pocket import find_base, load_causal_lm, load_config, load_tokenizer
+from ftkit.distributed.device import DeviceInfo, pick_device
+
+from .chat import add_chat_template, choose_pad_token
+from .conversations import training_template
+from .models import load_causal_lm, load_config, load_tokenizer, resolve_model
+from .parameters import count_parameters
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Loaded:
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    device: Device
+    device: DeviceInfo
     report: tuple[str, ...]
 
     def __str__(self) -> str:
@@ -38,7 +39,7 @@ def load_for_training(name: str | Path | None = None, dtype: torch.dtype | None 
     without a template ChatML. Raises ValueError when a weight was not in the files, CustomCodeError as `load_base`,
     and the errors of `find_base` and `training_template`.
     """
-    source, device = find_base(name), pick_device()
+    source, device = resolve_model(name), pick_device()
     dtype = dtype or device.compute_dtype
     attention, reason = pick_attention(device, dtype)
     load_config(source)  # refuses what needs code before anything else is loaded
@@ -47,9 +48,7 @@ def load_for_training(name: str | Path | None = None, dtype: torch.dtype | None 
     check_loaded(model, info)
     template = "its own chat template"
     if not tokenizer.chat_template:
-        template = (
-            f"no chat template: ChatML added, {add_chat_template(tokenizer, model)} new tokens to train"
-        )
+        template = f"no chat template: ChatML added, {add_chat_template(tokenizer, model)} new tokens to train"
     tokenizer.chat_template = training_template(tokenizer)
     pad = choose_pad_token(tokenizer, model)
     model.to(device.device)
@@ -64,7 +63,7 @@ def load_for_training(name: str | Path | None = None, dtype: torch.dtype | None 
     return Loaded(model, tokenizer, device, report)
 
 
-def pick_attention(device: Device, dtype: torch.dtype) -> tuple[str, str]:
+def pick_attention(device: DeviceInfo, dtype: torch.dtype) -> tuple[str, str]:
     """The name of an attention that transformers knows, and why: FlashAttention 2 where it can run, else torch's.
 
     `dtype` is the weights'. Outside autocast, FlashAttention 2 fails on what float32 weights give it; torch's sdpa
@@ -81,7 +80,7 @@ def pick_attention(device: Device, dtype: torch.dtype) -> tuple[str, str]:
     return "flash_attention_2", "as the GPU and the package flash-attn allow"
 
 
-def explain_dtype(device: Device) -> str:
+def explain_dtype(device: DeviceInfo) -> str:
     """Why the device computes in its dtype."""
     if device.compute_dtype == torch.bfloat16:
         return "which the GPU computes natively"
@@ -101,9 +100,7 @@ def check_loaded(model: PreTrainedModel, info: dict) -> None:
             "saved it, or save it again from the model that was trained"
         )
     if on_meta := count_parameters(model).on_meta:
-        raise ValueError(
-            f"{_some(on_meta)} on meta, without memory: load without device_map, or with more memory"
-        )
+        raise ValueError(f"{_some(on_meta)} on meta, without memory: load without device_map, or with more memory")
 
 
 def _some(names) -> str:

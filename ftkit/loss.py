@@ -9,8 +9,6 @@ import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
-from ftkit.conversations import IGNORE_INDEX
-
 
 def summed_cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Over the unmasked labels, in float32 and nats; logits (..., V) already stand beside what they predict, (...)."""
@@ -50,3 +48,6 @@ def accumulate(
         (loss * parts / tokens).backward()
         losses.append(loss.detach())
     return losses
+
+
+IGNORE_INDEX = -100

@@ -162,9 +162,7 @@ def execute(nb, folder, progress=None):
         kernel_name="python3",
         record_timing=False,
         store_widget_state=False,
-        extra_arguments=[
-            "--log-level=ERROR"
-        ],  # else the kernel warns of talking over TCP, which is loopback here
+        extra_arguments=["--log-level=ERROR"],  # else the kernel warns of talking over TCP, which is loopback here
         resources={"metadata": {"path": str(folder)}},
         on_cell_start=started,
         on_cell_executed=lambda **_: progress and progress(),
@@ -215,15 +213,11 @@ def refresh(source, target, anyway):
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NN_topic", help="notebooks to rebuild, changed or not")
     parser.add_argument("--all", action="store_true", help="rebuild every notebook, changed or not")
     parser.add_argument("--check", action="store_true", help="run nothing; exit 1 if a notebook disagrees")
-    parser.add_argument(
-        "--folder", type=Path, default=HERE, help="where source/ and the notebooks are (%(default)s)"
-    )
+    parser.add_argument("--folder", type=Path, default=HERE, help="where source/ and the notebooks are (%(default)s)")
     options = parser.parse_args(arguments)
 
     folder = options.folder

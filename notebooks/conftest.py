@@ -10,7 +10,7 @@
   same on every processor (CONTRIBUTING.md).
 - A closing table names every notebook, as shipped and as solved.
 
-tests/test_nbval_guards.py proves each of them, and so notices when a new nbval needs something else.
+tests/notebooks/test_nbval_guards.py proves each of them, and so notices when a new nbval needs something else.
 """
 
 import re
@@ -114,9 +114,7 @@ def pytest_runtest_call(item):
         return (yield)
     must_raise = item.options["check_exception"]
     if item.cell.execution_count is None:
-        item.raise_cell_error(
-            "This cell was never run, so there is nothing to compare with: `make notebooks`"
-        )
+        item.raise_cell_error("This cell was never run, so there is nothing to compare with: `make notebooks`")
     if must_raise and not any(out.output_type == "error" for out in item.cell.outputs):
         item.raise_cell_error("Tagged raises-exception, but no error is stored: `make notebooks`")
     try:

@@ -3,7 +3,7 @@
     python notebooks/ledger.py           write data/notebooks.json, data/claims.json and the README's tables
     python notebooks/ledger.py --check   say which of them are out of date; write nothing
 
-A notebook's first cell gives its promise, hardware and time; its recap, printed by ftkit.claims.show_claims, gives
+A notebook's first cell gives its promise, hardware and time; its recap, printed by ftcourse.claims.show_claims, gives
 its claims. `make notebooks` does this before it builds the map, which shows both. The README's table of step times
 is made from the records that `make bench` stores, and `make bench` does this too.
 """
@@ -16,9 +16,9 @@ from pathlib import Path
 
 import nbformat
 
-from ftkit.bench.report import markdown
-from ftkit.claims import read_claims
-from ftkit.drill.report import table as drill_table
+from experiments.fault_injection.faults import table as drill_table
+from experiments.optimizer_speed.report import markdown
+from ftcourse.claims import read_claims
 
 ROOT = Path(__file__).resolve().parent.parent
 MAP = "00_start_here"
@@ -65,9 +65,7 @@ def read_head(nb, name):
     }
     found = {part: re.search(pattern, head + "\n", re.M) for part, pattern in parts.items()}
     if absent := [part for part, match in found.items() if match is None]:
-        raise LedgerError(
-            f"{name}: its first cell gives no {', '.join(absent)}; 01_gradient_masks shows the form"
-        )
+        raise LedgerError(f"{name}: its first cell gives no {', '.join(absent)}; 01_gradient_masks shows the form")
     return {part: " ".join(match[1].split()).rstrip(".") for part, match in found.items()}
 
 
@@ -99,9 +97,7 @@ def claims_of(cell):
     """The claims that a cell printed; none where its output is not compared by the tests."""
     if "nbval-ignore-output" in cell.metadata.get("tags", []):
         return []
-    printed = [
-        out.text for out in cell.get("outputs", []) if out.output_type == "stream" and out.name == "stdout"
-    ]
+    printed = [out.text for out in cell.get("outputs", []) if out.output_type == "stream" and out.name == "stdout"]
     return read_claims("".join(printed))
 
 
@@ -178,9 +174,7 @@ def update(root=ROOT):
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a file is out of date")
     options = parser.parse_args(arguments)
     try:

@@ -69,7 +69,6 @@ FIXED = {
     "HF_HUB_OFFLINE": "1",
     "HF_DATASETS_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
-    "TORCHINDUCTOR_VEC_ISA_OK": "1",  # else torch.compile first builds a program for each width: 10 s of gcc
     "PYTHONHASHSEED": "0",
     "MATPLOTLIBRC": os.devnull,
     "COLUMNS": "100",
@@ -84,9 +83,7 @@ def fixed():
         raise ValueError(f"PROCESSOR is {name!r}: give one of {', '.join(PROCESSORS)}")
     # A cache of its own: torch 2.13 does not ask which processor a cached kernel was compiled for, and one with the
     # widths of AVX-512 gives NaN gradients where the rest computes as AVX2.
-    return (
-        FIXED | PROCESSORS[name] | {"TORCHINDUCTOR_CACHE_DIR": str(ROOT / "build" / f"torchinductor-{name}")}
-    )
+    return FIXED | PROCESSORS[name] | {"TORCHINDUCTOR_CACHE_DIR": str(ROOT / ".torchinductor" / name)}
 
 
 @functools.cache
@@ -157,9 +154,7 @@ def normalise(nb):
     nb.metadata = nbformat.from_dict(METADATA)
     for count, cell in enumerate((c for c in nb.cells if c.cell_type == "code"), start=1):
         cell.execution_count = count
-        cell.metadata = nbformat.from_dict(
-            {key: value for key, value in cell.metadata.items() if key == "tags"}
-        )
+        cell.metadata = nbformat.from_dict({key: value for key, value in cell.metadata.items() if key == "tags"})
         cell.outputs = merge_streams(cell.outputs)
         for out in cell.outputs:
             if out.output_type == "execute_result":

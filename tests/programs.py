@@ -4,9 +4,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests import ROOT
+
 
 def run_program(program: Path, *arguments: object) -> None:
-    """`python program arguments…`, to its end."""
-    command = [sys.executable, program, *map(str, arguments)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=500)
+    """Run a module of the tests to its end, from the checkout's folder, so that it can import their helpers."""
+    module = ".".join(program.relative_to(ROOT).with_suffix("").parts)
+    command = [sys.executable, "-m", module, *map(str, arguments)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=500, cwd=ROOT)
     assert done.returncode == 0, done.stdout

@@ -8,17 +8,18 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny import ragged_conversations, save_foreign
 
-from ftkit import finetune, load_base
+from ftcourse.studies.adapters import __main__
+from ftkit import load_base
 from ftkit.chat import __main__ as chat
-from ftkit.distributed import export
 from ftkit.evaluate import generate_answers
+from ftkit.finetune import export, train
 from ftkit.loading import load_for_training
 from ftkit.memory import __main__ as memory
-from ftkit.studies.adapters import compare
+from tests import ROOT
 
-ROOT = Path(__file__).parent.parent
+from .tiny import ragged_conversations, save_foreign
+
 OWN = {"AutoConfig": "own.C", "AutoModelForCausalLM": "own.M", "AutoTokenizer": [None, "own.T"]}
 # What makes a folder need code of its own: file, and what differs there from a folder that needs none.
 NEEDY = {
@@ -74,9 +75,9 @@ def flags(command: str, model: Path, data: Path) -> list[str]:
 
 MAINS = {
     "chat": chat.main,
-    "finetune": finetune.main,
+    "finetune": train.main,
     "memory": memory.main,
-    "compare": compare.main,
+    "compare": __main__.main,
     "export": export.main,
 }
 
@@ -147,8 +148,7 @@ def trusting(text: str) -> list[str]:
     return [
         f"{node.lineno}: {ast.unparse(node)}"
         for node in ast.walk(tree)
-        if (getattr(node, "attr", "") or getattr(node, "id", ""))
-        in ("from_pretrained", "from_config", "load_dataset")
+        if (getattr(node, "attr", "") or getattr(node, "id", "")) in ("from_pretrained", "from_config", "load_dataset")
         and ast.unparse(node) != "PeftModel.from_pretrained"
         and id(node) not in safe
     ]

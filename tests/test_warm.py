@@ -11,7 +11,8 @@ import time
 
 import psutil
 import pytest
-import warm
+
+from tests import warm
 
 pytestmark = pytest.mark.skipif(sys.executable == warm.COLD, reason="programs start cold here")
 

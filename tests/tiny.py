@@ -85,9 +85,7 @@ def ragged_conversations(count: int = 11) -> list[dict]:
     rows = []
     for i in range(count):
         question, answer = " ".join(WORDS[: 1 + i]), " ".join(WORDS[i : i + 1 + (i * 7) % 9])
-        rows.append(
-            {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
-        )
+        rows.append({"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]})
     rows[0]["messages"].insert(0, {"role": "system", "content": "Be brief."})
     rows[1]["messages"] += rows[2]["messages"]
     return rows

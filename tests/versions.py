@@ -18,11 +18,12 @@ import tomllib
 from contextlib import nullcontext
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests import ROOT
+
 TESTS = (
-    *("tests/test_torch_private.py", "tests/test_run_memory.py", "tests/memory", "tests/adapters"),
-    *("tests/distributed/test_checkpoint.py", "tests/distributed/test_live.py"),
-    "tests/distributed/test_shard_loading.py",
+    *("tests/ftkit/test_compat.py", "tests/ftkit/finetune/test_memory.py", "tests/memory", "tests/adapters"),
+    *("tests/ftkit/distributed/test_checkpoint.py", "tests/ftcourse/live_ranks/test_live.py"),
+    "tests/ftkit/distributed/test_loading.py",
 )
 EXTRAS = ("lab", "test")
 PINNED = ("lab",)  # extras whose lower bounds are tried as well; what only tests need may be new
@@ -44,16 +45,10 @@ def requirements(project: dict, choice: str) -> list[str]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("choice", choices=["lowest", "newest"])
-    parser.add_argument(
-        "tests", nargs="*", default=TESTS, help="files or folders of tests (those named above)"
-    )
-    parser.add_argument(
-        "--into", metavar="FOLDER", help="keep the environment here; a second run is then quick"
-    )
+    parser.add_argument("tests", nargs="*", default=TESTS, help="files or folders of tests (those named above)")
+    parser.add_argument("--into", metavar="FOLDER", help="keep the environment here; a second run is then quick")
     given = parser.parse_args(arguments)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     kept = nullcontext(given.into) if given.into else tempfile.TemporaryDirectory(prefix="ftkit-versions-")
@@ -66,9 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
         ours += [REQUIREMENT.match(r)["name"] for r in project["optional-dependencies"]["lab"]]
         subprocess.run([python, "-c", TABLE, *ours], check=True)
         command = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *given.tests]
-        alone = {
-            name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")
-        }
+        alone = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
         environment = alone | {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
         return subprocess.run(command, cwd=ROOT, env=environment).returncode
 

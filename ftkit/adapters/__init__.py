@@ -6,7 +6,7 @@ optimizer = make_optimizer(model, "lora", lr=2e-3)
 
 from .merge import MergeError, MergeReport, merge_and_verify
 from .methods import METHODS, attach, make_optimizer
-from .storage import adapter_size_bytes, load_adapter, save_adapter
+from .saving import adapter_size_bytes, load_adapter, save_adapter
 
 __all__ = [
     "METHODS",

@@ -14,7 +14,7 @@ import torch
 from peft import PeftModel
 from torch import nn
 
-from ftkit.left_as_it_was import eval_mode
+from ftkit._modules import eval_mode
 
 HIGHER = {torch.float32: torch.float64, torch.bfloat16: torch.float32, torch.float16: torch.float32}
 # How many times the unmerged model's rounding error the merged one may have. On four tiny designs with four seeds each,

@@ -6,25 +6,20 @@
 `python -m ftkit.chat MODEL DATA.jsonl` runs every check.
 """
 
-from .add_template import add_chat_template
-from .catalogue import KINDS
-from .closing import turn_end
-from .dataset import check_dataset
-from .findings import Finding, as_records, codes, has_errors, report_text
-from .kind import SEVERITIES, Kind
-from .labels import check_labels
-from .pad_token import PadToken, choose_pad_token
-from .padding import check_padding
+from .attention import check_padding
+from .dataset import check_dataset, check_labels
+from .findings import RULES, SEVERITIES, Finding, Rule, as_records, finding_codes, has_errors, report_text
+from .rendering import end_of_turn_id
 from .template import check_chat_template
 from .token_view import Token, TokenView, token_view
-from .tokenizer import check_tokenizer, untrained_rows
+from .tokenizer import PadToken, add_chat_template, check_tokenizer, choose_pad_token, untrained_rows
 
 __all__ = [
-    "KINDS",
+    "RULES",
     "SEVERITIES",
     "Finding",
-    "Kind",
     "PadToken",
+    "Rule",
     "Token",
     "TokenView",
     "add_chat_template",
@@ -35,10 +30,10 @@ __all__ = [
     "check_padding",
     "check_tokenizer",
     "choose_pad_token",
-    "codes",
+    "end_of_turn_id",
+    "finding_codes",
     "has_errors",
     "report_text",
     "token_view",
-    "turn_end",
     "untrained_rows",
 ]

@@ -13,7 +13,7 @@ import sys
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ftkit.conversations import read_conversations
-from ftkit.pocket import CustomCodeError, find_base, load_base
+from ftkit.models import CustomCodeError, load_base, resolve_model
 
 from . import (
     as_records,
@@ -21,7 +21,7 @@ from . import (
     check_dataset,
     check_padding,
     check_tokenizer,
-    codes,
+    finding_codes,
     has_errors,
     report_text,
 )
@@ -29,7 +29,7 @@ from . import (
 
 def load(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """As `ftkit.load_base`; raises ValueError or FileNotFoundError for whatever cannot be opened."""
-    source = find_base(name)
+    source = resolve_model(name)
     try:
         return load_base(source)
     except CustomCodeError:
@@ -66,8 +66,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     found = check_tokenizer(tokenizer, model) + check_chat_template(tokenizer, model)
     in_data = check_dataset(tokenizer, conversations, given.max_length)
-    found += [f for f in in_data if f.code not in codes(found)]  # the template's own are said once
-    if "vocabulary-exceeds-embedding" not in codes(found):
+    found += [f for f in in_data if f.code not in finding_codes(found)]  # the template's own are said once
+    if "vocabulary-exceeds-embedding" not in finding_codes(found):
         found += check_padding(model, tokenizer)
     if given.json:
         record = {"model": given.model, "data": given.data, "rows": len(conversations)}

@@ -8,9 +8,9 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from ftkit.conversations import IGNORE_INDEX
+from ftkit.loss import IGNORE_INDEX
 
-from .render import Messages, Rendered, Renderer, find_training_template, own_template
+from .rendering import Messages, Rendered, Renderer, find_training_template, own_template
 
 # Light tints of the Okabe-Ito palette under black text (contrast above 10:1); the role is written beside each.
 TINTS = {
@@ -119,10 +119,7 @@ def _roles(rendered: Rendered, messages: Messages) -> list[str]:
                 start = at + len(wanted)
                 spans.append((at, start, message["role"]))
                 break
-    return [
-        next((role for a, b, role in spans if start < b and a < end), "template")
-        for start, end in rendered.spans
-    ]
+    return [next((role for a, b, role in spans if start < b and a < end), "template") for start, end in rendered.spans]
 
 
 def _shown(token: Token) -> str:

@@ -1,14 +1,85 @@
-"""Does the tokenizer fit its model: pad token, vocabulary, and tokens that the model knows?
+"""A chat template for a base model that has none."""
 
-Shapes: V vocabulary, D hidden.
-"""
+from dataclasses import dataclass
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .closing import CHAT, stop_ids, turn_end
 from .findings import Finding, finding
-from .render import Renderer, TemplateFailed, own_template
+from .rendering import CHAT, Renderer, TemplateFailed, end_of_turn_id, own_template, stop_ids
+
+TURN_START, TURN_END = "<|im_start|>", "<|im_end|>"
+# ChatML, as Qwen's and many other models write it, with marks around what the assistant writes.
+CHATML = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' }}"
+    "{% if message['role'] == 'assistant' %}"
+    "{% generation %}{{ message['content'] + '<|im_end|>' }}{% endgeneration %}{{ '\n' }}"
+    "{% else %}{{ message['content'] + '<|im_end|>\n' }}{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def add_chat_template(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> int:
+    """Give both the ChatML format; returns how many tokens are new, of two.
+
+    `<|im_end|>` becomes EOS, so that generation stops where a turn does. The embedding grows where the new tokens
+    have no row; their rows have to be trained. Raises ValueError for a tokenizer that has a template: a model wants
+    to be asked in the form that it was trained in.
+    """
+    if tokenizer.chat_template:
+        raise ValueError(
+            f"{tokenizer.name_or_path} has a chat template: use it, or set tokenizer.chat_template = None first"
+        )
+    added = tokenizer.add_special_tokens({"additional_special_tokens": [TURN_START], "eos_token": TURN_END}, False)
+    tokenizer.chat_template = CHATML
+    if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
+        model.resize_token_embeddings(len(tokenizer))
+    model.config.get_text_config().eos_token_id = tokenizer.eos_token_id
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    return added
+
+
+NEW_PAD = "<|pad|>"
+
+
+@dataclass(frozen=True)
+class PadToken:
+    token: str
+    token_id: int
+    origin: str  # "defined" (the tokenizer's own), "unk" or "new"
+    new_rows: int  # embedding rows that the model got for it
+
+
+def choose_pad_token(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel | None = None) -> PadToken:
+    """Set a pad token: the one that is defined, else the unknown token, else a new one; never EOS.
+
+    A defined pad token or an unknown token that also ends an answer (EOS, or the token with which the chat
+    template closes a turn) is passed over. Changes `tokenizer`, and of `model` the pad token's id in its two
+    configs and, where the new token has no row, the embedding. Save both afterwards. Without a model, a new
+    token may lack a row: `check_tokenizer(tokenizer, model)` says so.
+    """
+    stops = stop_ids(tokenizer, model) | {end_of_turn_id(tokenizer)}
+    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id not in stops:
+        origin = "defined"
+    elif tokenizer.unk_token_id is not None and tokenizer.unk_token_id not in stops:
+        origin = "unk"
+        tokenizer.pad_token = tokenizer.unk_token
+    else:
+        origin = "new"
+        tokenizer.add_special_tokens({"pad_token": NEW_PAD})
+    new_rows = 0
+    if model is not None:
+        rows = model.get_input_embeddings().weight.shape[0]
+        if tokenizer.pad_token_id >= rows:
+            model.resize_token_embeddings(tokenizer.pad_token_id + 1)
+            new_rows = model.get_input_embeddings().weight.shape[0] - rows
+        model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+        if model.can_generate():
+            model.generation_config.pad_token_id = tokenizer.pad_token_id
+    return PadToken(tokenizer.pad_token, tokenizer.pad_token_id, origin, new_rows)
+
 
 # Of pocket-base's embedding rows, those never trained have a fifth of the median norm, those trained about all of it.
 SHORT = 0.4
@@ -16,9 +87,7 @@ SHORT = 0.4
 AT_THE_MEAN = 0.05
 
 
-def check_tokenizer(
-    tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel | None = None
-) -> list[Finding]:
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel | None = None) -> list[Finding]:
     """Check the pad token and, with a `model`, whether it has learnt embeddings for the template's tokens."""
     found = _check_pad(tokenizer, model)
     if model is None:
@@ -34,7 +103,7 @@ def check_tokenizer(
 def _check_pad(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel | None) -> list[Finding]:
     if tokenizer.pad_token_id is None:
         return [finding("no-pad-token", "tokenizer.pad_token is None")]
-    if tokenizer.pad_token_id in stop_ids(tokenizer, model) | {turn_end(tokenizer)}:
+    if tokenizer.pad_token_id in stop_ids(tokenizer, model) | {end_of_turn_id(tokenizer)}:
         return [finding("pad-is-stop", f"{tokenizer.pad_token!r} is the pad token and ends answers")]
     return []
 
@@ -48,9 +117,7 @@ def _check_untrained(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel)
     names = ", ".join(repr(token) for token in tokenizer.convert_ids_to_tokens(used))
     if any(parameter.requires_grad for parameter in embedding.parameters()):
         return [finding("untrained-token", f"the embedding rows of {names} look untrained")]
-    return [
-        finding("untrained-frozen-token", f"the embedding rows of {names} look untrained, and are frozen")
-    ]
+    return [finding("untrained-frozen-token", f"the embedding rows of {names} look untrained, and are frozen")]
 
 
 def template_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:

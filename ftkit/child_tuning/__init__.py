@@ -1,10 +1,8 @@
 """Child-tuning: fine-tuning in which every step learns from a part of the gradient only."""
 
-from .fisher import fisher_information, fisher_mask
-from .mask_files import load_masks, save_masks
+from .fisher import fisher_information, fisher_mask, load_masks, save_masks, top_fraction_masks
 from .masks import gradient_mask
 from .optimizer import ChildTuningAdamW
-from .threshold import top_masks
 
 __all__ = [
     "ChildTuningAdamW",
@@ -13,5 +11,5 @@ __all__ = [
     "gradient_mask",
     "load_masks",
     "save_masks",
-    "top_masks",
+    "top_fraction_masks",
 ]

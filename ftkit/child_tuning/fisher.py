@@ -7,24 +7,25 @@ dropout on; here that is an option, and one example at a time in evaluation mode
 
 import hashlib
 import re
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor
 
-from .masks import clean_name
-from .sharding import local_gradient, local_tensor
-from .threshold import check_share, top_masks
+from ftkit._compat import local_chunk
+from ftkit._modules import clean_name
+from ftkit.dtensor import local_gradient, local_tensor, wrap_like
 
 Loss = Callable[[torch.nn.Module, Any], torch.Tensor]
 
 
-def fisher_mask(
-    model: torch.nn.Module, batches: Iterable, reserve_p: float, **options
-) -> dict[str, torch.Tensor]:
+def fisher_mask(model: torch.nn.Module, batches: Iterable, reserve_p: float, **options) -> dict[str, torch.Tensor]:
     """The child of task-dependent mode: the `reserve_p` weights of largest Fisher information.
 
     One threshold holds for all parameters together, so layers get more or less of the child as they matter.
@@ -39,8 +40,8 @@ def fisher_mask(
         bool tensors by parameter name, sharded as the parameters are. Excluded and frozen parameters have
         none.
     """
-    check_share(reserve_p)  # before all the work
-    return top_masks(fisher_information(model, batches, **options), reserve_p)
+    validate_fraction(reserve_p)  # before all the work
+    return top_fraction_masks(fisher_information(model, batches, **options), reserve_p)
 
 
 def fisher_information(
@@ -76,17 +77,15 @@ def fisher_information(
     if per not in ("example", "batch"):
         raise ValueError(f'per must be "example" or "batch", but is {per!r}')
     scored = _scored_parameters(model, tuple(exclude))
-    scores = {
-        name: torch.zeros_like(p, dtype=torch.float32, requires_grad=False) for name, p in scored.items()
-    }
+    scores = {name: torch.zeros_like(p, dtype=torch.float32, requires_grad=False) for name, p in scored.items()}
     sharded = any(isinstance(param, DTensor) for param in scored.values())
     device = next(iter(scored.values())).device
     count = 0
-    with _undisturbed(model, eval_mode):
-        for batch in _same_everywhere(batches) if sharded else batches:
+    with _preserve_grads_and_mode(model, eval_mode):
+        for batch in _check_identical_batches(batches) if sharded else batches:
             for example in _examples(batch) if per == "example" else [batch]:
                 model.zero_grad()
-                (loss or _own_loss)(model, _moved(example, device)).backward()
+                (loss or _model_loss)(model, _moved(example, device)).backward()
                 count += 1
                 _add_squares(scores, scored, count)
     if count == 0:
@@ -94,7 +93,7 @@ def fisher_information(
     for score in scores.values():
         local_tensor(score).div_(count)
     if sharded:
-        _agree_on_unsharded(scores)
+        _broadcast_unsharded(scores)
     return scores
 
 
@@ -126,7 +125,7 @@ def _scored_parameters(model: torch.nn.Module, exclude: tuple[str, ...]) -> dict
     return scored
 
 
-def _own_loss(model: torch.nn.Module, batch: Mapping) -> torch.Tensor:
+def _model_loss(model: torch.nn.Module, batch: Mapping) -> torch.Tensor:
     loss = model(**batch).loss
     if loss is None:
         raise ValueError(f"the model gives no loss for a batch of {sorted(batch)}: add labels, or pass loss=")
@@ -143,8 +142,7 @@ def _examples(batch: Any) -> Iterable:
     _map(batch, lambda tensor: sizes.append(len(tensor)) if tensor.dim() else None)
     if len(set(sizes)) != 1:
         raise ValueError(
-            f"the tensors of a batch have {sizes} rows: give each of them one row for each example, or use "
-            'per="batch"'
+            f'the tensors of a batch have {sizes} rows: give each of them one row for each example, or use per="batch"'
         )
     return [_map(batch, lambda t, i=i: t[i : i + 1] if t.dim() else t) for i in range(sizes[0])]
 
@@ -160,7 +158,7 @@ def _map(batch: Any, function: Callable) -> Any:
 
 
 @contextmanager
-def _undisturbed(model: torch.nn.Module, eval_mode: bool):
+def _preserve_grads_and_mode(model: torch.nn.Module, eval_mode: bool):
     """Put gradients and training flags back afterwards, each module's own."""
     grads = [(param, param.grad) for param in model.parameters()]
     flags = [(module, module.training) for module in model.modules()]
@@ -175,7 +173,7 @@ def _undisturbed(model: torch.nn.Module, eval_mode: bool):
             param.grad = grad
 
 
-def _same_everywhere(batches: Iterable) -> Iterator:
+def _check_identical_batches(batches: Iterable) -> Iterator:
     """The batches, as long as all processes have the same; one with fewer would leave the others waiting."""
     batches, end = iter(batches), object()
     while True:
@@ -190,8 +188,190 @@ def _same_everywhere(batches: Iterable) -> Iterator:
         yield batch
 
 
-def _agree_on_unsharded(scores: dict[str, torch.Tensor]) -> None:
+def _broadcast_unsharded(scores: dict[str, torch.Tensor]) -> None:
     """Give every process rank 0's scores of parameters that are not sharded, equal but for rounding."""
     for score in scores.values():
         if not isinstance(score, DTensor):
             dist.broadcast(score, 0)
+
+
+_BLOCK = 1 << 22  # elements whose bits are looked at in one go
+
+
+def top_fraction_masks(scores: dict[str, torch.Tensor], reserve_p: float) -> dict[str, torch.Tensor]:
+    """Masks of the `reserve_p` largest scores of all parameters together.
+
+    Args:
+        scores: finite float32 scores, none negative, by parameter name; plain or sharded. With sharded ones
+            every process must call this.
+        reserve_p: share of all elements to keep, in (0, 1]: exactly `round(reserve_p * n)` of n elements. Of
+            equal scores at the threshold those with the first names are kept, and within a name those with the
+            lowest flat index, however the scores are sharded. An element of score 0 is kept only if `reserve_p`
+            is 1: it would be an arbitrary choice.
+
+    Returns:
+        A bool tensor for each of the scores, sharded as those are.
+
+    Raises:
+        ValueError: `reserve_p` is not in (0, 1], or scores are missing, all zero, negative or not finite.
+    """
+    validate_fraction(reserve_p)
+    for name, score in scores.items():
+        local = local_tensor(score)
+        if local.dtype != torch.float32 or not (local.isfinite() & (local >= 0)).all():
+            raise ValueError(f"{name}: its scores must be finite, non-negative float32 numbers")
+    counted = _counted_here(scores)
+    upper = _histogram(scores, counted, lambda bits: bits >> 16)
+    total = int(upper.sum())
+    if total == 0:
+        raise ValueError("there are no scores to choose from: are all parameters frozen or excluded?")
+    positive = total - int(_histogram(scores, counted, lambda bits: (bits == 0).int())[1])
+    if positive == 0:
+        raise ValueError("all scores are zero, so no weight is better than another: does the loss depend on them?")
+    if reserve_p == 1:
+        return {name: wrap_like(local_tensor(s) >= 0, s) for name, s in scores.items()}
+    wanted = min(max(1, round(reserve_p * total)), positive)
+    if wanted < round(reserve_p * total):
+        warnings.warn(
+            f"only {positive:,} of {total:,} scores are above zero: the child is {positive / total:.2%} of the "
+            f"weights instead of {reserve_p:.2%}; use more or more varied data",
+            stacklevel=3,
+        )
+    high, above = _bin_of(upper, wanted)
+    lower = _histogram(scores, counted, lambda bits: bits[bits >> 16 == high] & 0xFFFF)
+    low, more = _bin_of(lower, wanted - above)
+    bits = high << 16 | low
+    ends = _ends_of_ties(scores, counted, bits, wanted - above - more)
+    return {name: wrap_like(_top_mask(s, bits, ends[name]), s) for name, s in scores.items()}
+
+
+def validate_fraction(reserve_p: float) -> None:
+    """Refuse what is no share of the weights."""
+    if not 0 < reserve_p <= 1:
+        raise ValueError(f"reserve_p must be in (0, 1], but is {reserve_p}: it is the share of weights to keep")
+
+
+def _histogram(scores: dict[str, torch.Tensor], counted: set[str], digits) -> torch.Tensor:
+    """How often each value from 0 to 65,535 occurs in `digits(bits)`, over all processes: int64 [65,536]."""
+    device = next((score.device for score in scores.values()), torch.device("cpu"))
+    counts = torch.zeros(1 << 16, dtype=torch.int64, device=device)
+    for name in counted:
+        for block in local_tensor(scores[name]).reshape(-1).split(_BLOCK):
+            counts += torch.bincount(digits(block.view(torch.int32)), minlength=1 << 16).to(device)
+    if _any_sharded(scores):
+        dist.all_reduce(counts)
+    return counts.cpu()
+
+
+def _counted_here(scores: dict[str, torch.Tensor]) -> set[str]:
+    """The scores that this process counts: of all processes with the same part of one, the first does.
+
+    The placements of a tensor do not tell who else has a part of it: with FSDP and tensor parallelism
+    together, what only FSDP shards lies on a mesh of its own, and several such meshes have equal copies.
+    """
+    if not _any_sharded(scores):
+        return set(scores)
+    mine = [local_chunk(s) if isinstance(s, DTensor) else tuple(s.shape) for s in scores.values()]
+    parts = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, mine)
+    first = [[other[i] for other in parts].index(part) for i, part in enumerate(mine)]
+    return {name for name, rank in zip(scores, first, strict=True) if rank == dist.get_rank()}
+
+
+def _any_sharded(scores: dict[str, torch.Tensor]) -> bool:
+    return any(isinstance(score, DTensor) for score in scores.values())
+
+
+def _bin_of(histogram: torch.Tensor, wanted: int) -> tuple[int, int]:
+    """The bin that holds the `wanted`-th largest value, and how many values lie in the bins above it."""
+    at_least = histogram.flip(0).cumsum(0).flip(0)
+    found = int((at_least >= wanted).nonzero()[-1])
+    return found, int(at_least[found] - histogram[found])
+
+
+def _ends_of_ties(scores: dict[str, torch.Tensor], counted: set[str], bits: int, keep: int) -> dict[str, int]:
+    """The flat index before which each name's scores equal to the threshold are kept: `keep` of them in all."""
+    names = sorted(scores, key=clean_name)
+    tied = [_tied_indices(scores[name], bits) if name in counted else None for name in names]
+    ends = {}
+    for name, mine, count in zip(names, tied, _sums([0 if t is None else len(t) for t in tied], scores), strict=True):
+        if keep >= count:
+            ends[name], keep = scores[name].numel(), keep - count
+            continue
+        # The first `keep` of this name, and none of the names after it. Found by bisection, since the indices lie on
+        # several processes and may be many: `end` is the least before which there are `keep`.
+        low, end = 0, scores[name].numel()
+        while low < end:
+            middle = (low + end) // 2
+            (before,) = _sums([0 if mine is None else int((mine < middle).sum())], scores)
+            low, end = (low, middle) if before >= keep else (middle + 1, end)
+        ends[name], keep = end, 0
+    return ends
+
+
+def _tied_indices(score: torch.Tensor, bits: int) -> torch.Tensor:
+    """Flat indices in the whole tensor of this process's scores equal to the threshold: int64, ascending."""
+    local, shape = local_tensor(score), tuple(score.shape) or (1,)
+    offsets = local_chunk(score)[1] if isinstance(score, DTensor) else (0,) * len(shape)
+    equal = (local.view(torch.int32) == bits).reshape(local.shape or (1,))
+    flat = torch.zeros((), dtype=torch.int64, device=local.device)
+    for index, offset, size in zip(equal.nonzero(as_tuple=True), offsets, shape, strict=True):
+        flat = flat * size + index + offset
+    return flat
+
+
+def _top_mask(score: torch.Tensor, bits: int, end: int) -> torch.Tensor:
+    """This process's part of a mask: scores above the threshold, and those equal to it before the flat index `end`."""
+    local = local_tensor(score).view(torch.int32)
+    if end >= score.numel():
+        return local >= bits
+    mask = local > bits
+    if end:
+        mask[local == bits] = _tied_indices(score, bits) < end
+    return mask
+
+
+def _sums(numbers: list[int], scores: dict[str, torch.Tensor]) -> list[int]:
+    """Each number's sum over all processes, where the scores are sharded."""
+    if not _any_sharded(scores):
+        return numbers
+    device = next(iter(scores.values())).device
+    sums = torch.tensor(numbers, dtype=torch.int64, device=device)
+    dist.all_reduce(sums)
+    return sums.tolist()
+
+
+def save_masks(masks: Mapping[str, torch.Tensor], path: str | Path) -> None:
+    """Write masks, whole, under their names without wrapper prefixes.
+
+    Sharded masks are put together first: then every process must call this, and rank 0 writes.
+
+    Raises:
+        ValueError: a tensor is not bool.
+    """
+    sharded = any(isinstance(mask, DTensor) for mask in masks.values())
+    writes = not sharded or dist.get_rank() == 0
+    whole = {}
+    for name, mask in masks.items():
+        if mask.dtype != torch.bool:
+            raise ValueError(f"{name}: a mask must be torch.bool, not {mask.dtype}")
+        # All processes take part in putting it together, but only one need keep it.
+        mask = mask.full_tensor() if isinstance(mask, DTensor) else mask
+        if writes:
+            whole[clean_name(name)] = mask.contiguous().cpu()
+    if writes:
+        save_file(whole, path)
+    if sharded:
+        dist.barrier()
+
+
+def load_masks(path: str | Path) -> dict[str, torch.Tensor]:
+    """The masks that `save_masks` wrote: whole bool tensors on the CPU, by name.
+
+    Raises:
+        ValueError: the file holds anything else.
+    """
+    masks = load_file(path)
+    if not masks or any(mask.dtype != torch.bool for mask in masks.values()):
+        raise ValueError(f"{path} holds no gradient masks: give a file that save_masks wrote")
+    return masks

@@ -22,10 +22,11 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from .regions import Region
+from ftkit._modules import clean_name
+from ftkit.dtensor import Region
 
-LANE_VALUES = 1 << 16
-LANES_PER_COUNTER = 16
+DRAW_RANGE = 1 << 16
+DRAWS_PER_COUNTER = 16
 P_TOLERANCE = 2e-5
 BLOCK = 1 << 18  # most elements, gaps included, that are drawn to cover several runs
 # Drawn at a time: numpy's 64 KiB for them are little enough to come from the same memory each time.
@@ -35,17 +36,8 @@ _COUNTERS = 1 << 11
 # generator anew takes as long as drawing this many lanes.
 _CHEAP_GAP = 1 << 13
 
-# Names that DDP and AveragedModel, torch.compile, activation checkpointing and FSDP put in front of a module.
-_WRAPPERS = frozenset({"module", "_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"})
 
-
-def clean_name(name: str) -> str:
-    """The name without what wrappers add: `module.layers.0._orig_mod.weight` becomes `layers.0.weight`."""
-    *modules, parameter = name.split(".")
-    return ".".join([part for part in modules if part not in _WRAPPERS] + [parameter])
-
-
-def lane_threshold(reserve_p: float) -> int:
+def draw_threshold(reserve_p: float) -> int:
     """How many of the 65,536 values of a lane keep their element.
 
     Raises:
@@ -61,15 +53,15 @@ def lane_threshold(reserve_p: float) -> int:
             f"reserve_p is {reserve_p}, but masks honour it to {P_TOLERANCE} only: use at least that, or "
             "freeze the parameters with requires_grad_(False)"
         )
-    return round(reserve_p * LANE_VALUES)
+    return round(reserve_p * DRAW_RANGE)
 
 
-def realised_p(reserve_p: float) -> float:
+def effective_p(reserve_p: float) -> float:
     """The probability with which an element is really kept: `reserve_p` rounded to a multiple of 1/65,536.
 
     Amplification divides by this one, so that the masked gradient's expectation is the gradient.
     """
-    return lane_threshold(reserve_p) / LANE_VALUES
+    return draw_threshold(reserve_p) / DRAW_RANGE
 
 
 def mask_key(seed: int, step: int, name: str) -> int:
@@ -124,10 +116,10 @@ def gradient_mask(
     Raises:
         ValueError: `reserve_p` cannot be honoured, or the region does not fit the shape.
     """
-    threshold = lane_threshold(reserve_p)
+    threshold = draw_threshold(reserve_p)
     part = Region(shape, region)
     keep = np.ones(part.numel, bool)
-    if threshold < LANE_VALUES:
+    if threshold < DRAW_RANGE:
         key = mask_key(seed, step, name)
         fill_mask(keep, key, threshold, part, 0)
     return torch.from_numpy(keep).view(part.shape)
@@ -135,13 +127,13 @@ def gradient_mask(
 
 def _fill(keep: np.ndarray, key: int, threshold: int, first: int) -> None:
     """The mask of consecutive elements of the whole parameter, of which `first` is the first."""
-    counter, skip = divmod(first, LANES_PER_COUNTER)
+    counter, skip = divmod(first, DRAWS_PER_COUNTER)
     # A list of Python integers would go through float64 from 2^63 on, and lose the key's lowest bits.
     generator = np.random.Philox(key=np.array([key, 0], np.uint64))
     generator.advance(counter)
     done = 0
     while done < len(keep):
-        counters = -(-(skip + len(keep) - done) // LANES_PER_COUNTER)
+        counters = -(-(skip + len(keep) - done) // DRAWS_PER_COUNTER)
         words = generator.random_raw(4 * min(counters, _COUNTERS))
         lanes = words.astype("<u8", copy=False).view("<u2")[skip : skip + len(keep) - done]
         np.less(lanes, threshold, out=keep[done : done + len(lanes)])

@@ -1,20 +1,70 @@
-"""ChildTuningAdamW: AdamW that at every step learns from a part of the gradient only.
-
-From "Raise a Child in Large Language Model: Towards Effective and Generalizable Fine-tuning" (Xu et al.,
-EMNLP 2021). Task-free is the paper's Child-Tuning_F, task-dependent its Child-Tuning_D.
-"""
+"""What may go into a parameter group; every refusal names the group or parameter, and what to do instead."""
 
 import torch
 
-from .compact import MOMENTS, compact_update, compress
-from .groups import check_masks, check_names, check_options
-from .masks import LANE_VALUES, clean_name, lane_threshold, mask_key, realised_p
-from .sharding import local_gradient, local_region, local_tensor, shard_like
-from .share import Share
-from .state import load_checked, moment_dtype, save_dense
-from .update import masked_update, whole_update
+from ftkit._compat import is_flattened_by_fsdp1
+from ftkit._modules import clean_name
+from ftkit.dtensor import local_gradient, local_region, local_tensor, shard_like
 
-_ARITHMETIC = ("lr", "weight_decay", "eps", "amsgrad", "maximize", "foreach", "fused")
+from .local_param import LocalParam
+from .masks import DRAW_RANGE, draw_threshold, effective_p, mask_key
+from .state import MOMENTS, compact_update, load_checked, moment_dtype, save_dense, to_compact
+from .update import dense_update, masked_update
+
+MODES = ("task-free", "task-dependent")
+
+
+def check_options(options: dict, label: str) -> None:
+    """Refuse a `reserve_p` that masks cannot honour, and an unknown mode."""
+    try:
+        draw_threshold(options["reserve_p"])
+    except ValueError as error:
+        raise ValueError(f"{label}: {error}") from None
+    if options["mode"] not in MODES:
+        raise ValueError(f"{label}: mode must be one of {MODES}, but is {options['mode']!r}")
+
+
+def check_names(params, label: str, taken: set[str]) -> None:
+    """Refuse what cannot be keyed: unnamed, equally named, flattened or complex parameters."""
+    if isinstance(params, set | torch.Tensor) or not all(isinstance(item, tuple) for item in params):
+        raise ValueError(
+            f"{label} has parameters without names, which key the masks: pass model.named_parameters(), or "
+            'groups such as {"params": [(name, parameter), ...]}'
+        )
+    for name, param in params:
+        key = clean_name(name)
+        if key in taken:
+            raise ValueError(f"{label}: the name {key} occurs twice and would give two parameters one mask")
+        taken.add(key)
+        if is_flattened_by_fsdp1(param):
+            raise ValueError(f"{name}: FullyShardedDataParallel flattened it: shard with fully_shard (FSDP2)")
+        if torch.is_complex(param):
+            raise ValueError(f"{name}: is complex: train its real and imaginary parts")
+
+
+def check_masks(masks, params, label: str) -> dict[str, torch.Tensor]:
+    """The given masks by clean name, for each trainable parameter one of its shape."""
+    if not masks:
+        raise ValueError(f"{label} is task-dependent but has no gradient_mask: pass one, see fisher_mask")
+    masks = {clean_name(name): mask for name, mask in masks.items()}
+    for name, param in params:
+        mask = masks.get(clean_name(name))
+        if mask is None and not param.requires_grad:
+            continue
+        if mask is None:
+            raise ValueError(
+                f"{name}: gradient_mask has no mask of this name; give it one, freeze it with "
+                'requires_grad_(False), or put it into a group of its own with mode="task-free"'
+            )
+        if mask.shape != param.shape or mask.dtype != torch.bool:
+            raise ValueError(
+                f"{name}: its gradient_mask must be torch.bool with the whole parameter's shape "
+                f"{tuple(param.shape)}, but is {mask.dtype} {tuple(mask.shape)}"
+            )
+    return masks
+
+
+_HYPERPARAMS = ("lr", "weight_decay", "eps", "amsgrad", "maximize", "foreach", "fused")
 
 
 class ChildTuningAdamW(torch.optim.AdamW):
@@ -80,9 +130,7 @@ class ChildTuningAdamW(torch.optim.AdamW):
         fused: bool | None = None,
     ):
         if capturable or differentiable:
-            raise ValueError(
-                "ChildTuningAdamW supports neither capturable=True nor differentiable=True: leave them"
-            )
+            raise ValueError("ChildTuningAdamW supports neither capturable=True nor differentiable=True: leave them")
         if isinstance(named_params, torch.Tensor):
             raise ValueError("ChildTuningAdamW needs names, not a tensor: pass model.named_parameters()")
         own = {"reserve_p": reserve_p, "mode": mode, "seed": seed}
@@ -92,9 +140,7 @@ class ChildTuningAdamW(torch.optim.AdamW):
             groups = [{"params": groups}]
         # torch's constructor adds the groups before it knows of options that are not its own.
         groups = [{**own, "gradient_mask": gradient_mask, **group} for group in groups]
-        super().__init__(
-            groups, lr, betas, eps, weight_decay, amsgrad, maximize=maximize, foreach=foreach, fused=fused
-        )
+        super().__init__(groups, lr, betas, eps, weight_decay, amsgrad, maximize=maximize, foreach=foreach, fused=fused)
         self.defaults.update(own)
         self._step_supports_amp_scaling = False  # GradScaler unscales the gradients before it calls step()
 
@@ -106,21 +152,21 @@ class ChildTuningAdamW(torch.optim.AdamW):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            arithmetic = {name: group[name] for name in _ARITHMETIC}
+            arithmetic = {name: group[name] for name in _HYPERPARAMS}
             arithmetic["beta1"], arithmetic["beta2"] = group["betas"]
             shares = [
                 self._share(name, param, group)
                 for name, param in zip(group["param_names"], group["params"], strict=True)
                 if param.grad is not None
             ]
-            threshold = lane_threshold(group["reserve_p"])
-            if group["mode"] == "task-free" and threshold == LANE_VALUES:
+            threshold = draw_threshold(group["reserve_p"])
+            if group["mode"] == "task-free" and threshold == DRAW_RANGE:
                 same = [share for share in shares if share.param.dtype == share.moments[0].dtype]
-                whole_update(same, arithmetic)
+                dense_update(same, arithmetic)
                 shares = [share for share in shares if share.param.dtype != share.moments[0].dtype]
             compact_update([share for share in shares if share.child_index is not None], arithmetic)
             shares = [share for share in shares if share.child_index is None]
-            masked_update(shares, arithmetic, threshold, 1 / realised_p(group["reserve_p"]))
+            masked_update(shares, arithmetic, threshold, 1 / effective_p(group["reserve_p"]))
         return loss
 
     @torch.no_grad()
@@ -145,7 +191,7 @@ class ChildTuningAdamW(torch.optim.AdamW):
                     continue  # frozen; if it is not any more, step() says that it needs a mask
                 # The mask is part of the state, so that every kind of checkpoint saves it with the moments.
                 state = {**self._new_state(param, group), "gradient_mask": shard_like(mask, param)}
-                self.state[param] = compress(state, param) if group["compact_state"] else state
+                self.state[param] = to_compact(state, param) if group["compact_state"] else state
 
     def load_state_dict(self, state_dict: dict) -> None:
         """Resume from a state of this optimizer, or of `torch.optim.AdamW`; masks go on from the saved step.
@@ -176,7 +222,7 @@ class ChildTuningAdamW(torch.optim.AdamW):
             state[key] = torch.zeros_like(param, dtype=moment_dtype(param, group))
         return state
 
-    def _share(self, name: str, param: torch.Tensor, group: dict) -> Share:
+    def _share(self, name: str, param: torch.Tensor, group: dict) -> LocalParam:
         if param.grad.is_sparse:
             raise ValueError(f"{name}: its gradient is sparse; build the embedding with sparse=False")
         state = self.state[param]
@@ -191,7 +237,7 @@ class ChildTuningAdamW(torch.optim.AdamW):
         regions = vars(self).setdefault("_regions", {})  # not part of what is pickled: found anew there
         if param not in regions:
             regions[param] = local_region(param)
-        return Share(
+        return LocalParam(
             param=local_tensor(param),
             grad=local_gradient(param),
             moments=[None if moment is None else local_tensor(moment) for moment in moments],

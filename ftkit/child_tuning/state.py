@@ -1,16 +1,78 @@
-"""Saving and loading an optimizer state without losing precision, masks or the parameters they belong to.
+"""Task-dependent state for the child alone: moments of what is never trained are zeros that nobody need keep.
 
-torch's own loading matches parameters by position alone, casts moments to the weights' dtype, and shares
-memory with the dict that it is given.
+Moments become vectors of the child's elements, in row-major order of what this process holds, beside the flat
+indices of those elements. Checkpoints hold the dense form, so they do not depend on the choice.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import chain
 
 import torch
 
-from .compact import compress, expand
-from .masks import clean_name
+from ftkit._modules import clean_name
+from ftkit.dtensor import local_tensor, wrap_like
+
+from .local_param import LocalParam
+from .update import BLOCK_ELEMENTS, adamw_blocks, batches, parallel_map
+
+MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
+
+
+def to_compact(dense: dict, param: torch.Tensor) -> dict:
+    """The compact form of a parameter's dense state, which has a `gradient_mask`."""
+    child = local_tensor(dense["gradient_mask"]).reshape(-1)
+    index = child.nonzero().squeeze(1)
+    if child.numel() < 2**31:
+        index = index.int()  # half the bytes
+    moments = {key: local_tensor(dense[key]).reshape(-1)[index] for key in MOMENTS if key in dense}
+    return {"step": dense["step"], **moments, "child_index": index}
+
+
+def to_dense(compact: dict, param: torch.Tensor) -> dict:
+    """The dense form of a compact state, as new tensors; a dense state is returned as it is."""
+    if "child_index" not in compact:
+        return compact
+    index, local = compact["child_index"], local_tensor(param)
+
+    def scatter(values: torch.Tensor) -> torch.Tensor:
+        whole = values.new_zeros(local.numel())
+        whole[index] = values
+        return wrap_like(torch.empty_like(local, dtype=values.dtype).copy_(whole.view(local.shape)), param)
+
+    moments = {key: scatter(compact[key]) for key in MOMENTS if key in compact}
+    child = scatter(torch.ones_like(index, dtype=torch.bool))
+    return {"step": compact["step"], **moments, "gradient_mask": child}
+
+
+def compact_update(shares: list[LocalParam], arithmetic: dict) -> None:
+    """AdamW on the children: gathered, updated and put back; nothing else is read or written."""
+    if not shares:
+        return
+
+    def update(batch: list[tuple]) -> None:
+        tensors = []
+        for index, weights, grads, moments, _ in batch:
+            dtype = moments[0].dtype
+            tensors.append([weights[index].to(dtype), grads[index].to(dtype), *moments])
+        adamw_blocks(tensors, [share.step for *_, share in batch], arithmetic)
+        for (index, weights, *_), (updated, *_) in zip(batch, tensors, strict=True):
+            weights[index] = updated.to(weights.dtype)
+
+    flat = {id(share): share.param.reshape(-1) for share in shares}
+    parallel_map(update, batches(_pieces(shares, flat)), all(share.param.device.type == "cpu" for share in shares))
+    for share in shares:
+        if not share.param.is_contiguous():  # then the flat one was a copy
+            share.param.copy_(flat[id(share)].view(share.param.shape))
+
+
+def _pieces(shares: list[LocalParam], flat: dict[int, torch.Tensor]) -> Iterator[tuple]:
+    """Cut shares into blocks `(index, weights, grads, moments, share)`, with whole, flat weights and grads."""
+    for share in shares:
+        weights, grads = flat[id(share)], share.grad.reshape(-1)
+        for start in range(0, share.child_index.numel(), BLOCK_ELEMENTS):
+            part = slice(start, start + BLOCK_ELEMENTS)
+            moments = [None if t is None else t[part] for t in share.moments]
+            yield share.child_index[part], weights, grads, moments, share
 
 
 @torch.no_grad()
@@ -37,7 +99,7 @@ def load_checked(optimizer: torch.optim.Optimizer, state_dict: dict, load: Calla
             state = optimizer.state[param]
             state |= {key: _place(key, value, param, group) for key, value in saved.items()}
             if group["compact_state"] and "gradient_mask" in state:
-                optimizer.state[param] = compress(state, param)
+                optimizer.state[param] = to_compact(state, param)
 
 
 def save_dense(optimizer: torch.optim.Optimizer, save: Callable[[], dict]) -> dict:
@@ -47,7 +109,7 @@ def save_dense(optimizer: torch.optim.Optimizer, save: Callable[[], dict]) -> di
         numbers = chain.from_iterable(group["params"] for group in saved["param_groups"])
         params = chain.from_iterable(group["params"] for group in optimizer.param_groups)
         by_number = dict(zip(numbers, params, strict=True))
-        state = {key: expand(value, by_number[key]) for key, value in saved["state"].items()}
+        state = {key: to_dense(value, by_number[key]) for key, value in saved["state"].items()}
         return {**saved, "state": state}
 
     # A hook, and the first one, so that hooks of the caller get the dense form too.
@@ -93,7 +155,7 @@ def _checked(optimizer: torch.optim.Optimizer, saved: dict) -> dict:
         if mode == "task-dependent":
             for param, number in zip(group["params"], old["params"], strict=False):
                 if optimizer.state[param]:
-                    state[number] = {**expand(optimizer.state[param], param), **state.get(number, {})}
+                    state[number] = {**to_dense(optimizer.state[param], param), **state.get(number, {})}
     groups += saved["param_groups"][len(groups) :]  # too many: torch says so
     return {**saved, "state": state, "param_groups": groups}
 

@@ -10,7 +10,7 @@ What `fits` refuses takes the path of `ftkit.child_tuning.update`; so does every
 
 Without a GPU, Triton's interpreter (`TRITON_INTERPRET=1`, set before the import) runs the kernel on CPU
 tensors. That is how it is tested, beside being compiled for two CUDA architectures; how long a step takes on
-a GPU is for `python -m ftkit.bench` to measure there.
+a GPU is for `python -m experiments.optimizer_speed` to measure there.
 
 Philox: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
 """
@@ -22,15 +22,15 @@ import torch
 import triton
 import triton.language as tl
 
-from .masks import LANES_PER_COUNTER
-from .share import Share
+from .local_param import LocalParam
+from .masks import DRAWS_PER_COUNTER
 
 COUNTERS = 64  # drawn by one program: 1,024 elements
 _WEIGHTS = frozenset({torch.float32, torch.bfloat16, torch.float16})
 _OLDEST_CUDA = (8, 0)  # the first compute capability with bfloat16 arithmetic
 
 
-def fits(share: Share, arithmetic: dict) -> bool:
+def fits(share: LocalParam, arithmetic: dict) -> bool:
     """True where the kernel can do this share's step.
 
     It wants float32 moments, weights of at most 32 bits, tensors contiguous in memory, a region whose
@@ -52,7 +52,7 @@ def fits(share: Share, arithmetic: dict) -> bool:
     )
 
 
-def fused_step(share: Share, arithmetic: dict, threshold: int, scale: float) -> None:
+def fused_step(share: LocalParam, arithmetic: dict, threshold: int, scale: float) -> None:
     """One step of a share that `fits`, in place.
 
     Args:
@@ -64,10 +64,10 @@ def fused_step(share: Share, arithmetic: dict, threshold: int, scale: float) -> 
     numel = share.param.numel()
     if not numel:
         return
-    first, skip = divmod(share.region.offset, LANES_PER_COUNTER)
+    first, skip = divmod(share.region.offset, DRAWS_PER_COUNTER)
     lr, beta1, beta2 = arithmetic["lr"], arithmetic["beta1"], arithmetic["beta2"]
     exp_avg, exp_avg_sq, maximum = share.moments
-    programs = -(-(skip + numel) // (LANES_PER_COUNTER * COUNTERS))
+    programs = -(-(skip + numel) // (DRAWS_PER_COUNTER * COUNTERS))
     with torch.cuda.device_of(share.param):  # a launch goes to the current device
         child_tuning_step[(programs,)](
             share.param,
@@ -96,7 +96,7 @@ def fused_step(share: Share, arithmetic: dict, threshold: int, scale: float) -> 
 
 
 @triton.jit
-def draw_lanes(key, counters):
+def draw_numbers(key, counters):
     """The sixteen 16-bit lanes of each counter: uint64 [C, 16] from uint64 [C]."""
     nought = counters * 0
     a, b, c, d = tl.philox(key, counters, nought, nought, nought)  # each uint64 [C]
@@ -134,7 +134,7 @@ def child_tuning_step(
     COUNTERS: tl.constexpr,
 ):
     block = tl.program_id(0).to(tl.int64) * COUNTERS + tl.arange(0, COUNTERS)  # int64 [C]
-    lanes = draw_lanes(key, block.to(tl.uint64) + first_counter)  # uint64 [C, 16]
+    lanes = draw_numbers(key, block.to(tl.uint64) + first_counter)  # uint64 [C, 16]
     at = block[:, None] * 16 + tl.arange(0, 16)[None, :] - SKIP  # element of the region, [C, 16]
     inside = at < numel
     if SKIP > 0:

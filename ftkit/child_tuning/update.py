@@ -1,30 +1,113 @@
-"""One AdamW step on masked gradients, a block at a time.
+"""Memory that a thread uses again for every block.
 
-A gradient-sized temporary costs more time than all of AdamW's arithmetic, and memory besides. So each block
-is drawn, masked and used while it is still in the processor's cache, and torch's own AdamW does the
-arithmetic. On CUDA one kernel does all of a task-free step, where Triton is installed.
+A fresh megabyte costs a page fault for every 4 KiB, which is more than the arithmetic on it.
 """
 
 import functools
-from collections.abc import Iterable, Iterator
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch.optim.adamw import adamw
 
-from .masks import LANE_VALUES, fill_mask
-from .scratch import scratch
-from .selection import clear_outside, copy_inside
-from .share import Share
-from .threads import for_each
+from .local_param import LocalParam
+from .masks import DRAW_RANGE, fill_mask
 
-BLOCK = 1 << 19  # elements in a block: smaller ones spend more on calls, larger ones leave the caches
+_LARGEST = 1 << 20  # elements; larger pieces are rare, and their memory is given back
+
+
+class _Buffers(threading.local):
+    def __init__(self):
+        self.buffers: dict[tuple, torch.Tensor] = {}
+
+
+_buffers = _Buffers()
+
+
+def reusable_buffer(use: str, numel: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """A vector of any content, valid until this thread asks for the same `use` again."""
+    if device.type != "cpu" or numel > _LARGEST:
+        return torch.empty(numel, dtype=dtype, device=device)  # torch keeps device memory by itself
+    key = (use, dtype)
+    if key not in _buffers.buffers or _buffers.buffers[key].numel() < numel:
+        _buffers.buffers[key] = torch.empty(numel, dtype=dtype)
+    return _buffers.buffers[key][:numel]
+
+
+_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
+
+
+def zero_unmasked_(values: torch.Tensor, keep: torch.Tensor) -> None:
+    """Set `values` to zero in place where the bool tensor `keep`, of the same shape, is False."""
+    values.view(_INTEGERS[values.itemsize]).bitwise_and_(_all_bits(keep, values.itemsize))
+
+
+def copy_masked_(values: torch.Tensor, new: torch.Tensor, keep: torch.Tensor) -> None:
+    """Take over `new` into `values` where `keep` is True. All are of one shape; `new` is used up."""
+    bits = values.view(_INTEGERS[values.itemsize])
+    changed = new.view(bits.dtype).bitwise_xor_(bits)
+    bits ^= changed.bitwise_and_(_all_bits(keep, values.itemsize))
+
+
+def _all_bits(keep: torch.Tensor, itemsize: int) -> torch.Tensor:
+    """Integers of `itemsize` bytes, all of whose bits are ones where `keep` is True: -1 and 0."""
+    dtype = _INTEGERS[itemsize]
+    if keep.device.type != "cpu":
+        return keep.to(dtype).neg_()
+    bits = reusable_buffer("bits", keep.numel(), dtype, keep.device).view(keep.shape)
+    np.negative(keep.numpy().view(np.int8), out=bits.numpy())  # one pass, at twice the speed of torch's two
+    return bits
+
+
+_MOST = 8  # above that, threads wait for Python's lock more than they work
+
+
+def parallel_map(function: Callable[[object], None], items: Iterable, on_cpu: bool) -> None:
+    """Call `function` for every item, in any order, and return when all are done; the first error is raised.
+
+    Work that is not `on_cpu` is done by the calling thread alone: a device has its own parallelism, and a
+    stream belongs to a thread.
+    """
+    items = list(items)
+    threads = min(torch.get_num_threads(), _MOST)
+    if threads == 1 or len(items) < 2 or not on_cpu:
+        for item in items:
+            function(item)
+    else:
+        list(_pool(threads).map(function, items))
+
+
+@functools.cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    """Threads in which torch itself starts no others; they sleep between calls."""
+    before = torch.get_num_threads()
+    pool = ThreadPoolExecutor(threads, "child-tuning", initializer=_work_alone)
+    started = threading.Barrier(threads)
+    list(pool.map(lambda _: started.wait(), range(threads)))
+    # The number is each thread's own, but the last one set is also what threads that begin later start with.
+    torch.set_num_threads(before)
+    return pool
+
+
+def _work_alone() -> None:
+    torch.get_num_threads()  # at its first use in a thread, torch takes the process's number: let that be past
+    torch.set_num_threads(1)
+
+
+if hasattr(os, "register_at_fork"):  # a forked process has the pool, but none of its threads
+    os.register_at_fork(after_in_child=_pool.cache_clear)
+
+BLOCK_ELEMENTS = 1 << 19  # elements in a block: smaller ones spend more on calls, larger ones leave the caches
 KERNEL_DEVICES = frozenset({"cuda"})  # where ftkit.child_tuning.triton_kernel takes the shares that fit it
 _FUSED_DEVICES = frozenset({"cpu", "cuda", "mps", "xpu"})
 
 
-class Piece(NamedTuple):
+class Block(NamedTuple):
     """A block of a share: elements `start` to `stop` of it in row-major order.
 
     `param` and `moments` are flat parts; or all of the parameter in its own shape, where that lies in memory
@@ -34,19 +117,19 @@ class Piece(NamedTuple):
     param: torch.Tensor
     grad: torch.Tensor
     moments: list[torch.Tensor | None]
-    share: Share
+    share: LocalParam
     start: int
     stop: int
 
 
-def whole_update(shares: list[Share], arithmetic: dict) -> None:
+def dense_update(shares: list[LocalParam], arithmetic: dict) -> None:
     """AdamW without a mask, on whole tensors at once: bit for bit what `torch.optim.AdamW` does."""
     shares = [share for share in shares if share.param.numel()]
-    tensors = [[share.param, _laid_out_like(share.grad, share.param), *share.moments] for share in shares]
+    tensors = [[share.param, _match_strides(share.grad, share.param), *share.moments] for share in shares]
     adamw_blocks(tensors, [share.step for share in shares], arithmetic)
 
 
-def masked_update(shares: list[Share], arithmetic: dict, threshold: int, scale: float) -> None:
+def masked_update(shares: list[LocalParam], arithmetic: dict, threshold: int, scale: float) -> None:
     """AdamW on masked gradients.
 
     A share with a `child` keeps the gradient there and is neither changed nor decayed elsewhere. A share
@@ -56,34 +139,32 @@ def masked_update(shares: list[Share], arithmetic: dict, threshold: int, scale: 
     if not shares:
         return
     child = shares[0].child is not None
-    if not child and not (shares := _left_by_kernel(shares, arithmetic, threshold, scale)):
+    if not child and not (shares := _step_with_kernel(shares, arithmetic, threshold, scale)):
         return
 
-    def update(batch: list[Piece]) -> None:
+    def update(batch: list[Block]) -> None:
         gradients = _scaled_gradients(batch, 1.0 if child else scale)
-        if child or threshold < LANE_VALUES:
-            keep = _children(batch) if child else _lanes_below(batch, threshold)
-            clear_outside(gradients, keep)
+        if child or threshold < DRAW_RANGE:
+            keep = _mask_indices(batch) if child else _draws_below(batch, threshold)
+            zero_unmasked_(gradients, keep)
         targets = [piece.param for piece in batch]
         copied = child or targets[0].dtype != gradients.dtype  # in a batch, all are of one dtype
         if copied:
-            copies = scratch("weights", gradients.numel(), gradients.dtype, gradients.device)
-            targets = [
-                _laid_out_like(c, p).copy_(p) for c, p in zip(_split(copies, batch), targets, strict=True)
-            ]
+            copies = reusable_buffer("weights", gradients.numel(), gradients.dtype, gradients.device)
+            targets = [_match_strides(c, p).copy_(p) for c, p in zip(_split(copies, batch), targets, strict=True)]
         tensors = [
-            [target, _laid_out_like(gradient, target), *piece.moments]
+            [target, _match_strides(gradient, target), *piece.moments]
             for piece, target, gradient in zip(batch, targets, _split(gradients, batch), strict=True)
         ]
         adamw_blocks(tensors, [piece.share.step for piece in batch], arithmetic)
         if copied:
             for piece, target in zip(batch, targets, strict=True):
-                _put_back(piece, target)
+                _copy_back(piece, target)
 
-    for_each(update, batches(_pieces(shares)), all(share.param.device.type == "cpu" for share in shares))
+    parallel_map(update, batches(_pieces(shares)), all(share.param.device.type == "cpu" for share in shares))
 
 
-def _left_by_kernel(shares: list[Share], arithmetic: dict, threshold: int, scale: float) -> list[Share]:
+def _step_with_kernel(shares: list[LocalParam], arithmetic: dict, threshold: int, scale: float) -> list[LocalParam]:
     """Step the task-free shares that the CUDA kernel can do; returns the others."""
     left = []
     for share in shares:
@@ -107,16 +188,16 @@ def _kernel() -> ModuleType | None:
     return triton_kernel
 
 
-def _split(values: torch.Tensor, batch: list[Piece]) -> list[torch.Tensor]:
+def _split(values: torch.Tensor, batch: list[Block]) -> list[torch.Tensor]:
     """The parts of a flat tensor that belong to the pieces, in their shapes."""
     parts = values.split([piece.param.numel() for piece in batch])
     return [part.view(piece.param.shape) for part, piece in zip(parts, batch, strict=True)]
 
 
-def _scaled_gradients(batch: list[Piece], scale: float) -> torch.Tensor:
+def _scaled_gradients(batch: list[Block], scale: float) -> torch.Tensor:
     """Copies of the gradients, piece after piece, in the moments' dtype and times `scale`: [elements]."""
     sizes, grads = [piece.grad.numel() for piece in batch], [piece.grad for piece in batch]
-    scaled = scratch("gradients", sum(sizes), batch[0].moments[0].dtype, grads[0].device)
+    scaled = reusable_buffer("gradients", sum(sizes), batch[0].moments[0].dtype, grads[0].device)
     for part, grad in zip(scaled.split(sizes), grads, strict=True):
         if grad.dtype == part.dtype:
             torch.mul(grad, scale, out=part)
@@ -125,9 +206,9 @@ def _scaled_gradients(batch: list[Piece], scale: float) -> torch.Tensor:
     return scaled
 
 
-def _lanes_below(batch: list[Piece], threshold: int) -> torch.Tensor:
+def _draws_below(batch: list[Block], threshold: int) -> torch.Tensor:
     """The batch's mask, piece after piece: bool [elements]."""
-    keep = scratch("keep", sum(piece.grad.numel() for piece in batch), torch.bool, torch.device("cpu"))
+    keep = reusable_buffer("keep", sum(piece.grad.numel() for piece in batch), torch.bool, torch.device("cpu"))
     start = 0
     for piece in batch:
         part = keep.numpy()[start : start + piece.grad.numel()]
@@ -136,21 +217,21 @@ def _lanes_below(batch: list[Piece], threshold: int) -> torch.Tensor:
     return keep.to(batch[0].param.device)
 
 
-def _children(batch: list[Piece]) -> torch.Tensor:
+def _mask_indices(batch: list[Block]) -> torch.Tensor:
     return torch.cat([piece.share.child.reshape(-1)[piece.start : piece.stop] for piece in batch])
 
 
-def _put_back(piece: Piece, updated: torch.Tensor) -> None:
+def _copy_back(piece: Block, updated: torch.Tensor) -> None:
     """Copy what was updated elsewhere into the parameter; of a share with a child, only there."""
     child = piece.share.child
     if child is None:
         piece.param.copy_(updated)
     else:
         child = child.reshape(-1)[piece.start : piece.stop].view(piece.param.shape)
-        copy_inside(piece.param, updated.to(piece.param.dtype), child)
+        copy_masked_(piece.param, updated.to(piece.param.dtype), child)
 
 
-def _laid_out_like(grad: torch.Tensor, param: torch.Tensor) -> torch.Tensor:
+def _match_strides(grad: torch.Tensor, param: torch.Tensor) -> torch.Tensor:
     """The gradient in its parameter's memory order: torch's fused kernel takes it for granted."""
     return grad if grad.stride() == param.stride() else torch.empty_like(param, dtype=grad.dtype).copy_(grad)
 
@@ -167,7 +248,7 @@ def batches(pieces: Iterable[tuple]) -> Iterator[list[tuple]]:
             batch, size = [], 0
         batch.append(piece)
         size += piece[0].numel()
-        if size >= BLOCK:
+        if size >= BLOCK_ELEMENTS:
             yield batch
             batch, size = [], 0
     if batch:
@@ -192,14 +273,14 @@ def adamw_blocks(tensors: list[list], steps: list[int], arithmetic: dict) -> Non
     adamw(params, grads, exp_avgs, exp_avg_sqs, maxima, state_steps, **options)
 
 
-def _pieces(shares: list[Share]) -> Iterator[Piece]:
+def _pieces(shares: list[LocalParam]) -> Iterator[Block]:
     for share in shares:
         numel, grad = share.param.numel(), share.grad.reshape(-1)
         if numel and not share.param.is_contiguous():
-            yield Piece(share.param, grad, share.moments, share, 0, numel)
+            yield Block(share.param, grad, share.moments, share, 0, numel)
             continue
         param, moments = share.param.view(-1), [None if t is None else t.view(-1) for t in share.moments]
-        for start in range(0, numel, BLOCK):
-            part = slice(start, min(start + BLOCK, numel))
+        for start in range(0, numel, BLOCK_ELEMENTS):
+            part = slice(start, min(start + BLOCK_ELEMENTS, numel))
             block = [None if t is None else t[part] for t in moments]
-            yield Piece(param[part], grad[part], block, share, start, part.stop)
+            yield Block(param[part], grad[part], block, share, start, part.stop)

@@ -26,16 +26,10 @@ from torch.distributed.checkpoint.state_dict import (
     set_state_dict,
 )
 
-from ftkit.child_tuning.masks import clean_name
-from ftkit.distributed.checkpoint_folder import (
-    CheckpointError,
-    empty_folder,
-    latest_checkpoint,
-    publish,
-    refuse_damaged,
-    refuse_others,
-)
-from ftkit.distributed.mesh import Ranks
+from ftkit._modules import clean_name
+
+from .checkpoint_folder import CheckpointError, check_same_run, check_undamaged, commit, empty_folder, latest_checkpoint
+from .mesh import DistributedContext
 
 WRITE_TIMEOUT = timedelta(minutes=30)  # how long ranks wait for the slowest disk
 
@@ -49,7 +43,9 @@ class Checkpoints:
     raises the same on each: rank 0 decides.
     """
 
-    def __init__(self, folder: Path, about: dict, ranks: Ranks, keep: int = 1, trainable_only: bool = False):
+    def __init__(
+        self, folder: Path, about: dict, ranks: DistributedContext, keep: int = 1, trainable_only: bool = False
+    ):
         self.folder, self.about, self.ranks, self.keep = Path(folder), about, ranks, keep
         self.trainable_only = trainable_only
         # Of its own: the writing thread must not mix its messages with those of the training step.
@@ -74,10 +70,8 @@ class Checkpoints:
         self._on_rank0(lambda: empty_folder(temporary))
         model_state, optimizer_state = self._states(model, optimizer)
         state = {"model": model_state, "optimizer": optimizer_state, "extra": {**extra, "step": step}}
-        writing = dcp.async_save(
-            state, checkpoint_id=temporary, process_group=self.group, no_dist=self.group is None
-        )
-        about = {"step": step, "ranks": self.ranks.world_size, **identity(self.about, model)}
+        writing = dcp.async_save(state, checkpoint_id=temporary, process_group=self.group, no_dist=self.group is None)
+        about = {"step": step, "ranks": self.ranks.world_size, **model_signature(self.about, model)}
         # A daemon, so that a rank which fails meanwhile can end without waiting for the others.
         self._thread = threading.Thread(target=self._complete, args=(writing, final, about), daemon=True)
         self._thread.start()
@@ -108,8 +102,8 @@ class Checkpoints:
         path = self.latest()
         if path is None:
             raise FileNotFoundError(f"{self.folder} holds no whole checkpoint: start without resuming")
-        mine = identity(self.about, model)
-        self._on_rank0(lambda: refuse_others(path, mine))
+        mine = model_signature(self.about, model)
+        self._on_rank0(lambda: check_same_run(path, mine))
         model_state, optimizer_state = self._states(model, optimizer)
         state = {"model": model_state, "optimizer": optimizer_state, "extra": {**extra, "step": 0}}
         _read(state, path, self.group)
@@ -126,7 +120,7 @@ class Checkpoints:
     def _states(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict, dict]:
         weights, moments = get_state_dict(model, optimizer)
         if self.trainable_only:
-            trained = identity({}, model)["trained"]
+            trained = model_signature({}, model)["trained"]
             weights = {name: tensor for name, tensor in weights.items() if clean_name(name) in trained}
         return weights, moments
 
@@ -137,7 +131,7 @@ class Checkpoints:
             failed = writing.exception()
             files = {path.name: path.stat().st_size for path in temporary.glob(f"__{self.ranks.rank}_*")}
             reports = self._gather((_cause(failed), files))
-            self._on_rank0(lambda: publish(final, about, reports, self.keep))
+            self._on_rank0(lambda: commit(final, about, reports, self.keep))
             self.written = about["step"]
         except Exception as error:
             self._failure = error
@@ -166,7 +160,7 @@ class Checkpoints:
 
 def load_weights(path: Path, model: nn.Module) -> None:
     """Read only the weights of a checkpoint, whatever number of ranks wrote it, into an unsharded model."""
-    refuse_damaged(path)
+    check_undamaged(path)
     state = {"model": model.state_dict()}
     _read(state, path, None)
     model.load_state_dict(state["model"])
@@ -178,7 +172,7 @@ def full_state_dict(model: nn.Module, trainable_only: bool = False) -> dict[str,
     return get_model_state_dict(model, options=options)
 
 
-def identity(about: dict, model: nn.Module) -> dict:
+def model_signature(about: dict, model: nn.Module) -> dict:
     """`about` and what tells models apart: names, whole shapes, and which parameters have optimizer state."""
     named = [(clean_name(name), parameter) for name, parameter in model.named_parameters()]
     shapes = {name: list(parameter.shape) for name, parameter in named}

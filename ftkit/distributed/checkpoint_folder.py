@@ -24,25 +24,23 @@ def latest_checkpoint(folder: Path) -> Path | None:
     """
     damaged = []
     for path in step_folders(folder):
-        if (damage := damage_of(path)) is None:
+        if (damage := find_damage(path)) is None:
             for each in damaged:
                 warnings.warn(f"{each}; going on from {path.name}", stacklevel=2)
             return path
         damaged.append(damage)
     if damaged:
-        raise CheckpointError(
-            f"{damaged[0]}: restore the file, or remove the folder {folder} to start from nothing"
-        )
+        raise CheckpointError(f"{damaged[0]}: restore the file, or remove the folder {folder} to start from nothing")
     return None
 
 
-def refuse_damaged(path: Path) -> None:
+def check_undamaged(path: Path) -> None:
     """Raise CheckpointError where a file is missing or has another size than when it was written."""
-    if damage := damage_of(path):
+    if damage := find_damage(path):
         raise CheckpointError(f"{damage}: restore the file, or take another checkpoint")
 
 
-def refuse_others(path: Path, mine: dict) -> None:
+def check_same_run(path: Path, mine: dict) -> None:
     theirs = json.loads((path / ABOUT).read_text())
     for key in mine:
         ours, saved = json.loads(json.dumps(mine[key])), theirs.get(key)
@@ -78,7 +76,7 @@ def step_of(path: Path) -> int:
     return int(STEP.search(path.name)[1])
 
 
-def damage_of(path: Path, files: dict[str, int] | None = None) -> str | None:
+def find_damage(path: Path, files: dict[str, int] | None = None) -> str | None:
     """The first file of a checkpoint that is missing or has another size than when it was written."""
     if files is None:
         try:
@@ -100,7 +98,7 @@ def empty_folder(path: Path) -> None:
     path.mkdir(parents=True)
 
 
-def publish(final: Path, about: dict, reports: list[tuple[str, dict[str, int]]], keep: int) -> None:
+def commit(final: Path, about: dict, reports: list[tuple[str, dict[str, int]]], keep: int) -> None:
     """Make `step-N.incomplete` the whole `step-N`, and remove all but the newest `keep`.
 
     `about` is what to write into it, `reports` each rank's cause of failure, if any, and its files with their sizes.
@@ -119,10 +117,8 @@ def publish(final: Path, about: dict, reports: list[tuple[str, dict[str, int]]],
         )
     files = {name: size for _, own in reports for name, size in own.items()}
     files[".metadata"] = (temporary / ".metadata").stat().st_size
-    if damage := damage_of(temporary, files):
-        raise OSError(
-            errno.EIO, f"{damage}: do all machines see the same folder? Put the output on a shared one"
-        )
+    if damage := find_damage(temporary, files):
+        raise OSError(errno.EIO, f"{damage}: do all machines see the same folder? Put the output on a shared one")
     with (temporary / ABOUT).open("w") as file:
         json.dump({**about, "files": files}, file, indent=1)
         file.flush()

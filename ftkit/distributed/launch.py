@@ -1,153 +1,82 @@
-"""Start programs of several processes from a notebook: torchrun's output, a failure's reason, and nothing left behind.
+"""Whether this process belongs to the launch that began a run: then it goes on with it, without being told."""
 
-`torchrun` waits for the program; `start` returns at once, and `result` of what it returns waits. Neither ends by an
-interrupt of another cell: JupyterLab sends that to the kernel's whole process group, so programs get one of their own.
-They end with the kernel all the same, by a guard.
-"""
-
-import codecs
 import os
-import re
-import shutil
 import signal
 import socket
-import subprocess
 import sys
-import tempfile
-import threading
-import uuid
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
-from ftkit.distributed.live_guard import end_guard, end_marked, start_guard
+import psutil
+import torch
+import torch.distributed as dist
 
-MARK = "FTKIT_RUN"  # in the environment of a run's processes: its folder, or a name that no other run has
-# torchrun's own report of a failure begins so; what the ranks said stands before it.
-AGENT_LINE = re.compile(r"^[WEI]\d{4} |^Traceback \(most recent call last\):\n.*elastic", re.MULTILINE)
-SHOWN_LINES = 15
-LOOK_EVERY = 0.1  # seconds between two looks at what a run has printed
-
-
-class LaunchError(RuntimeError):
-    """A rank failed; the message ends with the last lines that the ranks printed."""
+from .device import pick_device
+from .mesh import DistributedContext, build_context, parse_parallel_dims
+from .rendezvous import RendezvousError, init_process_group_with_retry
 
 
-class Run:
-    """A program that runs; made by `start`. `result` waits for it, `stop` ends it."""
+def launch_id() -> str:
+    """A name that torchrun's restarts share and other launches do not; empty without torchrun.
 
-    def __init__(self, command: list[str], name: str, mark: str, timeout: float, remedy: str):
-        self.name, self._timeout, self._remedy = name, timeout, remedy
-        self._expired, self._ended = False, threading.Event()
-        self._said = tempfile.TemporaryFile()  # noqa: SIM115 - a pipe would have to be read all the time
-        environment = {"OMP_NUM_THREADS": "1", **os.environ, "PYTHONUNBUFFERED": "1"}
-        self._process, self._guard = start_guarded(
-            command, mark, environment, stdin=subprocess.DEVNULL, stdout=self._said, stderr=subprocess.STDOUT
-        )
-        threading.Thread(target=self._wait, daemon=True).start()
-
-    def result(self, show: bool = False) -> str:
-        """Wait for the end and return all that was printed; with `show`, print it as it comes.
-
-        An interrupt ends the waiting and leaves the run alone: call it again. Raises LaunchError when the run failed,
-        was killed or ran out of time, with the last lines that it printed and the cell that starts it again.
-        """
-        shown, decode = 0, codecs.getincrementaldecoder("utf-8")("replace").decode
-        while show and not self._ended.wait(LOOK_EVERY):
-            shown += self._show(shown, decode)
-        self._ended.wait()
-        if show:
-            self._show(shown, decode)
-        said = os.pread(self._said.fileno(), os.fstat(self._said.fileno()).st_size, 0).decode(
-            "utf-8", "replace"
-        )
-        if code := self._process.returncode:
-            raise LaunchError(self._failure(said, code))
-        return said
-
-    def stop(self) -> None:
-        """End its processes, and wait until they have ended. A second call does nothing."""
-        self._process.kill()
-        self._ended.wait()
-
-    def __repr__(self) -> str:
-        return f"Run({self.name}: {'ended' if self._ended.is_set() else 'running'})"
-
-    def _wait(self) -> None:
-        try:
-            self._process.wait(self._timeout)
-        except subprocess.TimeoutExpired:
-            self._expired = True
-            self._process.kill()
-            self._process.wait()
-        end_guard(self._guard)  # ranks have sessions of their own and may outlive torchrun
-        self._ended.set()
-
-    def _show(self, start: int, decode) -> int:
-        """Print what came after the first `start` bytes; returns how many bytes that was."""
-        new = os.pread(self._said.fileno(), 2**20, start)
-        sys.stdout.write(decode(new))
-        sys.stdout.flush()
-        return len(new)
-
-    def _failure(self, said: str, code: int) -> str:
-        lines = AGENT_LINE.split(said)[0].strip().split("\n")
-        spoken = [line.rstrip("\r").rpartition("\r")[2] for line in lines if line.strip()][-SHOWN_LINES:]
-        why = "failed" if code > 0 else f"was ended by {signal.Signals(-code).name}"
-        why = f"ran for more than {self._timeout:g} seconds" if self._expired else why
-        return "\n".join([f"{self.name} {why}:", *spoken, *([self._remedy] if self._remedy else [])])
-
-
-def torchrun(
-    *arguments: str, ranks: int = 2, timeout: float = 600.0, quiet: bool = False, max_restarts: int = 0
-) -> str:
-    """Run `torchrun --nproc-per-node ranks arguments…` on this machine and return all that it printed.
-
-    Output appears while it runs, unless `quiet`. The processes end with the call: on success, on failure, on
-    an interrupt of the cell, and after `timeout` seconds. When a rank dies, all are started again, `max_restarts`
-    times at most.
-    Raises LaunchError when a rank fails or time runs out.
+    With `--rdzv-id` it is that name, so a job that is started again under its own id (as Slurm does after a
+    preemption) is the same launch. Without one it is the torchrun process, which only serves a single machine.
     """
-    run = Run(*_command(arguments, ranks, max_restarts), uuid.uuid4().hex, timeout, remedy="")
+    run = os.environ.get("TORCHELASTIC_RUN_ID", "")
+    if run and run != "none":
+        return f"rdzv-id {run}"
+    alone = os.environ.get("GROUP_WORLD_SIZE") == "1"
+    return f"torchrun since {psutil.Process(os.getppid()).create_time()}" if run and alone else ""
+
+
+def is_same_launch(output: Path) -> bool:
+    """Whether the run in `output` was begun by this launch."""
+    file = output / "launch"
+    return bool(launch_id()) and file.is_file() and file.read_text() == launch_id()
+
+
+def run_forked(main: Callable[[DistributedContext], None], ranks: int, mesh: str = "") -> None:
+    """Call `main(ranks)` in `ranks` forks of this process, with `mesh` as in `mesh.run`; wait for all of them.
+
+    Call it before anything has started threads or used an accelerator, neither of which survives a fork. When one
+    rank fails the others are ended; raises RuntimeError, after the failed rank has printed its traceback, and where
+    the system cannot fork.
+    """
+    if not hasattr(os, "fork"):
+        raise RuntimeError("this system cannot fork a process: start the program with torchrun, or use WSL 2")
+    launched = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    started = {
+        _fork_rank(main, mesh, {**launched, "RANK": str(rank), "LOCAL_RANK": str(rank)}): rank for rank in range(ranks)
+    }
+    failed = []
+    while started:
+        process, status = os.wait()
+        rank = started.pop(process, None)
+        if rank is not None and status and not failed:
+            failed.append(rank)
+            for other in started:
+                os.kill(other, signal.SIGKILL)
+    if failed:
+        raise RuntimeError(f"rank {failed[0]} of {ranks} failed: its error stands above")
+
+
+def _fork_rank(main: Callable, mesh: str, environment: dict[str, str]) -> int:
+    process = os.fork()
+    if process:
+        return process
+    os.environ.update(environment)
+    os.environ.pop("TORCHELASTIC_USE_AGENT_STORE", None)  # rank 0 keeps the store
+    code = 1
     try:
-        return run.result(show=not quiet)
-    finally:
-        run.stop()
-
-
-def start(
-    *arguments: str,
-    ranks: int | None = 2,
-    folder: str | Path | None = None,
-    timeout: float = 600.0,
-    max_restarts: int = 0,
-) -> Run:
-    """Start the same and return at once; with `ranks=None`, `python arguments…` without torchrun.
-
-    It goes on while other cells run or are interrupted, for `timeout` seconds at most, and ends with this process.
-    `folder`: where it writes. What an earlier run left there is removed, and one that still writes there is ended
-    first: so a cell that starts a run may simply be run again.
-    """
-    mark = uuid.uuid4().hex
-    if folder is not None:
-        mark = str(Path(folder).absolute())
-        end_marked(MARK, mark)
-        shutil.rmtree(folder, ignore_errors=True)
-    return Run(*_command(arguments, ranks, max_restarts), mark, timeout, _remedy())
-
-
-def start_guarded(
-    command: list[str], mark: str, environment: dict[str, str], **options
-) -> tuple[subprocess.Popen, subprocess.Popen]:
-    """A process in a session of its own, and the guard that ends it and its children when this process ends.
-
-    `end_guard` ends them before. `options` are Popen's.
-    """
-    guard = start_guard(MARK, mark)
-    try:
-        environment = {**environment, MARK: mark}
-        return subprocess.Popen(command, env=environment, start_new_session=True, **options), guard
+        run_distributed(main, mesh)  # ends the process where there are several
+        code = 0
     except BaseException:
-        end_guard(guard)
-        raise
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        os._exit(code)
 
 
 def free_port() -> int:
@@ -156,18 +85,48 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def _command(arguments: tuple, ranks: int | None, max_restarts: int) -> tuple[list[str], str]:
-    """The command, and its name in errors."""
-    words = list(map(str, arguments))
-    if ranks is None:
-        return [sys.executable, *words], " ".join(words[:3])
-    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={ranks}"]
-    command += ["--master-addr=127.0.0.1", f"--master-port={free_port()}", f"--max-restarts={max_restarts}"]
-    return [*command, *words], f"{' '.join(words[:3])} on {ranks} rank(s)"
+# torch's own default makes a rank that lost its peers hang for half an hour.
+TIMEOUT = timedelta(minutes=10)
 
 
-def _remedy() -> str:
-    """What to do about a run that is lost, with the number of the cell that starts it, where this is a notebook."""
-    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
-    cell = f"run the cell that started it, [{shell.execution_count}]," if shell else "start it"
-    return f"This run is lost: {cell} again, then go on here."
+def env_rank() -> int:
+    """This process's rank as torchrun (or Slurm through it) says, before any process group exists."""
+    return int(os.environ.get("RANK", 0))
+
+
+def env_world_size() -> int:
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def run_distributed(main: Callable[[DistributedContext], None], mesh: str = "", timeout: timedelta = TIMEOUT) -> None:
+    """Call `main(ranks)`, inside a process group where torchrun has started several ranks.
+
+    `mesh` as in `mesh_shape`; `timeout` is how long a rank waits for the others, to join and in each collective.
+    With several ranks this is the last thing that a process does: it ends here, with exit code 0, or 1 after the
+    traceback of what `main` raised. gloo's threads can outlive the process group and abort an interpreter that shuts
+    down in the usual way ("terminate called without an active exception"), and those that write a checkpoint can make
+    one that has failed wait for the others.
+    """
+    world_size = env_world_size()
+    shape = parse_parallel_dims(mesh, world_size)
+    compute = pick_device(int(os.environ.get("LOCAL_RANK", 0)), world_size)
+    if compute.device.type == "cuda":
+        torch.cuda.set_device(compute.device)
+    if world_size == 1:
+        main(DistributedContext(0, 1, compute, None))
+        return
+    try:
+        init_process_group_with_retry(compute.backend, timeout)
+    except RendezvousError as error:
+        raise SystemExit(f"error: {error}") from None
+    code = 0
+    try:
+        main(build_context(shape, compute))
+        dist.barrier()
+        dist.destroy_process_group()
+    except BaseException as error:
+        traceback.print_exception(error)
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

@@ -4,13 +4,13 @@ import signal
 import threading
 from types import FrameType
 
-from ftkit.distributed.mesh import Ranks
+from .mesh import DistributedContext
 
 # SIGTERM: the cloud, Kubernetes and torchrun; SIGUSR1: what `sbatch --signal=USR1@60` sends. Windows lacks it.
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))
 
 
-class Preemption:
+class PreemptionHandler:
     """While it is open, SIGTERM and SIGUSR1 set a flag, to be asked for at the end of a step.
 
     torchrun passes a SIGTERM on to every rank and kills after 30 seconds what still lives: a step and a
@@ -22,7 +22,7 @@ class Preemption:
         self.signalled = False
         self._before = {}
 
-    def __enter__(self) -> "Preemption":
+    def __enter__(self) -> "PreemptionHandler":
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self._set) for number in SIGNALS}
         return self
@@ -34,6 +34,6 @@ class Preemption:
     def _set(self, number: int, frame: FrameType | None) -> None:
         self.signalled = True
 
-    def asked(self, ranks: Ranks) -> bool:
+    def asked(self, ranks: DistributedContext) -> bool:
         """Whether any rank was signalled; the same on all ranks, which must all ask at the same place."""
         return ranks.sum(float(self.signalled)) > 0

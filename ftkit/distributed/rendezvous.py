@@ -14,7 +14,7 @@ class RendezvousError(RuntimeError):
     """The ranks did not come together. The message says who is missing and what to check."""
 
 
-def join(backend: str, timeout: timedelta) -> None:
+def init_process_group_with_retry(backend: str, timeout: timedelta) -> None:
     """Make the default process group of the ranks that torchrun (or srun, with the same variables) has started.
 
     After a restart torchrun's store still holds the addresses of dead ranks, on which gloo would wait for
@@ -32,7 +32,7 @@ def join(backend: str, timeout: timedelta) -> None:
     """
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     store = _open_store(rank, world_size, timeout)
-    name = meet(store, rank, world_size, timeout)
+    name = agree_on_attempt(store, rank, world_size, timeout)
     dist.init_process_group(
         backend,
         store=dist.PrefixStore(f"ftkit/{name}", store),
@@ -42,7 +42,7 @@ def join(backend: str, timeout: timedelta) -> None:
     )
 
 
-def meet(store: dist.Store, rank: int, world_size: int, timeout: timedelta) -> str:
+def agree_on_attempt(store: dist.Store, rank: int, world_size: int, timeout: timedelta) -> str:
     """A name that all `world_size` living ranks agree on, new for each attempt."""
     deadline = time.monotonic() + timeout.total_seconds()
     me = uuid.uuid4().hex

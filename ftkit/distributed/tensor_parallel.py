@@ -29,7 +29,7 @@ STYLES = {
 }
 
 
-def check(config: PretrainedConfig, tp: int) -> None:
+def validate_tp_degree(config: PretrainedConfig, tp: int) -> None:
     """Raise ValueError, naming the number and the remedy, where `tp` ranks cannot share the model evenly."""
     text = config.get_text_config()
     heads = text.num_attention_heads
@@ -47,34 +47,30 @@ def check(config: PretrainedConfig, tp: int) -> None:
         )
 
 
-def layer_styles(model: nn.Module) -> dict[str, str]:
+def tp_plan_of(model: nn.Module) -> dict[str, str]:
     """A key of STYLES for each module that is cut, by its name; numbers of layers stand as `*`.
 
     Raises ValueError for a model without a plan, and for one with a style that is not known here.
     """
     name = type(model).__name__
     if hasattr(model, "peft_config"):
-        raise ValueError(
-            "adapters have no tensor-parallel plan: merge them first, or use dp_shard instead of tp"
-        )
+        raise ValueError("adapters have no tensor-parallel plan: merge them first, or use dp_shard instead of tp")
     if not getattr(model, "tp_plan", None):
-        raise ValueError(
-            f"{name} has no tensor-parallel plan (base_model_tp_plan): use dp_shard instead of tp"
-        )
-    plan = {**model.tp_plan, **_ends(model)}
+        raise ValueError(f"{name} has no tensor-parallel plan (base_model_tp_plan): use dp_shard instead of tp")
+    plan = {**model.tp_plan, **_embedding_and_head_plan(model)}
     if unknown := sorted({style for style in plan.values() if style not in STYLES}):
         raise ValueError(f"{name}'s plan has layers of kind {', '.join(unknown)}: use dp_shard instead of tp")
     return plan
 
 
-def parallelize(model: nn.Module, tp_mesh: DeviceMesh) -> nn.Module:
+def apply_tensor_parallel(model: nn.Module, tp_mesh: DeviceMesh) -> nn.Module:
     """Cut the model's matrices over `tp_mesh`, as its own plan says, in place; logits are whole on every rank.
 
     Works on meta and on real weights, which must then be the same on all ranks. Do it before `fully_shard`.
     Raises ValueError as `layer_styles` and `check` do.
     """
-    plan = layer_styles(model)
-    check(model.config, tp_mesh.size())
+    plan = tp_plan_of(model)
+    validate_tp_degree(model.config, tp_mesh.size())
     trains = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     styles: dict[str, ParallelStyle] = {layer: STYLES[style]() for layer, style in plan.items()}
     parallelize_module(model, tp_mesh, styles, src_data_rank=None)  # None: no rank sends its weights
@@ -85,7 +81,7 @@ def parallelize(model: nn.Module, tp_mesh: DeviceMesh) -> nn.Module:
     return model
 
 
-def _ends(model: nn.Module) -> dict[str, str]:
+def _embedding_and_head_plan(model: nn.Module) -> dict[str, str]:
     """Embedding and head by vocabulary: both cut a tied weight in the same way."""
     names = {module: name for name, module in model.named_modules()}
     ends = {

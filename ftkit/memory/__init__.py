@@ -3,19 +3,17 @@
 print(table(estimate_memory(named_model("llama-3-8b"), Plan(mesh=(1, 8, 1), compute="bfloat16"))))
 """
 
-from .estimate import Estimate, estimate_memory
+from .estimate import Estimate, compare, estimate_memory, table
 from .measure import Measured, measure_memory
-from .plan import Plan
-from .published import named_model
-from .report import compare, table
+from .plan import MemoryPlan, published_meta_model
 
 __all__ = [
     "Estimate",
     "Measured",
-    "Plan",
+    "MemoryPlan",
     "compare",
     "estimate_memory",
     "measure_memory",
-    "named_model",
+    "published_meta_model",
     "table",
 ]

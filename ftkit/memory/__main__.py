@@ -12,14 +12,12 @@ import json
 import logging
 import sys
 
-from ftkit.memory.estimate import Estimate, estimate_memory
-from ftkit.memory.plan import CHILD_STATES, DTYPES, KERNELS, METHODS, OPTIMIZERS, Plan
-from ftkit.memory.published import SIZES, named_model
-from ftkit.memory.report import GIB, table
+from .estimate import GIB, Estimate, estimate_memory, table
+from .plan import CHILD_STATES, DTYPES, KERNELS, METHODS, OPTIMIZERS, SIZES, MemoryPlan, published_meta_model
 
 
 def parser() -> argparse.ArgumentParser:
-    plan = Plan()
+    plan = MemoryPlan()
     made = argparse.ArgumentParser(
         prog="python -m ftkit.memory",
         description=__doc__,
@@ -28,9 +26,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("model", nargs="?", default="", help=f"pocket-base without one; or {', '.join(SIZES)}")
     made.add_argument("--method", choices=METHODS, default=plan.method)
     made.add_argument("--optimizer", choices=OPTIMIZERS, default=plan.optimizer)
-    made.add_argument(
-        "--freeze", default="", help="pattern of the parameters to freeze: frozen, child-tuning"
-    )
+    made.add_argument("--freeze", default="", help="pattern of the parameters to freeze: frozen, child-tuning")
     made.add_argument("--lora_r", type=int, default=8, help="rank of LoRA's matrices (%(default)s)")
     made.add_argument("--child_state", choices=CHILD_STATES, default=plan.child_state)
     made.add_argument("--reserve_p", type=float, default=plan.reserve_p, help="part that is the child")
@@ -54,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def plan_of(given: argparse.Namespace) -> Plan:
+def plan_of(given: argparse.Namespace) -> MemoryPlan:
     """Raises ValueError for what is no plan."""
     try:
         mesh = tuple(int(part) for part in given.mesh.split(","))
@@ -64,7 +60,7 @@ def plan_of(given: argparse.Namespace) -> Plan:
     same += ("master_copy", "ddp", "micro_batch_size", "max_length", "accumulation")
     same += ("activation_checkpointing", "loss_chunk", "kernel")
     options = {"r": given.lora_r} if given.method == "lora" else {}
-    return Plan(
+    return MemoryPlan(
         mesh=mesh,
         options=options,
         reshard_after_forward=not given.keep_gathered,
@@ -85,7 +81,7 @@ def main(arguments: list[str] | None = None) -> int:
     given = made.parse_args(arguments)
     logging.disable(logging.WARNING)  # transformers warns of tokens that a tiny vocabulary lacks
     try:
-        found = estimate_memory(named_model(given.model), plan_of(given), every_layer=given.every_layer)
+        found = estimate_memory(published_meta_model(given.model), plan_of(given), every_layer=given.every_layer)
     except ValueError as error:
         made.error(str(error))
     if given.json:

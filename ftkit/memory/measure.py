@@ -9,18 +9,12 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
 from ftkit.child_tuning import ChildTuningAdamW
-from ftkit.memory.estimate import OPTIMIZER_STEP, check
-from ftkit.memory.live import LiveBytes
-from ftkit.memory.plan import Plan
-from ftkit.memory.step import (
-    apply_method,
-    apply_plan,
-    causal_lm,
-    forward_and_backward,
-    label_gradients,
-    mark_layers,
-)
-from ftkit.optim import decay_groups
+from ftkit.parameters import decay_groups
+
+from .estimate import OPTIMIZER_STEP, validate
+from .plan import MemoryPlan
+from .step import apply_method, apply_plan, forward_and_backward, label_gradients, mark_layers, unwrap_peft
+from .tracker import MemoryTracker
 
 LR = 1e-4  # any: bytes do not depend on it
 
@@ -39,7 +33,7 @@ class Measured:
 
 def measure_memory(
     model: nn.Module,
-    plan: Plan,
+    plan: MemoryPlan,
     mesh: DeviceMesh | None = None,
     gradient_mask: Mapping[str, torch.Tensor] | None = None,
 ) -> Measured:
@@ -48,16 +42,14 @@ def measure_memory(
     `mesh` has the plan's shape and the names dp_replicate, dp_shard and tp; None for one rank. The model is changed:
     give a copy where you need it. Raises ValueError for a plan that the model, the mesh or torch cannot follow.
     """
-    check(model, plan)
+    validate(model, plan)
     if plan.moments not in ("", "float32" if plan.child_tuning else plan.weights):
-        raise ValueError(
-            f"moments in {plan.moments} can be estimated; no optimizer here keeps them: leave it out"
-        )
+        raise ValueError(f"moments in {plan.moments} can be estimated; no optimizer here keeps them: leave it out")
     if plan.world_size > 1 and (mesh is None or mesh.shape != plan.mesh):
         raise ValueError(f"the plan's mesh is {plan.mesh}, and the one given is {mesh and mesh.shape}")
     device = next(model.parameters()).device
-    vocabulary = causal_lm(model).config.get_text_config().vocab_size
-    live = LiveBytes(vocabulary)
+    vocabulary = unwrap_peft(model).config.get_text_config().vocab_size
+    live = MemoryTracker(vocabulary)
     model = apply_method(model, plan)
     counted = live if device.type != "cuda" else None
     if counted is None:
@@ -68,7 +60,7 @@ def measure_memory(
         model = apply_plan(model, plan, mesh)
         mark_layers(model, live)
         label_gradients(model, live)
-        step, held = stepper(model, plan, gradient_mask)
+        step, held = make_step(model, plan, gradient_mask)
         for _ in range(2):
             live.peaks.clear()
             live.at_peak.clear()
@@ -81,14 +73,12 @@ def measure_memory(
             model.zero_grad()
     phases = {phase: size for phase, size in live.peaks.items() if phase != "end"}
     splits = {phase: live.at_peak[phase] for phase in phases}
-    return Measured(
-        _nbytes(model.parameters()), gradients, _nbytes(held()), max(phases.values()), phases, splits
-    )
+    return Measured(_nbytes(model.parameters()), gradients, _nbytes(held()), max(phases.values()), phases, splits)
 
 
 def _on_cuda(model, plan, mesh, gradient_mask, vocabulary, device) -> Measured:
     model = apply_plan(model, plan, mesh)
-    step, held = stepper(model, plan, gradient_mask)
+    step, held = make_step(model, plan, gradient_mask)
     for _ in range(2):
         torch.cuda.reset_peak_memory_stats(device)
         forward_and_backward(model, plan, vocabulary)
@@ -99,13 +89,11 @@ def _on_cuda(model, plan, mesh, gradient_mask, vocabulary, device) -> Measured:
     return Measured(_nbytes(model.parameters()), gradients, _nbytes(held()), peak, {}, {})
 
 
-def stepper(
-    model: nn.Module, plan: Plan, gradient_mask: Mapping[str, torch.Tensor] | None = None
+def make_step(
+    model: nn.Module, plan: MemoryPlan, gradient_mask: Mapping[str, torch.Tensor] | None = None
 ) -> tuple[Callable[[], None], Callable[[], Iterable[torch.Tensor]]]:
     """The plan's optimizer step, and a function that lists the tensors of its state."""
-    groups = decay_groups(
-        model.named_parameters(), 0.01
-    )  # as ftkit.finetune has them; bytes do not depend on it
+    groups = decay_groups(model.named_parameters(), 0.01)  # as ftkit.finetune has them; bytes do not depend on it
     trained = [p for group in groups for _, p in group["params"]]
     masters = []
     if plan.child_tuning:
@@ -135,9 +123,7 @@ def stepper(
             master.grad = None
 
     def held() -> list[torch.Tensor]:
-        kept = [
-            t for state in optimizer.state.values() for t in state.values() if isinstance(t, torch.Tensor)
-        ]
+        kept = [t for state in optimizer.state.values() for t in state.values() if isinstance(t, torch.Tensor)]
         return masters + [t for t in kept if t.ndim]
 
     return step, held

@@ -3,8 +3,13 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from ftkit.models import CustomCodeError, load_config, resolve_model
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 METHODS = ("full", "frozen", "lora", "child-tuning")
@@ -14,7 +19,7 @@ KERNELS = ("loop", "foreach", "fused")
 
 
 @dataclass(frozen=True)
-class Plan:
+class MemoryPlan:
     """Defaults are those of `python -m ftkit.finetune` on one process of a CPU.
 
     Raises ValueError, naming the field, for what no step can be.
@@ -31,9 +36,7 @@ class Plan:
     moments: str = ""  # of AdamW's two moments; "" for what the optimizer does by itself
     master_copy: bool = False  # a float32 copy of what trains, for weights in fewer bits
     mesh: tuple[int, int, int] = (1, 1, 1)  # ranks: dp_replicate, dp_shard, tp
-    ddp: bool = (
-        False  # replicas are DistributedDataParallel's, which ftkit.finetune never uses: it has fully_shard
-    )
+    ddp: bool = False  # replicas are DistributedDataParallel's, which ftkit.finetune never uses: it has fully_shard
     reshard_after_forward: bool = True  # free a layer's gathered weights after its forward pass
     micro_batch_size: int = 8  # rows of a forward pass on one rank
     max_length: int = 512  # tokens of a row
@@ -60,9 +63,7 @@ class Plan:
         if self.max_length < 2:
             raise ValueError("max_length is 1: a token is learnt from the one before it, so give 2 or more")
         if self.loss_chunk < 0:
-            raise ValueError(
-                f"loss_chunk is {self.loss_chunk}: give a number of tokens, or 0 for all at once"
-            )
+            raise ValueError(f"loss_chunk is {self.loss_chunk}: give a number of tokens, or 0 for all at once")
         if not 0 < self.reserve_p <= 1:
             raise ValueError(f"reserve_p is {self.reserve_p}: give a probability above 0 and at most 1")
         if self.ddp and self.mesh[1:] != (1, 1):
@@ -70,9 +71,7 @@ class Plan:
                 f"ddp copies the model to every rank, and mesh {self.mesh} cuts it: give a mesh such as 4,1,1"
             )
         if self.method == "lora" and self.freeze:
-            raise ValueError(
-                "method 'lora' freezes the whole base: leave `freeze`, and choose by target_modules"
-            )
+            raise ValueError("method 'lora' freezes the whole base: leave `freeze`, and choose by target_modules")
         if self.method != "child-tuning" and (self.method == "frozen") != bool(self.freeze):
             raise ValueError("method 'frozen' and `freeze`, the pattern of what is frozen, come together")
         if self.method != "lora" and self.options:
@@ -93,3 +92,54 @@ class Plan:
     def child_tuning(self) -> bool:
         """Whether ChildTuningAdamW takes the step."""
         return "child-tuning" in (self.method, self.optimizer)
+
+
+FIELDS = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "vocab_size",
+)
+SIZES = {
+    "llama-2-7b": (4096, 11008, 32, 32, 32, 32_000),
+    "llama-2-13b": (5120, 13824, 40, 40, 40, 32_000),
+    "llama-2-70b": (8192, 28672, 80, 64, 8, 32_000),
+    "llama-3-8b": (4096, 14336, 32, 32, 8, 128_256),
+    "llama-3-70b": (8192, 28672, 80, 64, 8, 128_256),
+    "llama-3-405b": (16384, 53248, 126, 128, 8, 128_256),
+}
+
+
+def published_meta_model(name: str = "") -> nn.Module:
+    """A model on meta: a name of SIZES, a folder with a config.json (weights are not read), or pocket-base for "".
+
+    Raises ValueError naming what would do, where there is no such model.
+    """
+    if name in SIZES:
+        config = LlamaConfig(
+            **dict(zip(FIELDS, SIZES[name], strict=True)),
+            tie_word_embeddings=False,
+            max_position_embeddings=131_072,
+        )
+    elif not name:
+        config = load_config(resolve_model())
+    elif (Path(name) / "config.json").is_file() or not name.startswith((".", "/", "~")):
+        try:
+            config = load_config(name)
+        except CustomCodeError:
+            raise
+        except (OSError, ValueError) as error:
+            raise ValueError(_unknown(name)) from error
+    else:
+        raise ValueError(_unknown(name))
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
+
+
+def _unknown(name: str) -> str:
+    return (
+        f"no model {name!r}: give a folder with a config.json, a name that transformers finds, "
+        f"or one of {', '.join(SIZES)}"
+    )

@@ -16,18 +16,20 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
+from ftkit._compat import enable_activation_checkpointing
+from ftkit._modules import decoder_layers
 from ftkit.adapters import attach
 from ftkit.distributed import tensor_parallel
-from ftkit.distributed.mesh import parts_of
-from ftkit.distributed.sharding import decoder_layers, distribute
+from ftkit.distributed.fsdp import apply_parallelism
+from ftkit.distributed.mesh import fsdp_and_tp_meshes
 from ftkit.freezing import freeze
 from ftkit.loss import accumulate, next_token_loss, summed_cross_entropy
-from ftkit.memory.live import LiveBytes
-from ftkit.memory.plan import DTYPES, Plan
-from ftkit.torch_private import enable_activation_checkpointing
+
+from .plan import DTYPES, MemoryPlan
+from .tracker import MemoryTracker
 
 
-def apply_method(model: nn.Module, plan: Plan) -> nn.Module:
+def apply_method(model: nn.Module, plan: MemoryPlan) -> nn.Module:
     """Weights in the plan's dtype, activations checkpointed, and what trains chosen; returns the model to train."""
     model.to(DTYPES[plan.weights])
     if plan.activation_checkpointing:
@@ -39,13 +41,13 @@ def apply_method(model: nn.Module, plan: Plan) -> nn.Module:
     return model.train()
 
 
-def cut_along(model: nn.Module) -> dict[int, int]:
+def tp_shard_dims(model: nn.Module) -> dict[int, int]:
     """The dimension along which tensor parallelism cuts each parameter that it cuts, by the parameter's id.
 
     Raises ValueError for a model without a plan.
     """
-    styles, along = tensor_parallel.layer_styles(causal_lm(model)), {}
-    for name, module in causal_lm(model).named_modules():
+    styles, along = tensor_parallel.tp_plan_of(unwrap_peft(model)), {}
+    for name, module in unwrap_peft(model).named_modules():
         style = styles.get(re.sub(r"\.\d+", ".*", name))
         for parameter in module.parameters(recurse=False):
             if style == "rowwise" and parameter.ndim > 1:
@@ -55,21 +57,21 @@ def cut_along(model: nn.Module) -> dict[int, int]:
     return along
 
 
-def causal_lm(model: nn.Module) -> nn.Module:
+def unwrap_peft(model: nn.Module) -> nn.Module:
     """The transformers model inside PEFT's wrapper, or the model itself."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def apply_plan(model: nn.Module, plan: Plan, mesh: DeviceMesh | None) -> nn.Module:
+def apply_plan(model: nn.Module, plan: MemoryPlan, mesh: DeviceMesh | None) -> nn.Module:
     """Chunk the loss, then split the model over the mesh (dp_replicate, dp_shard, tp), as the program does."""
     if plan.loss_chunk:
-        base = causal_lm(model)
+        base = unwrap_peft(model)
         base.forward = MethodType(chunked_loss(plan.loss_chunk), base)
     if mesh is None:
         return model
     if plan.ddp:
         return DistributedDataParallel(model)
-    return distribute(model, *parts_of(mesh), DTYPES[plan.compute], plan.reshard_after_forward)
+    return apply_parallelism(model, *fsdp_and_tp_meshes(mesh), DTYPES[plan.compute], plan.reshard_after_forward)
 
 
 def chunked_loss(chunk: int) -> Callable:
@@ -89,7 +91,7 @@ def chunked_loss(chunk: int) -> Callable:
     return forward
 
 
-def make_batch(plan: Plan, vocabulary: int, device: torch.device | str = "cpu") -> dict[str, torch.Tensor]:
+def make_batch(plan: MemoryPlan, vocabulary: int, device: torch.device | str = "cpu") -> dict[str, torch.Tensor]:
     """A micro-batch of (B, T) whose first row ends in padding, so that attention has a mask as rows usually make it."""
     ids = torch.arange(plan.micro_batch_size * plan.max_length, device=device) % vocabulary
     ids = ids.view(plan.micro_batch_size, plan.max_length)
@@ -99,13 +101,11 @@ def make_batch(plan: Plan, vocabulary: int, device: torch.device | str = "cpu") 
 
 
 def forward_and_backward(
-    model: nn.Module, plan: Plan, vocabulary: int, live: LiveBytes | None = None
+    model: nn.Module, plan: MemoryPlan, vocabulary: int, live: MemoryTracker | None = None
 ) -> None:
     """All micro-batches of a step; gradients are in `.grad` afterwards. `live` is told the phases."""
     compute, device = DTYPES[plan.compute], next(model.parameters()).device
-    batches = [
-        make_batch(plan, vocabulary, device) for _ in range(plan.accumulation)
-    ]  # the program has all at once
+    batches = [make_batch(plan, vocabulary, device) for _ in range(plan.accumulation)]  # the program has all at once
     mixed = not plan.sharded and any(p.dtype != compute for p in model.parameters())
     begun = 0
 
@@ -127,15 +127,13 @@ def forward_and_backward(
     accumulate(model, batches, loss_of)
 
 
-def mark_layers(model: nn.Module, live: LiveBytes) -> None:
+def mark_layers(model: nn.Module, live: MemoryTracker) -> None:
     """Tell `live` when the backward pass enters a layer; the two at either end have a phase each."""
     layers = decoder_layers(model)
 
     def enter(index: int) -> Callable:
         above = len(layers) - 1 - index
-        name = (
-            f"{index} above the first" if index < 2 else f"{above} below the last" if above < 2 else "between"
-        )
+        name = f"{index} above the first" if index < 2 else f"{above} below the last" if above < 2 else "between"
 
         def watch(_module, _args, output):
             hidden = output[0] if isinstance(output, tuple) else output
@@ -148,7 +146,7 @@ def mark_layers(model: nn.Module, live: LiveBytes) -> None:
         layer.register_forward_hook(enter(index))
 
 
-def label_gradients(model: nn.Module, live: LiveBytes) -> None:
+def label_gradients(model: nn.Module, live: MemoryTracker) -> None:
     """Tell `live` what a gradient is, as soon as a parameter has it."""
     for parameter in model.parameters():
         if parameter.requires_grad:

@@ -14,14 +14,15 @@ import torch
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 
+from ftkit._compat import fake_ranks, fake_tensors, fill_from_meta
+from ftkit._modules import decoder_layers
 from ftkit.distributed.mesh import DIMENSIONS
-from ftkit.distributed.sharding import decoder_layers
-from ftkit.memory import step
-from ftkit.memory.live import LiveBytes
-from ftkit.memory.plan import Plan
-from ftkit.torch_private import fake_ranks, fake_tensors, fill_from_meta
 
-FEW = 4  # layers: two at either end have phases of their own, and FSDP gathers one while another computes
+from . import step
+from .plan import MemoryPlan
+from .tracker import MemoryTracker
+
+TRACED_LAYERS = 4  # layers: two at either end have phases of their own, and FSDP gathers one while another computes
 
 
 @dataclass(frozen=True)
@@ -33,14 +34,12 @@ class Trace:
     traffic: dict[str, int]  # bytes of the largest tensor of each collective, added up over a step
 
 
-def on_meta(model: nn.Module, layers: int | None = None) -> nn.Module:
+def copy_to_meta(model: nn.Module, layers: int | None = None) -> nn.Module:
     """A copy on the meta device, of the first `layers` decoder layers only; tied weights stay tied."""
     memo = {}
     for tensor in (*model.parameters(), *model.buffers()):
         empty = torch.empty_like(tensor, device="meta")
-        memo[id(tensor)] = (
-            nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
-        )
+        memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
     kept = decoder_layers(model)
     for dropped in kept[layers:] if layers else []:
         memo[id(dropped)] = nn.Identity()
@@ -48,20 +47,20 @@ def on_meta(model: nn.Module, layers: int | None = None) -> nn.Module:
     if layers:
         (found,) = [m for m in small.modules() if isinstance(m, nn.ModuleList) and len(m) == len(kept)]
         del found[layers:]
-        config = step.causal_lm(small).config.get_text_config()
+        config = step.unwrap_peft(small).config.get_text_config()
         config.num_hidden_layers = layers  # llama's forward pass slices by it
     return small
 
 
-def trace(model: nn.Module, plan: Plan, every_layer: bool = False) -> Trace:
+def trace(model: nn.Module, plan: MemoryPlan, every_layer: bool = False) -> Trace:
     """The trace of a model on meta, with what trains chosen already (`step.apply_method`)."""
     count = len(decoder_layers(model))
-    if every_layer or count <= FEW + 1 or not alike(model):
-        return trace_few(model, plan, count)
-    few, more = trace_few(model, plan, FEW), trace_few(model, plan, FEW + 1)
+    if every_layer or count <= TRACED_LAYERS + 1 or not identical_layers(model):
+        return extrapolate(model, plan, count)
+    few, more = extrapolate(model, plan, TRACED_LAYERS), extrapolate(model, plan, TRACED_LAYERS + 1)
 
     def grown(a: dict[str, int], b: dict[str, int]) -> dict[str, int]:
-        return {k: a.get(k, 0) + (b.get(k, 0) - a.get(k, 0)) * (count - FEW) for k in {**a, **b}}
+        return {k: a.get(k, 0) + (b.get(k, 0) - a.get(k, 0)) * (count - TRACED_LAYERS) for k in {**a, **b}}
 
     few_peaks = {phase: few.peaks.get(phase, 0) for phase in few.peaks}
     return Trace(
@@ -71,21 +70,21 @@ def trace(model: nn.Module, plan: Plan, every_layer: bool = False) -> Trace:
     )
 
 
-def alike(model: nn.Module) -> bool:
+def identical_layers(model: nn.Module) -> bool:
     """Whether every layer is like the first: in shapes, in what trains, and in its kind of attention."""
 
     def form(layer: nn.Module) -> list:
         return [(name, p.shape, p.dtype, p.requires_grad) for name, p in layer.named_parameters()]
 
     layers = decoder_layers(model)
-    kinds = getattr(step.causal_lm(model).config.get_text_config(), "layer_types", None) or [""]
+    kinds = getattr(step.unwrap_peft(model).config.get_text_config(), "layer_types", None) or [""]
     return len(set(kinds)) == 1 and all(form(layer) == form(layers[0]) for layer in layers[1:])
 
 
-def trace_few(model: nn.Module, plan: Plan, layers: int) -> Trace:
+def extrapolate(model: nn.Module, plan: MemoryPlan, layers: int) -> Trace:
     """Trace the first `layers` layers as they are."""
-    small = on_meta(model, layers)
-    vocabulary = step.causal_lm(small).config.get_text_config().vocab_size
+    small = copy_to_meta(model, layers)
+    vocabulary = step.unwrap_peft(small).config.get_text_config().vocab_size
     if plan.world_size == 1 or plan.ddp:  # DDP's own buffers are added where states are
         return _run(small, plan, None, vocabulary)
     with fake_ranks(plan.world_size):
@@ -94,7 +93,7 @@ def trace_few(model: nn.Module, plan: Plan, layers: int) -> Trace:
 
 
 @contextmanager
-def _older_objects_left_alone() -> Iterator[None]:
+def _gc_frozen() -> Iterator[None]:
     """The garbage collector searches only what is made inside, which saves a seventh of a trace's time."""
     gc.freeze()
     try:
@@ -103,9 +102,9 @@ def _older_objects_left_alone() -> Iterator[None]:
         gc.unfreeze()
 
 
-@_older_objects_left_alone()
-def _run(model: nn.Module, plan: Plan, mesh, vocabulary: int) -> Trace:
-    live = LiveBytes(vocabulary)
+@_gc_frozen()
+def _run(model: nn.Module, plan: MemoryPlan, mesh, vocabulary: int) -> Trace:
+    live = MemoryTracker(vocabulary)
     model = step.apply_plan(model, plan, mesh)  # on meta: cutting into 1,024 shards is slow in fake tensors
     with fake_tensors():
         fill_from_meta(model)

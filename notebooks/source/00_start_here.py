@@ -51,12 +51,13 @@ if "google.colab" in sys.modules:
 
 # %%
 import torch
+from ftcourse.contents import claim_table, notebook_table, plot_contents, read_notebooks
+from ftcourse.exercises.start_here import check_one_step
+from ftcourse.machine import FINE, check_machine
+from ftcourse.plots import use_course_style
 
-from ftkit.checks.start_here import check_one_step
-from ftkit.course import claim_table, notebook_table, plot_walk, read_notebooks
-from ftkit.machine import FINE, check_machine
-from ftkit.plots import use_course_style
-from ftkit.pocket import find_base, find_chat
+from ftkit.conversations import find_chat
+from ftkit.models import resolve_model
 
 use_course_style()
 
@@ -81,7 +82,7 @@ assert all(finding.remedy for finding in findings if finding.verdict != FINE)
 
 # %% [markdown]
 # Notice: *too little* slows you down or limits the larger notebooks; only *missing* stops you. In a terminal,
-# `.venv/bin/python -m ftkit.machine` says the same.
+# `.venv/bin/python -m ftcourse.machine` says the same.
 
 # %% [markdown]
 # ## 2 · Does it learn?
@@ -135,7 +136,7 @@ check_one_step(one_step)
 
 # %%
 walk = read_notebooks()
-ax = plot_walk(walk)
+ax = plot_contents(walk)
 
 # %%
 print(f"{sum(row['ready'] for row in walk)} of {len(walk)} notebooks are ready")
@@ -155,7 +156,7 @@ notebook_table()
 # ```
 
 # %%
-print(f"model: {find_base().rpartition('/')[2]}")
+print(f"model: {resolve_model().rpartition('/')[2]}")
 for split, path in find_chat().items():
     with path.open(encoding="utf-8") as lines:
         print(f"data, {split}: {sum(1 for _ in lines):,} conversations")

@@ -24,14 +24,13 @@ if "google.colab" in sys.modules:
 
 # %%
 import torch
-
-from ftkit.checks.gradient_masks import (
+from ftcourse.exercises.gradient_masks import (
     check_child_gradient,
     check_child_variance,
     check_masked_descent,
 )
-from ftkit.plots import new_axes, plot_matrix, use_course_style
-from ftkit.widgets import mask_explorer
+from ftcourse.explorers.gradient_masks import mask_explorer
+from ftcourse.plots import new_axes, plot_matrix, use_course_style
 
 use_course_style()
 torch.set_printoptions(precision=2, sci_mode=False)
@@ -465,7 +464,7 @@ else:
 # The claims that this notebook tested, with the verdicts that its cells computed:
 
 # %%
-from ftkit.claims import Claim, show_claims
+from ftcourse.claims import Claim, show_claims
 
 paper, demo = (
     "Xu et al. 2021, on Child-Tuning_F",

@@ -31,13 +31,13 @@ import tempfile
 import zlib
 
 import torch
+from ftcourse.claims import Claim, show_claims
+from ftcourse.exercises.child_tuning import check_accumulated_child, check_steady_step
+from ftcourse.plots import OKABE_ITO, new_axes, use_course_style
+from ftcourse.runs import torchrun
 from safetensors.torch import load_file
 
-from ftkit.checks.child_tuning import check_accumulated_child, check_steady_step
 from ftkit.child_tuning import ChildTuningAdamW, gradient_mask
-from ftkit.claims import Claim, show_claims
-from ftkit.distributed.launch import torchrun
-from ftkit.plots import OKABE_ITO, new_axes, use_course_style
 
 # %% tags=["nbval-ignore-output"]
 use_course_style()
@@ -636,7 +636,7 @@ from safetensors.torch import save_file
 from torch.distributed.fsdp import fully_shard
 
 from ftkit.child_tuning import ChildTuningAdamW
-from ftkit.distributed import mesh
+from ftkit.distributed import launch
 
 
 def main(ranks):
@@ -655,7 +655,7 @@ def main(ranks):
         save_file(weights, "sharded.safetensors")
 
 
-mesh.run(main)
+launch.run_distributed(main)
 
 # %%
 said = torchrun("sharded.py", ranks=2, quiet=True)
@@ -680,10 +680,8 @@ assert equal and farthest(sharded, by_library(seed=8)) > 1e-3
 # stored every run.
 
 # %%
-from ftkit.studies.child_tuning.explorer import sweep_explorer
-from ftkit.studies.child_tuning.figures import plot_scores
-from ftkit.studies.child_tuning.summary import DOMAINS, SCORE, Study
-from ftkit.studies.child_tuning.verdicts import study_claims
+from ftcourse.explorers.child_tuning import plot_scores, sweep_explorer
+from ftcourse.studies.child_tuning import DOMAINS, SCORE, Study, study_claims
 
 study = Study()
 print(f"{len(study.records)} runs; seeds of the final ones: {study.seeds()}")
@@ -821,7 +819,7 @@ from baby import baby_model, backward, toy_batch
 from safetensors.torch import save_file
 
 from ftkit.child_tuning import ChildTuningAdamW
-from ftkit.distributed import mesh
+from ftkit.distributed import launch
 
 
 def train(ranks, reserve_p, own_masks):
@@ -844,7 +842,7 @@ def main(ranks):
     save_file(train(ranks, 0.3, own_masks=False), f"keyed-{ranks.rank}.safetensors")
 
 
-mesh.run(main)
+launch.run_distributed(main)
 
 # %%
 said = torchrun("replicas.py", ranks=2, quiet=True)

@@ -31,24 +31,25 @@ from pathlib import Path
 
 import torch
 import transformers
+from ftcourse.claims import Claim, show_claims
+from ftcourse.datasets import low_resource_chat
+from ftcourse.exercises.fisher_masks import check_child, check_compact_bytes, check_fisher
+from ftcourse.explorers.fisher_masks import child_explorer, child_parts, plot_child_map
+from ftcourse.plots import new_axes, use_course_style
 from torch.distributions import Bernoulli, kl_divergence
 
 from ftkit import load_base
-from ftkit.almanac_sets import low_resource_chat
-from ftkit.batches import global_batch, pad, steps_per_epoch
-from ftkit.checks.fisher_masks import check_child, check_compact_bytes, check_fisher
-from ftkit.child_map import child_explorer, child_parts, plot_child_map
+from ftkit.batching import global_batch, pad, steps_per_epoch
 from ftkit.child_tuning import (
     ChildTuningAdamW,
     fisher_information,
     gradient_mask,
     load_masks,
     save_masks,
-    top_masks,
+    top_fraction_masks,
 )
-from ftkit.claims import Claim, show_claims
-from ftkit.conversations import IGNORE_INDEX, encode, training_template
-from ftkit.plots import new_axes, use_course_style
+from ftkit.conversations import encode, training_template
+from ftkit.loss import IGNORE_INDEX
 
 # %% tags=["nbval-ignore-output"]
 use_course_style()
@@ -223,14 +224,14 @@ def overlap(child: dict, other: dict) -> float:
     return shared / sum(int(mask.sum()) for mask in child.values())
 
 
-child = top_masks(fisher, RESERVE_P)
-half_children = [top_masks(half, RESERVE_P) for half in halves]
+child = top_fraction_masks(fisher, RESERVE_P)
+half_children = [top_fraction_masks(half, RESERVE_P) for half in halves]
 random_child = {
     name: gradient_mask(score.shape, RESERVE_P, seed=SEED, step=1, name=name)
     for name, score in fisher.items()
 }
 by_chance, by_halves = overlap(child, random_child), overlap(*half_children)
-shared = overlap(child, top_masks(by_batch, RESERVE_P))
+shared = overlap(child, top_fraction_masks(by_batch, RESERVE_P))
 print(
     f"shared with a random child {by_chance:.0%}, by the children of two halves {by_halves:.0%}"
 )
@@ -331,7 +332,7 @@ scores[:50] = 1.0  # 5 % of the weights have any gradient
 at_percentile = scores >= scores.quantile(1 - RESERVE_P)
 with warnings.catch_warnings(record=True) as said:
     warnings.simplefilter("always")
-    positive = top_masks({"w": scores}, RESERVE_P)["w"]
+    positive = top_fraction_masks({"w": scores}, RESERVE_P)["w"]
 print(
     f"percentile: {at_percentile.float().mean():.0%}, top_masks: {positive.float().mean():.0%}"
 )
@@ -347,7 +348,7 @@ try:
     fisher_information_of_nothing = fisher_information(
         base, batches[:1], per="batch", loss=lambda model, batch: 0 * model(**batch).loss
     )
-    top_masks(fisher_information_of_nothing, RESERVE_P)
+    top_fraction_masks(fisher_information_of_nothing, RESERVE_P)
 except ValueError as refusal:
     print(refusal)
 else:
@@ -414,7 +415,7 @@ my_guess = 1.0
 trained = copy.deepcopy(base)
 train(trained, torch.optim.AdamW(trained.parameters(), lr=LR), epochs=1)
 later = fisher_information(trained, batches)
-later_child = top_masks(later, RESERVE_P)
+later_child = top_fraction_masks(later, RESERVE_P)
 kept = overlap(child, later_child)
 print(f"guessed {my_guess:.0%}, measured {kept:.0%}; the two halves share {by_halves:.0%}")
 later_parts = child_parts(later_child)

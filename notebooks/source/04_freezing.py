@@ -33,25 +33,24 @@ from collections import defaultdict
 
 import torch.distributed.fsdp  # and torch itself
 import transformers
-from tqdm import tqdm
-
-from ftkit import freezing_presets, load_base
-from ftkit.almanac import data_dir
-from ftkit.batches import global_batch, steps_per_epoch
-from ftkit.checks.freezing import (
+from ftcourse.claims import Claim, show_claims
+from ftcourse.exercises.freezing import (
     check_first_two_blocks,
     check_moment_bytes,
     check_train_biases,
 )
+from ftcourse.explorers.freezing import PresetExplorer, plot_map, requires_grad_map
+from ftcourse.plots import HATCHES, OKABE_ITO, new_axes, plot_matrix, use_course_style
+from ftcourse.studies.freezing import RATES, SEEDS, TASK, apply_preset, optimizer_bytes
+from ftcourse.studies.tasks import knowledge_by_domain, load_task
+from tqdm import tqdm
+
+from ftkit import freezing, load_base
+from ftkit.batching import global_batch, steps_per_epoch
 from ftkit.child_tuning import gradient_mask
-from ftkit.claims import Claim, show_claims
 from ftkit.freezing import freeze, unfreeze
-from ftkit.freezing_map import PresetExplorer, plot_map, requires_grad_map
-from ftkit.optim import decay_groups
-from ftkit.params import count_parameters
-from ftkit.plots import HATCHES, OKABE_ITO, new_axes, plot_matrix, use_course_style
-from ftkit.studies.freezing import RATES, SEEDS, TASK, apply_preset, optimizer_bytes, pages
-from ftkit.studies.tasks import load_task
+from ftkit.models import data_dir
+from ftkit.parameters import count_parameters, decay_groups
 
 # %% tags=["nbval-ignore-output"]
 use_course_style()
@@ -149,7 +148,7 @@ check_first_two_blocks(first_two_blocks)
 # %%
 fresh = load_base()[0]  # stays as it is, to compare with
 model, _ = load_base()
-freezing_presets.freeze_first_layers(model, 2)
+freezing.freeze_first_layers(model, 2)
 line = requires_grad_map(model)
 grain = {
     name: gradient_mask(p.shape, RESERVE_P, seed=SEED, step=1, name=name)
@@ -286,7 +285,7 @@ config = transformers.Qwen3Config(
 qwen = transformers.Qwen3ForCausalLM(config)
 with warnings.catch_warnings(record=True) as said:
     warnings.simplefilter("always")
-    names = freezing_presets.head_only(qwen)
+    names = freezing.head_only(qwen)
 print(names, *(str(warning.message) for warning in said), sep="\n")
 assert qwen.lm_head.weight is qwen.model.embed_tokens.weight and len(said) == 1
 
@@ -296,7 +295,7 @@ assert qwen.lm_head.weight is qwen.model.embed_tokens.weight and len(said) == 1
 
 # %%
 try:
-    freezing_presets.bitfit(qwen)
+    freezing.bitfit(qwen)
 except ValueError as refusal:
     print(refusal)
 else:
@@ -343,7 +342,7 @@ check_train_biases(train_biases)
 
 # %%
 task = load_task(TASK, SEED)
-freezing_presets.bitfit(task.model)
+freezing.bitfit(task.model)
 lr = runs["biases only"][SEED]["lr"]
 named = task.model.named_parameters()
 optimizer = torch.optim.AdamW(decay_groups(named, WEIGHT_DECAY), lr=lr)
@@ -362,7 +361,7 @@ for step in tqdm(range(steps), desc="BitFit"):
     optimizer.zero_grad()
 task.model.eval()
 with torch.no_grad():
-    live = task.judge(task.model) | pages(task.model, tokenizer)
+    live = task.judge(task.model) | knowledge_by_domain(task.model, tokenizer)
 print({measure: round(value, 3) for measure, value in live.items() if "pages" not in measure})
 
 # %%
@@ -482,7 +481,7 @@ claims.append(Claim(claim, source, whole - bitfit < 0.05, measured))
 
 # %%
 with torch.no_grad():
-    before = pages(fresh.eval(), tokenizer)["pages_right"]
+    before = knowledge_by_domain(fresh.eval(), tokenizer)["pages_right"]
 domains = list(before)
 print(f"before: at least {min(before.values()):.0%} right in each domain")
 assert min(before.values()) > 0.99

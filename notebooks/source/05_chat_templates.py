@@ -30,21 +30,22 @@ import subprocess
 
 import torch
 import transformers
-from trl.trainer.sft_trainer import DataCollatorForLanguageModeling as TrlCollator
-
-from ftkit import chat, load_base, load_chat
-from ftkit.almanac import data_dir
-from ftkit.batches import global_batch, pad
-from ftkit.chat.explorer import ChatExplorer
-from ftkit.checks.chat_templates import (
+from ftcourse.claims import Claim, show_claims
+from ftcourse.exercises.chat_templates import (
     check_marked_template,
     check_never_stop,
     check_pad_choice,
 )
-from ftkit.claims import Claim, show_claims
-from ftkit.conversations import IGNORE_INDEX, encode
+from ftcourse.explorers.chat_template import ChatExplorer
+from ftcourse.plots import OKABE_ITO, new_axes, use_course_style
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling as TrlCollator
+
+from ftkit import chat, load_base, load_chat
+from ftkit.batching import global_batch, pad
+from ftkit.conversations import encode
 from ftkit.evaluate import exact_match, generate_answers, stop_rate
-from ftkit.plots import OKABE_ITO, new_axes, use_course_style
+from ftkit.loss import IGNORE_INDEX
+from ftkit.models import data_dir
 
 # %% tags=["nbval-ignore-output"]
 use_course_style()
@@ -208,7 +209,7 @@ encoded = unmarked.apply_chat_template(
     conversation, return_dict=True, return_assistant_tokens_mask=True
 )
 print(f"{sum(encoded['assistant_masks'])} of {len(encoded['input_ids'])} tokens are marked")
-assert "no-generation-markers" in chat.codes(chat.check_chat_template(unmarked))
+assert "no-generation-markers" in chat.finding_codes(chat.check_chat_template(unmarked))
 
 # %% [markdown]
 # ## Exercise 1 · Mark what is learnt
@@ -420,12 +421,12 @@ with_labels = [encode(llama, m, LLAMA_2) for m in short["train"][:8]]
 batches = {
     "transformers": transformers.DataCollatorForLanguageModeling(careless, mlm=False)(few),
     "TRL": TrlCollator(pad_token_id=end)(with_labels),
-    "ftkit.batches.pad": pad(with_labels, end),
+    "ftkit.batching.pad": pad(with_labels, end),
 }
 kept = {name: int((b["labels"] == end).any(dim=1).sum()) for name, b in batches.items()}
 for name, count in kept.items():
     print(f"{name:18} {count} of {len(few)} rows learn to stop")
-assert kept == {"transformers": 0, "TRL": len(few), "ftkit.batches.pad": len(few)}
+assert kept == {"transformers": 0, "TRL": len(few), "ftkit.batching.pad": len(few)}
 
 # %%
 spared = [name for name, count in kept.items() if count == len(few)]
@@ -522,8 +523,8 @@ def forget_mask(module, args, kwargs):
 hook = model.register_forward_pre_hook(forget_mask, with_kwargs=True)
 planted = chat.check_padding(model, tokenizer)
 hook.remove()
-print("sound model:", sound, " mask forgotten:", chat.codes(planted))
-assert not sound and chat.codes(planted) == ["padding-changes-logits"]
+print("sound model:", sound, " mask forgotten:", chat.finding_codes(planted))
+assert not sound and chat.finding_codes(planted) == ["padding-changes-logits"]
 
 # %%
 safe = [pair for pair, moved in changed.items() if not moved]
@@ -645,11 +646,11 @@ explorer
 # %%
 for name in choices:  # what the menus do, done by a cell
     explorer.tokenizer_menu.value = name
-    print(f"{name:25} {', '.join(chat.codes(explorer.findings)) or 'no findings'}")
+    print(f"{name:25} {', '.join(chat.finding_codes(explorer.findings)) or 'no findings'}")
 explorer.tokenizer_menu.value = "course"
 explorer.length_slider.value = 44
-print(f"{'course, cut at 44':25} {', '.join(chat.codes(explorer.findings))}")
-assert "answer-cut-off" in chat.codes(explorer.findings)
+print(f"{'course, cut at 44':25} {', '.join(chat.finding_codes(explorer.findings))}")
+assert "answer-cut-off" in chat.finding_codes(explorer.findings)
 explorer.length_slider.value = explorer.length_slider.max
 
 # %% [markdown]

@@ -28,16 +28,15 @@ import statistics
 
 import torch
 import transformers
-
-from ftkit import load_base
-from ftkit.almanac import data_dir
-from ftkit.checks.optimizer_and_schedule import check_decays, check_rate_at, check_warmup_steps
-from ftkit.claims import Claim, show_claims
-from ftkit.optim import check_decay_groups, decay_groups, groups_by_name, groups_by_shape
-from ftkit.plots import OKABE_ITO, new_axes, plot_loss, use_course_style
-from ftkit.schedules import learning_rates, plot_schedules, schedule_explorer
-from ftkit.studies.intervals import interval
-from ftkit.studies.optimizer import (
+from ftcourse.claims import Claim, show_claims
+from ftcourse.exercises.optimizer_and_schedule import (
+    check_decays,
+    check_rate_at,
+    check_warmup_steps,
+)
+from ftcourse.explorers.schedules import learning_rates, plot_schedules, schedule_explorer
+from ftcourse.plots import OKABE_ITO, new_axes, plot_loss, use_course_style
+from ftcourse.studies.optimizer import (
     DECAYS,
     EVERYTHING,
     HIGH,
@@ -47,10 +46,14 @@ from ftkit.studies.optimizer import (
     SEEDS,
     SGD_RATES,
     STEPS,
-    Setting,
+    Trial,
     run,
 )
-from ftkit.studies.records import read_records, setting_of
+from ftcourse.studies.records import interval, read_records, setting_of
+
+from ftkit import load_base
+from ftkit.models import data_dir
+from ftkit.parameters import check_decay_groups, decay_groups, groups_by_name, groups_by_shape
 
 # %% tags=["nbval-ignore-output"]
 use_course_style()
@@ -60,15 +63,15 @@ print(f"torch {torch.__version__}, transformers {transformers.__version__}, devi
 
 # %%
 WEIGHT_DECAY = 0.01  # AdamW shrinks what decays by lr · WEIGHT_DECAY at each step
-LR = Setting(0).lr  # the usual peak learning rate of the stored runs
+LR = Trial(0).lr  # the usual peak learning rate of the stored runs
 claims = []  # what this notebook tested, each with its verdict; the recap prints them
 stored = read_records(data_dir() / "results" / "optimizer.jsonl")
-records = {setting_of(record, Setting): record for record in stored}
+records = {setting_of(record, Trial): record for record in stored}
 print(f"{len(records)} stored runs, {SEEDS} seeds of each setting, of {', '.join(STEPS)}")
 
 # %% [markdown]
 # The figures here come from short fine-tunes on few questions: **chat-96** has 96, seen ten times in 60 steps;
-# **chat-500** has 500, seen five times in 160 steps. `python -m ftkit.studies.optimizer` made them. A score is the
+# **chat-500** has 500, seen five times in 160 steps. `python -m ftcourse.studies.optimizer` made them. A score is the
 # fraction of held-out questions answered exactly; a point is a hundredth. Two settings are compared seed by seed (on
 # the same rows in the same order), and the mean difference is given with a 95 % interval.
 
@@ -76,7 +79,7 @@ print(f"{len(records)} stored runs, {SEEDS} seeds of each setting, of {', '.join
 # %%
 def scores(measure="test_exact", **changes):
     """One number a seed, of the usual setting with `changes`."""
-    return [records[Setting(seed, **changes)][measure] for seed in range(SEEDS)]
+    return [records[Trial(seed, **changes)][measure] for seed in range(SEEDS)]
 
 
 def gain(one, other, measure="test_exact"):
@@ -252,7 +255,7 @@ assert all(min(RATES) < rate < max(RATES) for rate in best.values())
 # On chat-96 two rates lie close together: the upper one is the usual rate of these runs. It is run again here, live.
 
 # %% tags=["nbval-ignore-output"]
-again, before = run(Setting(0)), records[Setting(0)]
+again, before = run(Trial(0)), records[Trial(0)]
 print(f"stored: {before['test_exact']:.2f} right; again: {again['test_exact']:.2f}")
 rows = [{"step": n + 1, "loss": loss} for n, loss in enumerate(again["train_loss"])]
 ax = plot_loss(rows)

@@ -29,23 +29,22 @@ import math
 import ipywidgets
 import torch
 import transformers
-
-from ftkit import load_base
-from ftkit.batch_faults import loss_floor
-from ftkit.batches import pad, read_rows
-from ftkit.chat import turn_end
-from ftkit.checks.overfit_one_batch import (
+from ftcourse.claims import Claim, show_claims
+from ftcourse.exercises.overfit_one_batch import (
     check_loss_floor,
     check_mended_labels,
     check_token_accuracy,
     plant_sixth_bug,
 )
-from ftkit.claims import Claim, show_claims
-from ftkit.conversations import IGNORE_INDEX
+from ftcourse.plots import OKABE_ITO, figure_svg, new_axes, use_course_style
+
+from ftkit import load_base
+from ftkit.batching import pad, read_rows
+from ftkit.chat import end_of_turn_id
+from ftkit.conversations import find_chat
 from ftkit.evaluate import generate_answers, stop_rate
-from ftkit.overfit import overfit_one_batch
-from ftkit.plots import OKABE_ITO, figure_svg, new_axes, use_course_style
-from ftkit.pocket import find_chat
+from ftkit.loss import IGNORE_INDEX
+from ftkit.overfit import loss_floor, overfit_one_batch
 
 # %% tags=["nbval-ignore-output"]
 use_course_style()
@@ -397,7 +396,7 @@ assert answers_only == 0 < everything
 # itself.
 
 # %%
-end_id = turn_end(tokenizer)
+end_id = end_of_turn_id(tokenizer)
 endless = pad(rows[:ROWS], end_id)
 endless["labels"] = endless["labels"].masked_fill(endless["input_ids"] == end_id, IGNORE_INDEX)
 

@@ -29,16 +29,23 @@ import os
 import tempfile
 
 import torch
+from ftcourse.almanac import all_facts, faq_prompt
+from ftcourse.claims import Claim, show_claims
+from ftcourse.exercises.full_fine_tune import (
+    check_build_labels,
+    check_mean_loss,
+    check_stop_rate,
+)
+from ftcourse.explorers.answers import answer_explorer
+from ftcourse.plots import plot_by_domain, plot_loss, use_course_style
+from ftcourse.progress import one_bar
 from peft import LoraConfig
 from trl import SFTConfig, SFTTrainer
 
 from ftkit import load_base, load_chat
-from ftkit.almanac import all_facts, data_dir, faq_prompt
-from ftkit.batches import global_batch, pad
-from ftkit.chat import turn_end
-from ftkit.checks.full_fine_tune import check_build_labels, check_mean_loss, check_stop_rate
-from ftkit.claims import Claim, show_claims
-from ftkit.conversations import IGNORE_INDEX, encode, encode_text
+from ftkit.batching import global_batch, pad
+from ftkit.chat import end_of_turn_id
+from ftkit.conversations import encode, encode_text
 from ftkit.evaluate import (
     exact_match,
     generate_answers,
@@ -47,10 +54,9 @@ from ftkit.evaluate import (
     stream_answer,
 )
 from ftkit.loading import load_for_training
-from ftkit.params import count_parameters, parameter_table
-from ftkit.plots import plot_by_domain, plot_loss, use_course_style
-from ftkit.progress import one_bar
-from ftkit.widgets import answer_explorer
+from ftkit.loss import IGNORE_INDEX
+from ftkit.models import data_dir
+from ftkit.parameters import count_parameters, parameter_table
 
 # %% tags=["nbval-ignore-output"]
 use_course_style()
@@ -191,7 +197,7 @@ for i, label in zip(row["input_ids"], labels, strict=True):
     print(
         f"{tokenizer.convert_ids_to_tokens(i):16} {'learn' if label != IGNORE_INDEX else '·'}"
     )
-end_id = turn_end(tokenizer)
+end_id = end_of_turn_id(tokenizer)
 assert end_id in labels, "the end of turn must be learnt"
 
 # %% [markdown]
@@ -657,7 +663,7 @@ own, conversations = (
     load_base(data_dir() / "pocket-base")[1],
     load_chat(data_dir() / "chat")["train"],
 )
-end = turn_end(own)
+end = end_of_turn_id(own)
 rows = [encode(own, chat["messages"], own.chat_template) for chat in conversations]
 masked_by_token = [
     row | {"labels": [IGNORE_INDEX if i == end else i for i in row["labels"]]} for row in rows

@@ -34,6 +34,17 @@ from pathlib import Path
 
 import peft
 import torch
+from ftcourse.almanac import corpus
+from ftcourse.claims import Claim, show_claims
+from ftcourse.exercises.lora import check_count, check_factor, check_merge
+from ftcourse.explorers.lora_rank import (
+    RankExplorer,
+    explained_variance,
+    plot_singular_values,
+    random_like,
+)
+from ftcourse.plots import HATCHES, OKABE_ITO, new_axes, plot_matrix, use_course_style
+from ftcourse.studies.tasks import BATCH_SIZE, WEIGHT_DECAY, load_task, training_steps
 from safetensors.torch import load_file
 from torch import nn
 from tqdm import tqdm
@@ -41,16 +52,10 @@ from transformers.utils import logging
 
 from ftkit import load_base, load_chat
 from ftkit.adapters import MergeError, attach, make_optimizer, merge_and_verify, save_adapter
-from ftkit.almanac import corpus, data_dir
-from ftkit.batches import pad, steps_per_epoch
-from ftkit.checks.lora import check_count, check_factor, check_merge
-from ftkit.claims import Claim, show_claims
+from ftkit.batching import pad, steps_per_epoch
 from ftkit.evaluate import exact_match, generate_answers, stop_rate
-from ftkit.params import count_parameters
-from ftkit.plots import HATCHES, OKABE_ITO, new_axes, plot_matrix, use_course_style
-from ftkit.rank_map import RankExplorer, energy_kept, plot_ranks, random_like
-from ftkit.studies.tasks import load_task
-from ftkit.studies.training import BATCH_SIZE, WEIGHT_DECAY, train_by_step
+from ftkit.models import data_dir
+from ftkit.parameters import count_parameters
 
 # %% tags=["nbval-ignore-output"]
 use_course_style()
@@ -315,7 +320,7 @@ for r in (1, 8, 64):
 def train(task, optimizer, label):
     """Train for the task's epochs, under a bar; the loss of each step."""
     steps = task.epochs * steps_per_epoch(task.train, BATCH_SIZE)
-    return list(tqdm(train_by_step(task, optimizer, SEED), desc=label, total=steps))
+    return list(tqdm(training_steps(task, optimizer, SEED), desc=label, total=steps))
 
 
 task = replace(load_task("chat-200", SEED, POCKET), epochs=FULL_EPOCHS)
@@ -336,8 +341,10 @@ print(f"loss {losses[0]:.2f} at the first step, {losses[-1]:.2f} at the last (na
 change = {name: p.detach() - before[name] for name, p in tuned.named_parameters()}
 matrices = [name for name, each in change.items() if "layers" in name and each.ndim == 2]
 parts = {name: torch.linalg.svd(change[name], full_matrices=False) for name in matrices}
-share = statistics.median(energy_kept(parts[name].S, R) for name in matrices)
-noise = statistics.median(energy_kept(random_like(change[name]), R) for name in matrices)
+share = statistics.median(explained_variance(parts[name].S, R) for name in matrices)
+noise = statistics.median(
+    explained_variance(random_like(change[name]), R) for name in matrices
+)
 print(f"{len(matrices)} matrices; energy kept at r = {R}, median, in tenths:")
 print(
     f"of the change {round(10 * share)}, of random matrices of its shapes {round(10 * noise)}"
@@ -375,7 +382,7 @@ for r, found in cut.items():
         f"r = {r:3}: loss {found['test_loss']:.2f}, exactly right {found['test_exact']:4.0%}"
     )
 print(f"matrices alone, all of their change: loss {alone['test_loss']:.2f}")
-axes = plot_ranks(change[matrices[0]], losses, R, name="block 0, q_proj: its change")
+axes = plot_singular_values(change[matrices[0]], losses, R, name="block 0, q_proj: its change")
 
 # %%
 lost = {r: losses[r] - losses[RANKS[-1]] for r in RANKS}  # nats a token
@@ -622,8 +629,8 @@ for row in TARGETS:
 # Train the first of the four here, at the rate that its stored runs chose:
 
 # %%
-from ftkit.studies.adapters.table import judged
-from ftkit.studies.records import read_records
+from ftcourse.studies.adapters.table import judged
+from ftcourse.studies.records import read_records
 
 records = read_records(data_dir() / "results" / "adapters.jsonl")
 ROWS = ["full", *TARGETS]
@@ -716,10 +723,10 @@ assert min(frozen) > max(trained)
 # an answer should end, how probable is `<|end|>`: in the live model, and in the full fine-tune of section 3?
 
 # %%
-from ftkit.chat import turn_end
+from ftkit.chat import end_of_turn_id
 from ftkit.conversations import encode
 
-END = turn_end(tokenizer)
+END = end_of_turn_id(tokenizer)
 ends = pad([encode(tokenizer, messages, tokenizer.chat_template) for messages in test], 0)
 labels = ends.pop("labels")[:, 1:]
 

@@ -34,24 +34,25 @@ from collections import Counter
 
 import torch
 import transformers
+from ftcourse.almanac import all_facts, corpus
+from ftcourse.claims import Claim, show_claims
+from ftcourse.datasets import call_splits, low_resource_chat
+from ftcourse.exercises import adapter_family as checks
+from ftcourse.explorers.adapter_family import ForgettingExplorer, plot_family, plot_movement
+from ftcourse.plots import use_course_style
+from ftcourse.studies import dora, records, tasks
+from ftcourse.studies.adapters import table
 from IPython.display import Markdown
 from peft import PeftModel
 
 from ftkit import load_base
 from ftkit.adapters import attach, load_adapter, make_optimizer, save_adapter
-from ftkit.almanac import all_facts, corpus, data_dir
-from ftkit.almanac_calls import call_splits
-from ftkit.almanac_sets import low_resource_chat
-from ftkit.batches import pad
-from ftkit.checks import adapter_family as checks
-from ftkit.claims import Claim, show_claims
-from ftkit.conversations import IGNORE_INDEX, encode
+from ftkit.batching import pad
+from ftkit.conversations import encode
 from ftkit.evaluate import exact_match, generate_answers, stop_rate, stop_token_ids
-from ftkit.family_figures import ForgettingExplorer, plot_family, plot_movement
-from ftkit.params import count_parameters
-from ftkit.plots import use_course_style
-from ftkit.studies import dora, intervals, records, tasks, training
-from ftkit.studies.adapters import results, table
+from ftkit.loss import IGNORE_INDEX
+from ftkit.models import data_dir
+from ftkit.parameters import count_parameters
 
 # %% tags=["nbval-ignore-output"]
 use_course_style()
@@ -188,7 +189,7 @@ print(f"a step of DoRA takes {ratio:.2f} times as long as LoRA's")
 
 # %%
 print("DoRA's step is dearer:", ratio > 1.05)
-slower = [r for task in TASKS for r in results.ratios(RUNS, task, "dora", "lora", "step_ms")]
+slower = [r for task in TASKS for r in table.ratios(RUNS, task, "dora", "lora", "step_ms")]
 measured = f"{min(slower):.2f} to {max(slower):.2f} times LoRA's step on a CPU, {len(slower)} pairs of runs"
 print(f"stored runs: {measured}")
 claim = "DoRA is slower than LoRA by a factor of two"
@@ -270,14 +271,14 @@ for group in optimizer.param_groups:
 
 # %%
 def exact(runs):
-    return results.mean(runs, "test_exact")
+    return table.mean(runs, "test_exact")
 
 
 alone = table.judged(RUNS, CHAT, "lora")
 print(f"LoRA at its best rate, {alone[0]['lr']:g}: {exact(alone):.0%} exact")
 for times_as_fast in (2, 4, 16, 20):
     row = f"lora+ {times_as_fast}"
-    own, kept = table.judged(RUNS, CHAT, row), results.at_rate_of(RUNS, CHAT, row, "lora")
+    own, kept = table.judged(RUNS, CHAT, row), table.at_rate_of(RUNS, CHAT, row, "lora")
     print(
         f"ratio {times_as_fast:>2}: at that rate {exact(kept):3.0%}; at its own, {own[0]['lr']:g}, {exact(own):3.0%}"
     )
@@ -287,7 +288,7 @@ at_20, bursts = {}, {}
 for task in TASKS:
     own, kept = (
         table.judged(RUNS, task, "lora+ 20"),
-        results.at_rate_of(RUNS, task, "lora+ 20", "lora"),
+        table.at_rate_of(RUNS, task, "lora+ 20", "lora"),
     )
     at_20[task] = exact(kept), exact(own), exact(table.judged(RUNS, task, "lora"))
     bursts[task] = sum(max(run["train_loss"][10:]) > run["train_loss"][0] for run in kept)
@@ -353,10 +354,8 @@ assert noise.abs().max() <= bound
 gains = {}
 for task in TASKS:
     for row in ("lora", "dora"):
-        runs = results.pairs(RUNS, task, f"{row}, NEFTune", row)
-        gains[task, row] = intervals.interval(
-            [a["test_loss"] - b["test_loss"] for a, b in runs]
-        )
+        runs = table.pairs(RUNS, task, f"{row}, NEFTune", row)
+        gains[task, row] = records.interval([a["test_loss"] - b["test_loss"] for a, b in runs])
         cost = statistics.fmean(a["step_ms"] / b["step_ms"] for a, b in runs)
         g = gains[task, row]
         fell = sum(a["test_exact"] < b["test_exact"] for a, b in runs)
@@ -441,7 +440,7 @@ def train(rows, epochs, seed=LIVE_SEED):
     tuned = attach(load_base()[0], "lora")
     optimizer = make_optimizer(tuned, "lora", stored["lr"], weight_decay=0.01)
     task = tasks.Task(tuned, conversations(rows), epochs, loss_of, judge=dict)
-    return tuned, len(list(training.train_by_step(task, optimizer, seed)))
+    return tuned, len(list(tasks.training_steps(task, optimizer, seed)))
 
 
 # %% tags=["nbval-ignore-output"]
@@ -493,7 +492,7 @@ def by_seed(task, value):
 fractions = {
     "chat: exact": by_seed(CHAT, lambda run: run["test_exact"]),
     "calls: exact": by_seed(CALLS, lambda run: run["test_calls"]),
-    "chat: facts kept": by_seed(CHAT, results.known),
+    "chat: facts kept": by_seed(CHAT, table.known),
 }
 losses = {"chat: validation loss": by_seed(CHAT, lambda run: run["test_loss"])}
 _ = plot_family(fractions | losses, percent=list(fractions))
@@ -542,7 +541,7 @@ SAME = 3e-3  # a rate that both were tried at, when their rates were chosen
 at_one_rate = {}
 for run in table.of_task(RUNS, CHAT):
     if run["row"] in ("full", "lora") and run["seed"] == table.TUNING_SEED:
-        exact_here, kept = run["test_exact"], results.known(run)
+        exact_here, kept = run["test_exact"], table.known(run)
         print(
             f"{run['row']:5} rate {run['lr']:<7g} exact {exact_here:4.0%}, facts kept {kept:4.0%}"
         )
@@ -552,8 +551,8 @@ for run in table.of_task(RUNS, CHAT):
 # %%
 keeps = {}
 for row in ("lora", "lora, embeddings and norms"):
-    runs = results.pairs(RUNS, CHAT, row, "full")
-    keeps[row] = intervals.interval([results.known(a) - results.known(b) for a, b in runs])
+    runs = table.pairs(RUNS, CHAT, row, "full")
+    keeps[row] = records.interval([table.known(a) - table.known(b) for a, b in runs])
 best = "; ".join(f"{row} {gap.points}" for row, gap in keeps.items())
 one = ", ".join(f"{row} {kept:.0%}" for row, kept in at_one_rate.items())
 print(f"facts kept, less those of full fine-tuning, in points: {best}")

@@ -35,6 +35,14 @@ from collections import Counter
 import ipywidgets
 import torch
 import transformers
+from ftcourse.claims import Claim, show_claims
+from ftcourse.exercises.speed_ups import (
+    check_chunked_loss,
+    check_logits_bytes,
+    check_whole_speed_up,
+)
+from ftcourse.plots import HATCHES, OKABE_ITO, figure_svg, new_axes, use_course_style
+from ftcourse.studies.lora_speed import loss_gap, memory_ratio, read_record, speed_up, table
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -44,14 +52,11 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 from trl.trainer.utils import add_fused_lm_head
 
 from ftkit import load_base, load_chat
-from ftkit.almanac import data_dir
-from ftkit.batches import global_batch, pad
-from ftkit.bench.lora_record import loss_gap, memory_ratio, read_record, speed_up, table
-from ftkit.checks.speed_ups import check_chunked_loss, check_logits_bytes, check_whole_speed_up
-from ftkit.claims import Claim, show_claims
-from ftkit.conversations import IGNORE_INDEX, encode, training_template
-from ftkit.params import count_parameters
-from ftkit.plots import HATCHES, OKABE_ITO, figure_svg, new_axes, use_course_style
+from ftkit.batching import global_batch, pad
+from ftkit.conversations import encode, training_template
+from ftkit.loss import IGNORE_INDEX
+from ftkit.models import data_dir
+from ftkit.parameters import count_parameters
 
 # %% tags=["nbval-ignore-output"]
 use_course_style()
@@ -852,13 +857,13 @@ claims.append(Claim(claim, source, held, measured, only_if=only_if))
 # %% [markdown]
 # ## 6 · The real thing
 #
-# `ftkit.bench.gpu_lora` trains the same LoRA by plain TRL, by TRL with Liger's layers and by Unsloth: a process for
+# `experiments.lora_speed` trains the same LoRA by plain TRL, by TRL with Liger's layers and by Unsloth: a process for
 # each, the same rows in the same order, without evaluation, warm-up steps apart. It needs an NVIDIA GPU, and stores
 # every step's seconds and loss. This is the record, if there is one:
 
 # %%
 record = read_record(data_dir() / "results" / "gpu_lora.json")
-COMMAND = "python -m ftkit.bench.gpu_lora --model MODEL --unsloth-python unsloth/bin/python"
+COMMAND = "python -m experiments.lora_speed --model MODEL --unsloth-python unsloth/bin/python"
 
 # %%
 if record is None:

@@ -30,21 +30,32 @@ import logging
 from dataclasses import replace
 
 import torch
+from ftcourse.claims import Claim, show_claims
+from ftcourse.exercises.memory import (
+    check_kept_bytes,
+    check_largest_micro_batch,
+    check_rank_bytes,
+)
+from ftcourse.explorers.memory import MemoryExplorer, plot_memory
+from ftcourse.plots import use_course_style
+from ftcourse.studies import memory as study
+from ftcourse.studies.memory_plans import plan_of
 from transformers import AutoModelForCausalLM, GPT2Config
 
 from ftkit import load_base
-from ftkit.almanac import data_dir
-from ftkit.checks.memory import check_kept_bytes, check_largest_micro_batch, check_rank_bytes
-from ftkit.claims import Claim, show_claims
-from ftkit.memory import Plan, compare, estimate_memory, measure_memory, named_model, table
-from ftkit.memory.states import states
+from ftkit.memory import (
+    MemoryPlan,
+    compare,
+    estimate_memory,
+    measure_memory,
+    published_meta_model,
+    table,
+)
+from ftkit.memory.estimate import persistent_bytes
 from ftkit.memory.step import apply_method
-from ftkit.memory.trace import on_meta
-from ftkit.memory_figures import MemoryExplorer, plot_memory
-from ftkit.params import count_parameters
-from ftkit.plots import use_course_style
-from ftkit.studies import memory as study
-from ftkit.studies.memory_plans import plan_of
+from ftkit.memory.trace import copy_to_meta
+from ftkit.models import data_dir
+from ftkit.parameters import count_parameters
 
 # %% tags=["nbval-ignore-output"]
 use_course_style()
@@ -91,7 +102,7 @@ print(
 # Now train it for two steps and look: `measure_memory` adds up every live tensor of the second.
 
 # %%
-plan = Plan(micro_batch_size=ROWS, max_length=TOKENS)  # float32, AdamW, one process
+plan = MemoryPlan(micro_batch_size=ROWS, max_length=TOKENS)  # float32, AdamW, one process
 measured = measure_memory(load_base(data_dir() / "pocket-base")[0], plan)
 for kind, size in kept.items():
     print(f"{kind:10} predicted {size:12,}   measured {getattr(measured, kind):12,}")
@@ -306,7 +317,9 @@ methods = {
 kept_by = {}
 for name, change in methods.items():
     changed = replace(plan, **change)
-    held = states(apply_method(on_meta(model), changed), changed)  # from shapes alone
+    held = persistent_bytes(
+        apply_method(copy_to_meta(model), changed), changed
+    )  # from shapes alone
     kept_by[name] = {k: getattr(held, k) for k in ("weights", "gradients", "optimizer")}
     text = "  ".join(f"{k} {v / parameters:5.2f}" for k, v in kept_by[name].items())
     print(f"{name:27} {text}  bytes a weight")
@@ -343,11 +356,13 @@ def gpt(width, layers):
 
 
 # %%
-ask = Plan(micro_batch_size=1, max_length=512, activation_checkpointing=True, loss_chunk=128)
+ask = MemoryPlan(
+    micro_batch_size=1, max_length=512, activation_checkpointing=True, loss_chunk=128
+)
 asked = {
     "0.7 B, DDP on 4": (gpt(1280, 32), replace(ask, mesh=(4, 1, 1), ddp=True, kernel="fused")),
     "3 B, FSDP on 4": (gpt(2560, 36), replace(ask, mesh=(1, 4, 1), kernel="fused")),
-    "Llama-2-7B alone": (named_model("llama-2-7b"), ask),
+    "Llama-2-7B alone": (published_meta_model("llama-2-7b"), ask),
 }
 
 # %%
@@ -420,7 +435,8 @@ assert ddp < small_gpu < default
 # %% [markdown]
 # ## 7 · Choose for yourself
 #
-# Estimates for Llama 3 at 2 rows of 2,048 tokens, under `fully_shard`, computed before (`ftkit.studies.memory_plans`).
+# Estimates for Llama 3 at 2 rows of 2,048 tokens, under `fully_shard`, computed before
+# (`ftcourse.studies.memory_plans`).
 # Weights are kept in float32 and gathered in bfloat16 (LoRA's base is in bfloat16). Each bar adds a change to those
 # above it. The line is the GPU; a tenth of it is left for other things.
 
@@ -486,13 +502,15 @@ assert (
 # A live estimate of one of these, and a plan that this model cannot follow: 3 ranks cannot share 32 heads:
 
 # %%
-eight = estimate_memory(named_model("llama-3-8b"), plan_of("full", 64, 3))  # 3: all changes
+eight = estimate_memory(
+    published_meta_model("llama-3-8b"), plan_of("full", 64, 3)
+)  # 3: all changes
 print(table(eight))
 near = eight.peak / peak_of["llama-3-8b", 64, "full", last]
 print(f"stored and live agree within 3 %: {abs(near - 1) < 0.03}")
 assert abs(near - 1) < 0.03
 try:
-    estimate_memory(named_model("llama-3-8b"), replace(ask, mesh=(1, 8, 3)))
+    estimate_memory(published_meta_model("llama-3-8b"), replace(ask, mesh=(1, 8, 3)))
 except ValueError as error:
     print(error)
 

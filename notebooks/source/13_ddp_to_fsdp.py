@@ -29,11 +29,15 @@ import subprocess
 import tempfile
 import time
 
-from ftkit.checks.ddp_to_fsdp import check_all_gathers, check_clip_factor, check_peak_gathered
-from ftkit.claims import Claim, show_claims
-from ftkit.distributed.live import RankError, start_ranks
-from ftkit.fsdp_figures import gather_explorer
-from ftkit.plots import new_axes, plot_shards, use_course_style
+from ftcourse.claims import Claim, show_claims
+from ftcourse.exercises.ddp_to_fsdp import (
+    check_all_gathers,
+    check_clip_factor,
+    check_peak_gathered,
+)
+from ftcourse.explorers.fsdp import gather_explorer
+from ftcourse.live_ranks.live import RankError, start_ranks
+from ftcourse.plots import new_axes, plot_shards, use_course_style
 
 # %% tags=["nbval-ignore-output"]
 use_course_style()
@@ -86,7 +90,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from ftkit import load_base
-from ftkit.pocket import find_chat
+from ftkit.conversations import find_chat
 
 transformers.utils.logging.disable_progress_bar()
 warnings.simplefilter("ignore")
@@ -319,7 +323,7 @@ assert states == [0, whole, 0]
 
 # %%
 # %%px
-from ftkit.distributed.collectives import CountCollectives
+from ftcourse.instruments import CountCollectives
 
 
 def wrap(model, each_layer=True, **options):

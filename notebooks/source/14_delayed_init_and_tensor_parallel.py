@@ -39,10 +39,10 @@ os.chdir(folder.name)
 # %% [markdown]
 # A program of several ranks imports torch and transformers in each of them, which takes seconds a rank. Here one
 # process imports all once, while you read, and the ranks of each program below are copies of it (`run_forked`).
-# Elsewhere `torchrun` starts such a program, and it ends in `ftkit.distributed.mesh.run(main)`.
+# Elsewhere `torchrun` starts such a program, and it ends in `ftkit.distributed.launch.run_distributed(main)`.
 
 # %%
-from ftkit.distributed.starter import Starter
+from ftcourse.starter import Starter
 
 own = ("forked", "host_memory", "shard_loading", "tensor_parallel")
 model_class = "transformers.models.llama.modeling_llama"
@@ -51,25 +51,29 @@ starter = Starter(model_class, *(f"ftkit.distributed.{name}" for name in own))
 # %%
 import torch
 import transformers
+from ftcourse.claims import Claim, show_claims
+from ftcourse.exercises.delayed_init_and_tensor_parallel import (
+    check_loading_peaks,
+    check_row_parallel,
+    check_shard_shapes,
+)
+from ftcourse.explorers.tensor_parallel import layer_shards
+from ftcourse.plots import HATCHES, OKABE_ITO, new_axes, use_course_style
 from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from ftkit import load_base
-from ftkit.checks.delayed_init_and_tensor_parallel import (
-    check_loading_peaks,
-    check_row_parallel,
-    check_shard_shapes,
-)
-from ftkit.claims import Claim, show_claims
+from ftkit._compat import restore_buffers
 from ftkit.distributed import tensor_parallel
-from ftkit.distributed.clip import clip_grad_norm
-from ftkit.distributed.delayed_init import assert_initialized, poison
-from ftkit.distributed.shard_loading import load_shards, tensor_files
-from ftkit.plots import HATCHES, OKABE_ITO, new_axes, use_course_style
-from ftkit.pocket import empty_base, find_base
-from ftkit.tensor_parallel_map import layer_shards
-from ftkit.torch_private import restore_buffers
+from ftkit.distributed.grad_clip import clip_grad_norm_
+from ftkit.distributed.loading import (
+    assert_initialized,
+    fill_with_nan,
+    load_sharded_model,
+    tensor_files,
+)
+from ftkit.models import meta_model, resolve_model
 
 # %% tags=["nbval-ignore-output"]
 use_course_style()
@@ -161,10 +165,9 @@ from functools import partial
 import torch
 from stored import load, stored, updated
 
-from ftkit.distributed.delayed_init import load_from_rank0
-from ftkit.distributed.shard_loading import load_shards
-from ftkit.distributed.sharding import shard
-from ftkit.pocket import empty_base
+from ftkit.distributed.fsdp import apply_fsdp
+from ftkit.distributed.loading import load_from_rank0, load_sharded_model
+from ftkit.models import meta_model
 
 full = partial(load, dtype=torch.float32)
 
@@ -172,14 +175,14 @@ full = partial(load, dtype=torch.float32)
 def routes(ranks):
     """Each way to load, as a function without arguments; the last two shard nothing."""
     start, cut, cpu = (
-        partial(empty_base, "big"),
-        partial(shard, mesh=ranks.mesh),
+        partial(meta_model, "big"),
+        partial(apply_fsdp, mesh=ranks.mesh),
         ranks.compute.device,
     )
     return {
         "every rank": lambda: cut(full()),
         "rank 0": lambda: load_from_rank0(start, full, cut, cpu),
-        "shards": lambda: load_shards(start, cut, "big", cpu),
+        "shards": lambda: load_sharded_model(start, cut, "big", cpu),
         "stored": stored,
         "updated": updated,
     }
@@ -192,10 +195,10 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from ftcourse.instruments import peak_own_bytes
 from routes import routes
 
-from ftkit.distributed.forked import run_forked
-from ftkit.distributed.host_memory import peak_own_bytes
+from ftkit.distributed.launch import run_forked
 
 ids = torch.arange(32).view(2, 16)
 
@@ -337,8 +340,8 @@ assert torch.equal(left, everything[:, : columns // 2])
 
 # %%
 try:
-    load_shards(
-        lambda: empty_base(find_base()), lambda model: model, "big", torch.device("cpu")
+    load_sharded_model(
+        lambda: meta_model(resolve_model()), lambda model: model, "big", torch.device("cpu")
     )
 except ValueError as error:
     print(error)
@@ -370,7 +373,7 @@ finally:
 # **Predict:** a model comes from meta, and `load_state_dict` says that all keys matched. Is it complete?
 
 # %%
-checkpoint = load_file(Path(find_base(), "model.safetensors"))
+checkpoint = load_file(Path(resolve_model(), "model.safetensors"))
 ids = torch.arange(256).view(8, 32)  # (B, T)
 with torch.no_grad():
     right = reference(input_ids=ids, labels=ids).loss.item()
@@ -382,7 +385,9 @@ def loss_of(model):
 
 
 # %%
-model = empty_base(find_base()).to_empty(device="cpu")  # memory, and nothing written into it
+model = meta_model(resolve_model()).to_empty(
+    device="cpu"
+)  # memory, and nothing written into it
 print(model.load_state_dict(checkpoint))
 for buffer in model.buffers():
     buffer.zero_()  # fresh memory holds anything, and often zeros
@@ -397,8 +402,8 @@ assert_initialized(model)  # it passes: zeros are numbers
 # error, and is wrong. A look for what is unset finds nothing either, so fill everything with NaN before loading:
 
 # %%
-model = empty_base(find_base()).to_empty(device="cpu")
-poison(model)
+model = meta_model(resolve_model()).to_empty(device="cpu")
+fill_with_nan(model)
 print(model.load_state_dict(checkpoint))
 print(f"loss: {loss_of(model)}")
 
@@ -410,8 +415,8 @@ assert_initialized(model)
 # `from_pretrained` does. That may draw weights anew as well, so it comes before reading.
 
 # %%
-model = empty_base(find_base()).to_empty(device="cpu")
-poison(model)
+model = meta_model(resolve_model()).to_empty(device="cpu")
+fill_with_nan(model)
 restore_buffers(model)
 model.load_state_dict(checkpoint)
 assert_initialized(model)
@@ -426,8 +431,8 @@ assert loss_of(model) == right
 # %%
 def named_if_missing(name, unset):
     """Whether the check names a tensor that nothing has set, among `unset` of them."""
-    model = empty_base(find_base()).to_empty(device="cpu")
-    poison(model)
+    model = meta_model(resolve_model()).to_empty(device="cpu")
+    fill_with_nan(model)
     if name in checkpoint:
         restore_buffers(model)
     model.load_state_dict({n: t for n, t in checkpoint.items() if n != name}, strict=False)
@@ -567,7 +572,7 @@ import torch
 from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
 
-from ftkit.distributed.clip import clip_grad_norm
+from ftkit.distributed.grad_clip import clip_grad_norm_
 
 
 def whole(tensor):
@@ -580,7 +585,7 @@ def step(model, ids, name, ranks):
     loss.backward()
     found = {"loss": torch.tensor(ranks.sum(loss.item()) / ranks.data_size)}
     found |= {f"grad {n}": whole(p.grad) for n, p in model.named_parameters()}
-    found["norm"] = torch.tensor(clip_grad_norm(model.parameters(), 0.5))
+    found["norm"] = torch.tensor(clip_grad_norm_(model.parameters(), 0.5))
     torch.optim.SGD(model.parameters(), lr=0.1).step()
     found |= {f"weight {n}": whole(p) for n, p in model.named_parameters()}
     if ranks.is_first:
@@ -626,7 +631,7 @@ from step import step
 from torch.distributed.tensor import Partial
 from torch.distributed.tensor.debug import CommDebugMode
 
-from ftkit.distributed.forked import run_forked
+from ftkit.distributed.launch import run_forked
 
 
 def main(ranks):
@@ -660,20 +665,20 @@ assert sums == {"forward": 1, "backward": 2}
 
 # %%
 # %%writefile both_cuts.py
-from ftkit.distributed.shard_loading import load_shards
-from ftkit.distributed.sharding import shard
-from ftkit.distributed.tensor_parallel import parallelize
-from ftkit.pocket import empty_base, find_base
+from ftkit.distributed.fsdp import apply_fsdp
+from ftkit.distributed.loading import load_sharded_model
+from ftkit.distributed.tensor_parallel import apply_tensor_parallel
+from ftkit.models import meta_model, resolve_model
 
 
 def both_cuts(ranks):
     """The base model of which each rank has read its part, cut by the model's own plan and by FSDP2."""
 
     def cut(model):
-        return shard(parallelize(model, ranks.tp_mesh), ranks.mesh)
+        return apply_fsdp(apply_tensor_parallel(model, ranks.tp_mesh), ranks.mesh)
 
-    base = find_base()
-    return load_shards(lambda: empty_base(base), cut, base, ranks.compute.device)
+    base = resolve_model()
+    return load_sharded_model(lambda: meta_model(base), cut, base, ranks.compute.device)
 
 
 # %%
@@ -684,7 +689,7 @@ import torch
 from both_cuts import both_cuts
 from step import step
 
-from ftkit.distributed.forked import run_forked
+from ftkit.distributed.launch import run_forked
 
 
 def main(ranks):
@@ -723,7 +728,7 @@ loss = reference(input_ids=ids, labels=ids).loss
 loss.backward()
 own = {"loss": loss.detach()}
 own |= {f"grad {n}": p.grad.clone() for n, p in reference.named_parameters()}
-own["norm"] = torch.tensor(clip_grad_norm(reference.parameters(), 0.5))
+own["norm"] = torch.tensor(clip_grad_norm_(reference.parameters(), 0.5))
 torch.optim.SGD(reference.parameters(), lr=0.1).step()
 own |= {f"weight {n}": p.detach().clone() for n, p in reference.named_parameters()}
 
@@ -786,10 +791,10 @@ assert sum(style == "rowwise" for style in reference.tp_plan.values()) == 2
 
 # %%
 grouped = LlamaConfig(num_attention_heads=8, num_key_value_heads=2, intermediate_size=64)
-tensor_parallel.check(grouped, 2)
+tensor_parallel.validate_tp_degree(grouped, 2)
 print("tp = 2 is taken")
 try:
-    tensor_parallel.check(grouped, 4)
+    tensor_parallel.validate_tp_degree(grouped, 4)
 except ValueError as error:
     print(error)
 else:

@@ -35,7 +35,7 @@ import time
 import warnings
 from pathlib import Path
 
-from ftkit.distributed.launch import start
+from ftcourse.runs import start
 
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the ranks of this notebook are the processor's
 os.chdir(tempfile.mkdtemp())  # what this notebook writes lies there
@@ -63,8 +63,8 @@ from step import note, one_step, start
 
 from ftkit import load_base
 from ftkit.distributed.checkpoint import Checkpoints
-from ftkit.distributed.preemption import Preemption
-from ftkit.distributed.sharding import shard
+from ftkit.distributed.fsdp import apply_fsdp
+from ftkit.distributed.preemption import PreemptionHandler
 
 folder, steps, save_every, kill_at = Path(sys.argv[1]), *map(int, sys.argv[2:])
 folder.mkdir(exist_ok=True)
@@ -73,12 +73,12 @@ folder.mkdir(exist_ok=True)
 def main(ranks):
     model = load_base()[0]
     if ranks.mesh:
-        shard(model, ranks.mesh)
+        apply_fsdp(model, ranks.mesh)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     about = {"model": "pocket-base", "optimizer": "adamw"}
     checkpoints = Checkpoints(folder / "checkpoints", about, ranks, keep=9)
     first = checkpoints.load(model, optimizer, {})["step"] if checkpoints.latest() else 0
-    with Preemption() as preemption:
+    with PreemptionHandler() as preemption:
         for step in range(first + 1, steps + 1):
             loss = one_step(folder, model, optimizer, step, ranks, kill_at)
             leave = preemption.asked(ranks)
@@ -104,8 +104,8 @@ import time
 
 import torch
 
-from ftkit.distributed import mesh
-from ftkit.distributed.forked import run_forked
+from ftkit.distributed import launch
+from ftkit.distributed.launch import run_forked
 
 ATTEMPT = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))  # torchrun's count of restarts
 
@@ -132,7 +132,7 @@ def note(folder, ranks, **event):
 
 def start(main):
     if "RANK" in os.environ:  # torchrun has started this rank
-        mesh.run(main)
+        launch.run_distributed(main)
     else:
         run_forked(main, ranks=2)
 
@@ -166,18 +166,18 @@ killed_run = start(
 import ipywidgets
 import torch
 import transformers
+from ftcourse.claims import Claim, show_claims
+from ftcourse.exercises.checkpoints_and_faults import check_best_interval, check_newest_whole
+from ftcourse.plots import OKABE_ITO, figure_svg, new_axes, use_course_style
 from safetensors.torch import load_file
 
 from ftkit import load_base
-from ftkit.checks.checkpoints_and_faults import check_best_interval, check_newest_whole
-from ftkit.claims import Claim, show_claims
-from ftkit.device import pick_device
 from ftkit.distributed.checkpoint import Checkpoints, latest_checkpoint, load_weights
-from ftkit.distributed.export import to_hugging_face
-from ftkit.distributed.mesh import Ranks
-from ftkit.distributed.preemption import Preemption
-from ftkit.plots import OKABE_ITO, figure_svg, new_axes, use_course_style
-from ftkit.pocket import find_base
+from ftkit.distributed.device import pick_device
+from ftkit.distributed.mesh import DistributedContext
+from ftkit.distributed.preemption import PreemptionHandler
+from ftkit.finetune.export import to_hugging_face
+from ftkit.models import resolve_model
 
 # %% tags=["nbval-ignore-output"]
 use_course_style()
@@ -222,7 +222,7 @@ assert all(1.4 < share < 1.7 for share in shares)
 # weights are set to zero while the file is still being written. What will it hold?
 
 # %%
-alone = Ranks(0, 1, pick_device(), None)  # this process, without torchrun
+alone = DistributedContext(0, 1, pick_device(), None)  # this process, without torchrun
 model = load_base()[0]
 optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
 checkpoints = Checkpoints(Path("alone"), ABOUT, alone)
@@ -499,7 +499,7 @@ ax = draw_attempts()
 # leave. Here this process goes on with the run of section 3, and sends itself the signal.
 
 # %%
-with Preemption() as preemption:
+with PreemptionHandler() as preemption:
     for step in range(STEPS + 1, STEPS + 10):
         one_step(Path("one"), model, optimizer, step, alone, kill_at=0)
         if step == STEPS + 3:
@@ -523,7 +523,7 @@ claims.append(
         "this course",
         clean,
         f"sent in step {STEPS + 3}, {left}",
-        only_if="one process, here; two under torchrun in tests/distributed/test_preemption.py",
+        only_if="one process, here; two under torchrun in tests/ftkit/distributed/test_preemption.py",
     )
 )
 
@@ -541,7 +541,7 @@ claims.append(
 # %%
 last = latest_checkpoint(Path("killed/checkpoints"))
 shutil.rmtree("model", ignore_errors=True)
-folder = to_hugging_face(last, find_base(), Path("model"))
+folder = to_hugging_face(last, resolve_model(), Path("model"))
 print(f"{last.name} -> {sorted(path.name for path in folder.iterdir())}")
 opened = load_file(folder / "model.safetensors")
 same_bits = opened.keys() == pair[1].keys() and all(

@@ -31,7 +31,7 @@ import re
 import tempfile
 from pathlib import Path
 
-from ftkit.distributed.launch import start
+from ftcourse.runs import start
 
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the ranks of this notebook are the processor's
 os.chdir(tempfile.mkdtemp())  # what this notebook writes lies there
@@ -79,23 +79,24 @@ two_run = start(*two, ranks=RANKS, folder="two")
 # %%
 import torch
 import transformers
+from ftcourse.claims import Claim, show_claims
+from ftcourse.exercises.fsdp_fine_tune import check_global_loss, check_shard_rows
+from ftcourse.explorers.fsdp import shard_explorer
+from ftcourse.plots import plot_loss, use_course_style
 from safetensors.torch import load_file
 
-from ftkit import finetune, load_base, load_chat
-from ftkit.checks.fsdp_fine_tune import check_global_loss, check_shard_rows
+from ftkit import load_base, load_chat
 from ftkit.child_tuning import gradient_mask
-from ftkit.claims import Claim, show_claims
-from ftkit.device import pick_device
 from ftkit.distributed import tensor_parallel
 from ftkit.distributed.checkpoint import load_weights
-from ftkit.distributed.mesh import mesh_shape
+from ftkit.distributed.device import pick_device
+from ftkit.distributed.mesh import parse_parallel_dims
 from ftkit.evaluate import exact_match, generate_answers, stop_rate
-from ftkit.memory import Plan, estimate_memory, named_model
-from ftkit.memory.report import size
-from ftkit.params import count_parameters
-from ftkit.plots import plot_loss, use_course_style
-from ftkit.pocket import empty_base, find_base
-from ftkit.widgets import shard_explorer
+from ftkit.finetune import train
+from ftkit.memory import MemoryPlan, estimate_memory, published_meta_model
+from ftkit.memory.estimate import size
+from ftkit.models import meta_model, resolve_model
+from ftkit.parameters import count_parameters
 
 # %% tags=["nbval-ignore-output"]
 use_course_style()
@@ -187,13 +188,13 @@ shared_run = start(*shared, ranks=RANKS, folder="shared")  # the run of section 
 
 # %% tags=["nbval-ignore-output"]
 # The same program in this process: one rank, stopped early.
-finetune.main([*map(str, FLAGS), "--stop_after", str(COMPARED), "--output", "one"])
+train.main([*map(str, FLAGS), "--stop_after", str(COMPARED), "--output", "one"])
 
 
 # %% tags=["nbval-ignore-output"]
 # All else equal, no gradient masks, stopped early.
 PLAIN = ["--optimizer", "adamw", "--stop_after", "4", "--output", "unmasked"]
-finetune.main([*map(str, FLAGS), *PLAIN])
+train.main([*map(str, FLAGS), *PLAIN])
 
 
 # %%
@@ -342,10 +343,8 @@ print("torchrun --nproc-per-node", RANKS, *shared)
 
 # %% tags=["nbval-ignore-output"]
 shared_run.result()  # waits for it
-finetune.main(
-    [*map(str, FISHER), "--output", "alone"]
-)  # in this process: one rank, padded rows
-finetune.main(
+train.main([*map(str, FISHER), "--output", "alone"])  # in this process: one rank, padded rows
+train.main(
     [*map(str, FISHER), "--optimizer", "adamw", "--output", "all"]
 )  # all else equal, no child
 
@@ -368,7 +367,7 @@ claims.append(
 
 # %%
 start, ended = (
-    load_file(f"{folder}/model.safetensors") for folder in (find_base(), "shared/model")
+    load_file(f"{folder}/model.safetensors") for folder in (resolve_model(), "shared/model")
 )
 masks = load_file("shared/masks.safetensors")
 outside = all(torch.equal(start[n][~masks[n]], ended[n][~masks[n]]) for n in masks)
@@ -390,7 +389,7 @@ assert outside and abs(share - RESERVE_P) < 0.01
 
 # %%
 for text in ("1,-1,1", "4,-1,1", "4,-1,2"):
-    shape = mesh_shape(text, world_size=32)
+    shape = parse_parallel_dims(text, world_size=32)
     parts = shape.dp_replicate * shape.dp_shard
     print(
         f"{text:7} on 32 ranks: copies {shape.dp_replicate}, shards {shape.dp_shard}, "
@@ -408,15 +407,15 @@ for text in ("1,-1,1", "4,-1,1", "4,-1,2"):
 # share its matrices? Can `--mesh 1,3,1` run?
 
 # %% tags=["raises-exception"]
-tensor_parallel.check(model.config, 3)
+tensor_parallel.validate_tp_degree(model.config, 3)
 
 # %% tags=["raises-exception"]
-mesh_shape("1,3,1", world_size=2)
+parse_parallel_dims("1,3,1", world_size=2)
 
 # %%
-tensor_parallel.check(model.config, 2)
-print(mesh_shape("1,-1,1", world_size=2))
-assert str(mesh_shape("1,-1,1", world_size=2)) == "1,2,1"
+tensor_parallel.validate_tp_degree(model.config, 2)
+print(parse_parallel_dims("1,-1,1", world_size=2))
+assert str(parse_parallel_dims("1,-1,1", world_size=2)) == "1,2,1"
 
 # %% [markdown]
 # Notice: each message names the numbers and what to change. `ftkit.finetune` checks both before it loads a model.
@@ -431,13 +430,13 @@ assert str(mesh_shape("1,-1,1", world_size=2)) == "1,2,1"
 COMMON = {"compute": "bfloat16", "activation_checkpointing": True}
 COMMON |= {"micro_batch_size": 1, "max_length": 2048, "kernel": "foreach"}
 plans = {
-    "2 processes, pocket-base": ("pocket-base", Plan(mesh=(1, 2, 1))),
-    "8 GPUs, 8 billion": ("llama-3-8b", Plan(mesh=(1, 8, 1), **COMMON)),
-    "4 machines of 8, 70 billion": ("llama-3-70b", Plan(mesh=(1, 32, 1), **COMMON)),
+    "2 processes, pocket-base": ("pocket-base", MemoryPlan(mesh=(1, 2, 1))),
+    "8 GPUs, 8 billion": ("llama-3-8b", MemoryPlan(mesh=(1, 8, 1), **COMMON)),
+    "4 machines of 8, 70 billion": ("llama-3-70b", MemoryPlan(mesh=(1, 32, 1), **COMMON)),
 }
 peaks = {}
 for setting, (name, plan) in plans.items():
-    told = empty_base(find_base()) if name == "pocket-base" else named_model(name)
+    told = meta_model(resolve_model()) if name == "pocket-base" else published_meta_model(name)
     peaks[setting] = estimate_memory(told, plan).peak
     print(f"{setting:27} peak of a rank: {size(peaks[setting])}")
 assert all(peak < 0.9 * 80e9 for peak in peaks.values())

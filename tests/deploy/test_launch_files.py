@@ -5,16 +5,16 @@ import os
 import shlex
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import yaml
 from torch.distributed.run import parse_args
 from transformers import HfArgumentParser
 
-from ftkit.run_config import Config
+from ftkit.finetune.config import Config
+from tests import ROOT
 
-DEPLOY = Path(__file__).parents[2] / "deploy"
+DEPLOY = ROOT / "deploy"
 FLAGS = ["--model", "m", "--output", "/shared/runs/a", "--save_every", "50"]
 
 

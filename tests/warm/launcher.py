@@ -37,7 +37,7 @@ def main() -> None:
     runs = arguments and (arguments[0] in ("-m", "-c") or not arguments[0].startswith("-"))
     own_namespaces = {name: os.readlink(NAMESPACE + name) for name in settings["namespaces"]}
     elsewhere = {name for name, here in settings["namespaces"].items() if own_namespaces[name] != here}
-    measured = arguments[:2] == ["-m", "ftkit.distributed.starter"]  # memory of its own, which forks share
+    measured = arguments[:2] == ["-m", "ftcourse.starter"]  # memory of its own, which forks share
     kind = "kernel" if arguments[:1] == ["-m"] and arguments[1].startswith(IN_IPYTHON) else "program"
     # A server that were started here would be elsewhere itself.
     unreachable = elsewhere - {*JOINED} or (elsewhere and not os.path.exists(f"{FOLDER}/{kind}.socket"))

@@ -1,0 +1,140 @@
+"""Checkers for 05_chat_templates: a template that marks what is learnt, a pad token, rows that never learn to stop."""
+
+import torch
+from jinja2 import TemplateError
+
+from ftkit.loss import IGNORE_INDEX
+
+from . import WrongAnswer, checker, require_answer
+
+TURNS = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "How does a cow sound?"},
+    {"role": "assistant", "content": "A cow moos."},
+    {"role": "user", "content": "And a cat?"},
+    {"role": "assistant", "content": "It meows."},
+]
+
+
+@checker
+def check_marked_template(marked_template) -> str:
+    """Check `marked_template()`: pocket-base's turns, with the answers and their `<|end|>` marked, and nothing else."""
+    template = require_answer(marked_template())
+    if not isinstance(template, str):
+        raise WrongAnswer(f"a template is a string, and your code returns a {type(template).__name__}.")
+    from ftkit.models import load_base
+
+    tokenizer = load_base()[1]
+    # The reference, turn by turn: special tokens keep their neighbours from merging.
+    end, wanted, answers = tokenizer.convert_tokens_to_ids("<|end|>"), [tokenizer.bos_token_id], [False]
+    texts, ends, headers = [False], [False], [False]
+    for turn in TURNS:
+        said = tokenizer.encode(turn["content"], add_special_tokens=False)
+        wanted += [tokenizer.convert_tokens_to_ids(f"<|{turn['role']}|>"), *said, end]
+        own = turn["role"] == "assistant"
+        headers += [own] + [False] * (len(said) + 1)
+        texts += [False] + [own] * len(said) + [False]
+        ends += [False] * (len(said) + 1) + [own]
+    answers = [a or b for a, b in zip(texts, ends, strict=True)]
+    try:
+        encoded = tokenizer.apply_chat_template(
+            TURNS, chat_template=template, return_dict=True, return_assistant_tokens_mask=True
+        )
+        prompt = tokenizer.apply_chat_template(
+            TURNS[:2], chat_template=template, add_generation_prompt=True, tokenize=False
+        )
+    except TemplateError as error:
+        raise WrongAnswer(f"Jinja cannot read it: {error}") from error
+    if encoded["input_ids"] != wanted:
+        raise WrongAnswer(
+            "it writes other tokens than before: the markers add no text, so leave everything else as it is."
+        )
+    if not prompt.endswith("<|end|><|assistant|>"):
+        raise WrongAnswer("the generation prompt is gone: keep the last {% if %}.")
+    loss_mask = [bool(kept) for kept in encoded["assistant_masks"]]
+    mistakes = [
+        ([False] * len(wanted), "nothing is marked: where are {% generation %} and {% endgeneration %}?"),
+        (
+            texts,
+            "<|end|> is outside: the model would never learn to stop. Put {% endgeneration %} behind it.",
+        ),
+        (ends, "only <|end|> is marked: the answer before it should be learnt, too."),
+        (
+            [a or b for a, b in zip(answers, headers, strict=True)],
+            "<|assistant|> is marked: the prompt gives it, so the model never has to say it.",
+        ),
+    ]
+    if loss_mask == answers:
+        return f"{sum(answers)} of {len(wanted)} tokens are learnt: two answers, each with its <|end|>."
+    for wrong, hint in mistakes:
+        if loss_mask == wrong:
+            raise WrongAnswer(hint)
+    if any(kept and not own for kept, own in zip(loss_mask, answers, strict=True)):
+        raise WrongAnswer("other turns are marked as well: keep the markers inside the assistant's branch.")
+    raise WrongAnswer("part of an answer is missing: the markers go around its text and its <|end|>, in each turn.")
+
+
+@checker
+def check_pad_choice(pad_choice) -> str:
+    """Check `pad_choice(pad, unk, ends)`: the defined token, else unk, else a new one; none that ends answers."""
+    llama = require_answer(pad_choice(None, "<unk>", {"</s>"}))
+    if not isinstance(llama, str):
+        raise WrongAnswer(f"a token is a string, and your code returns a {type(llama).__name__}.")
+    cases = {
+        ("<pad>", "<unk>", ("</s>",)): ("<pad>", "a pad token is defined and ends no answer: keep it."),
+        (None, "<unk>", ("</s>",)): (
+            "<unk>",
+            "where no pad token is defined, take unk: it has a row already.",
+        ),
+        ("</s>", "<unk>", ("</s>",)): (
+            "<unk>",
+            "the pad token that is defined ends an answer: pass it over.",
+        ),
+        ("<|end|>", None, ("</s>", "<|end|>")): (
+            "<|pad|>",
+            "EOS is not the only token that ends an answer: ask whether the token is in `ends`.",
+        ),
+        (None, None, ("</s>",)): ("<|pad|>", "neither is defined: make a new one, <|pad|>."),
+        (None, "<|end|>", ("<|end|>",)): ("<|pad|>", "unk may end an answer as well: then make a new one."),
+    }
+    for (pad, unk, ends), (wanted, hint) in cases.items():
+        answer = pad_choice(pad, unk, set(ends))
+        if answer != wanted:
+            raise WrongAnswer(f"{hint} (pad {pad}, unk {unk}, ends {', '.join(ends)}: yours is {answer})")
+    return f"{len(cases)} tokenizers, and no pad token that ends an answer."
+
+
+@checker
+def check_never_stop(never_stop) -> str:
+    """Check `never_stop(labels, stop_ids)`: rows whose last label that counts is no stop token."""
+    skip, stop, other_stop = IGNORE_INDEX, 2, 9
+    labels = torch.tensor(
+        [
+            [skip, skip, 5, 6, stop, skip, skip],  # learns to stop, and is padded
+            [skip, skip, 5, 6, skip, skip, skip],  # its end is masked
+            [skip, 5, stop, skip, skip, 7, 8],  # the second answer is cut off
+            [skip, skip, skip, skip, skip, 7, other_stop],  # another stop token
+            [skip] * 7,  # nothing to learn
+            [skip, 5, stop, skip, 6, 7, stop],
+        ]
+    )
+    answer = require_answer(never_stop(labels.clone(), {stop, other_stop}))
+    if isinstance(answer, torch.Tensor):
+        answer = answer.tolist()
+    if not isinstance(answer, list | tuple | set):
+        raise WrongAnswer("a list of row numbers is wanted, counted from 0.")
+    mistakes = {
+        (0, 3, 5): "those are the rows that do learn to stop.",
+        (
+            1,
+            4,
+        ): "a stop token after the first answer does not end the second: look at the last label that counts.",
+        (1, 2): "a row without any label has nothing to learn, its end neither: it belongs to the list.",
+        (0, 1, 2, 4): "the last place may be padding: look at the last label that is not -100.",
+        (1, 2, 3, 4): "there may be several stop tokens: ask whether the label is in `stop_ids`.",
+        (2, 3, 5): "count from 0.",
+    }
+    found = tuple(sorted(int(row) for row in answer))
+    if found == (1, 2, 4):
+        return "rows 1, 2 and 4: a masked end, an answer cut off, and nothing to learn."
+    raise WrongAnswer(mistakes.get(found, f"rows 1, 2 and 4 never learn to stop; yours are {list(found)}."))

@@ -1,0 +1,54 @@
+import html
+
+import ipywidgets
+
+
+class AnswerExplorer(ipywidgets.VBox):
+    """A menu of questions over a table of answers, one row for each model.
+
+    Attributes: `menu` and `table`, the control and its picture; `index`, which question is shown.
+    """
+
+    def __init__(self, questions: list[str], answers: dict[str, list[str]], references: list[str]):
+        self.answers, self.references = answers, references
+        self.menu = ipywidgets.Dropdown(
+            options=[(question, i) for i, question in enumerate(questions)],
+            description="question",
+            layout=ipywidgets.Layout(width="36em"),
+        )
+        self.table = ipywidgets.HTML()
+        super().__init__([self.menu, self.table])
+        self.add_class("ftkit-answer-explorer")
+        self.menu.observe(self._redraw, names="value")
+        self._redraw()
+
+    @property
+    def index(self) -> int:
+        return self.menu.value
+
+    def __repr__(self) -> str:
+        return f"AnswerExplorer({len(self.references)} questions): run the cell to choose one"
+
+    def _redraw(self, _change=None) -> None:
+        wanted = self.references[self.index]
+        rows = [("wanted", wanted, "")]
+        for label, answers in self.answers.items():
+            said = answers[self.index]
+            rows.append((label, said, "✔ exactly right" if said == wanted else "✘ not exactly"))
+        cells = "".join(
+            f"<tr><th style='text-align:left;padding-right:1em'>{html.escape(label)}</th>"
+            f"<td style='text-align:left;white-space:pre-wrap'>{html.escape(text)}</td><td>{mark}</td></tr>"
+            for label, text, mark in rows
+        )
+        self.table.value = f'<table aria-live="polite">{cells}</table>'
+
+
+def answer_explorer(questions: list[str], answers: dict[str, list[str]], references: list[str]) -> AnswerExplorer:
+    """Return an `AnswerExplorer`; `answers` holds a list of answers for each label, in the questions' order.
+
+    Raises ValueError when the lists differ in length or are empty.
+    """
+    lengths = {len(questions), len(references), *map(len, answers.values())}
+    if len(lengths) != 1 or not questions:
+        raise ValueError(f"questions, references and answers should be equally long, and are {sorted(lengths)}")
+    return AnswerExplorer(questions, answers, references)

@@ -1,0 +1,87 @@
+"""The token view under three controls: which conversation, written by which tokenizer, cut off where."""
+
+import html
+from collections.abc import Mapping
+
+import ipywidgets
+from transformers import PreTrainedTokenizerBase
+
+from ftkit.chat.dataset import check_dataset
+from ftkit.chat.findings import Finding, sort_findings
+from ftkit.chat.rendering import Messages, Renderer, find_training_template, own_template
+from ftkit.chat.template import check_chat_template
+from ftkit.chat.token_view import token_view
+from ftkit.chat.tokenizer import check_tokenizer
+from ftkit.loss import IGNORE_INDEX
+
+SIGNS = {"error": "✘", "warning": "▲", "note": "○"}  # severity in a sign and a word: no colour is needed
+
+
+class ChatExplorer(ipywidgets.VBox):
+    """Menus of tokenizers and conversations and a slider for the maximal length, over tokens and findings.
+
+    `tokenizers` and `conversations` (lists of messages) go by the names that the menus show. A tokenizer may be
+    faulty, but must have a chat template. Attributes: `tokenizer_menu`, `conversation_menu`, `length_slider` and
+    `page`, the controls and what they change; `findings`, those that are shown. Raises ValueError where there is
+    nothing to choose from, or a tokenizer without a template.
+    """
+
+    def __init__(self, tokenizers: Mapping[str, PreTrainedTokenizerBase], conversations: Mapping[str, Messages]):
+        if not tokenizers or not conversations:
+            raise ValueError("give at least one tokenizer and one conversation, each by a name")
+        if without := [name for name, made in tokenizers.items() if own_template(made) is None]:
+            raise ValueError(f"{without[0]!r} has no chat template: set its tokenizer.chat_template first")
+        self.tokenizers, self.conversations = tokenizers, conversations
+        look = {"layout": ipywidgets.Layout(width="36em"), "style": {"description_width": "8em"}}
+        self.tokenizer_menu = ipywidgets.Dropdown(options=list(tokenizers), description="tokenizer", **look)
+        self.conversation_menu = ipywidgets.Dropdown(options=list(conversations), description="conversation", **look)
+        longest = max(len(self._row(t, c)[0]) for t in tokenizers.values() for c in conversations.values())
+        self.length_slider = ipywidgets.IntSlider(
+            value=longest, min=4, max=max(longest, 4), description="max_length", **look
+        )
+        self.page = ipywidgets.HTML()
+        controls = [self.tokenizer_menu, self.conversation_menu, self.length_slider]
+        super().__init__([*controls, self.page])
+        self.add_class("ftkit-chat-explorer")
+        for control in controls:
+            control.observe(self._redraw, names="value")
+        self._redraw()
+
+    def __repr__(self) -> str:
+        # What a saved notebook stores: the usual repr would carry the whole page.
+        shown = f"{self.tokenizer_menu.value!r}, {self.conversation_menu.value!r}"
+        return f"ChatExplorer({shown}, max_length={self.length_slider.value}): run the cell to choose others"
+
+    def _row(self, tokenizer: PreTrainedTokenizerBase, messages: Messages) -> tuple[list[int], list[int]]:
+        """Tokens and labels, all masked for a template that does not mark what is learnt."""
+        template = find_training_template(tokenizer)[0] or own_template(tokenizer)
+        rendered = Renderer(tokenizer, template).rendered(messages)
+        kept = zip(rendered.input_ids, rendered.loss_mask, strict=True)
+        return rendered.input_ids, [token if learnt else IGNORE_INDEX for token, learnt in kept]
+
+    def _redraw(self, _change=None) -> None:
+        tokenizer = self.tokenizers[self.tokenizer_menu.value]
+        messages = self.conversations[self.conversation_menu.value]
+        length = self.length_slider.value
+        ids, labels = self._row(tokenizer, messages)
+        found = check_tokenizer(tokenizer) + check_chat_template(tokenizer)
+        found += check_dataset(tokenizer, [{"messages": messages}], length)
+        first: dict[str, Finding] = {}  # each code once, as it was first seen
+        for finding in found:
+            first.setdefault(finding.code, finding)
+        self.findings = sort_findings(first.values())
+        view = token_view(tokenizer, messages, {"input_ids": ids[:length], "labels": labels[:length]})
+        self.page.value = findings_page(self.findings) + view._repr_html_()
+
+
+def findings_page(findings: list[Finding]) -> str:
+    """The findings as a list in HTML: severity, code, what was seen, and the remedy."""
+    if not findings:
+        return '<p aria-live="polite"><strong>No findings.</strong></p>'
+    items = "".join(
+        f"<li>{SIGNS[f.severity]} <strong>{f.severity}: {f.code}</strong>: {html.escape(f.seen)}.<br>"
+        f"<em>{html.escape(f.remedy)}</em></li>"
+        for f in findings
+    )
+    style = "list-style: none; margin: 0.5em 0; padding: 0; line-height: 1.4; max-width: 60em"
+    return f'<ul aria-live="polite" aria-label="Findings" style="{style}">{items}</ul>'

@@ -1,0 +1,82 @@
+"""Controls that redraw a picture: plain ipywidgets (7.7 or newer) over `HTML(value=svg)`, without `Output`.
+
+`Output` and `interact` leave outputs that differ from run to run. What a widget shows can be read from its
+attributes, so that a plain cell can move a slider and assert what came of it.
+"""
+
+import html
+
+import ipywidgets
+import torch
+
+from ftcourse.plots import figure_svg, new_axes, plot_matrix
+
+
+class MaskExplorer(ipywidgets.VBox):
+    """A slider for reserve_p and a seed button over four matrices: mask, amplified gradient, mean, gradient.
+
+    Attributes: `slider`, `seed_button` and `picture`, the controls; `seed`; and, of the gradient's shape,
+    `mask` (bool), `child` (the gradient amplified under it) and `mean` (of `draws` such children).
+    """
+
+    def __init__(self, gradient: torch.Tensor, reserve_p: float = 0.33, seed: int = 0, draws: int = 1_000):
+        self.gradient, self.seed, self.draws = gradient.detach().cpu().float(), seed, draws
+        self.slider = ipywidgets.FloatSlider(
+            value=reserve_p, min=0.05, max=1.0, step=0.01, description="reserve_p", readout_format=".2f"
+        )
+        self.seed_button = ipywidgets.Button(description="New seed", tooltip="Draw another mask")
+        self.picture = ipywidgets.HTML()
+        controls = ipywidgets.HBox([self.slider, self.seed_button])
+        super().__init__([controls, self.picture])
+        self.add_class("ftkit-mask-explorer")
+        self.slider.observe(self._redraw, names="value")
+        self.seed_button.on_click(self._next_seed)
+        self._redraw()
+
+    def __repr__(self) -> str:
+        # What a saved notebook stores: the usual repr would carry the whole picture.
+        return f"MaskExplorer(reserve_p={self.slider.value:.2f}, seed={self.seed}): run the cell to move it"
+
+    def _next_seed(self, _button) -> None:
+        self.seed += 1
+        self._redraw()
+
+    def _redraw(self, _change=None) -> None:
+        reserve_p = self.slider.value
+        generator = torch.Generator().manual_seed(self.seed)
+        # One uniform number per entry, compared with reserve_p: as the slider rises, entries only ever join.
+        uniform = torch.rand(self.draws, *self.gradient.shape, generator=generator)
+        masks = uniform < reserve_p
+        children = torch.where(masks, self.gradient / reserve_p, 0.0)
+        self.mask, self.child, self.mean = masks[0], children[0], children.mean(0)
+        gap = (self.mean - self.gradient).abs().max().item()
+        caption = (
+            f"reserve_p {reserve_p:.2f}, seed {self.seed}: {int(self.mask.sum())} of {self.mask.numel()} "
+            f"entries kept, each times {1 / reserve_p:.2f}. "
+            f"Mean of {self.draws:,} masks: at most {gap:.2f} from the gradient."
+        )
+        svg = figure_svg(self._draw(), title=f"Mask, amplified gradient, mean and true gradient. {caption}")
+        self.picture.value = f'{svg}<p aria-live="polite">{html.escape(caption)}</p>'
+
+    def _draw(self):
+        rows, columns = self.gradient.shape
+        figure, axes = new_axes(4 * (0.2 + 0.7 * columns), 0.4 + 0.7 * rows, columns=4)
+        limit = self.gradient.abs().max().item()
+        plot_matrix(self.mask, title="gradient mask", ax=axes[0])
+        amplified = f"amplified × {1 / self.slider.value:.2f}"
+        plot_matrix(self.child, title=amplified, mask=self.mask, limit=limit / self.slider.value, ax=axes[1])
+        plot_matrix(self.mean, title=f"mean of {self.draws:,}", limit=limit, ax=axes[2])
+        plot_matrix(self.gradient, title="true gradient", limit=limit, ax=axes[3])
+        return figure
+
+
+def mask_explorer(gradient: torch.Tensor, reserve_p: float = 0.33, seed: int = 0) -> MaskExplorer:
+    """Return a `MaskExplorer` for a small matrix (up to about 4 × 4 is readable).
+
+    Raises ValueError if `gradient` is not a matrix or `reserve_p` is outside the slider's [0.05, 1].
+    """
+    if gradient.ndim != 2:
+        raise ValueError(f"the gradient should be a matrix, and this has {gradient.ndim} dimensions")
+    if not 0.05 <= reserve_p <= 1:
+        raise ValueError(f"reserve_p should be from 0.05 to 1, and is {reserve_p}")
+    return MaskExplorer(gradient, reserve_p, seed)

@@ -1,0 +1,76 @@
+"""Learning rates by step, as transformers' own schedulers give them, and a slider over the size of the data."""
+
+import html
+import math
+
+import ipywidgets
+import torch
+from transformers import get_scheduler
+
+from ftcourse.plots import OKABE_ITO, figure_svg, new_axes
+
+
+def learning_rates(name: str, warmup: int, steps: int, peak: float = 1.0) -> list[float]:
+    """The rate of each of `steps` steps under the schedule `name`, as `transformers.get_scheduler` knows it."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=peak)
+    scheduler = get_scheduler(name, optimizer, warmup, steps)
+    rates = []
+    for _ in range(steps):
+        rates += scheduler.get_last_lr()
+        optimizer.step()
+        scheduler.step()
+    return rates
+
+
+def plot_schedules(schedules: dict[str, list[float]], *, ax=None):
+    """Draw rates by step, a line for each label; return the Axes. Up to four lines are told apart by their dashes."""
+    ax = ax or new_axes(6.0, 2.8)[1]
+    for (label, rates), dashes, colour in zip(
+        schedules.items(), ("-", "--", ":", "-."), (OKABE_ITO[i] for i in (0, 5, 2, 6)), strict=False
+    ):
+        ax.plot(rates, dashes, color=colour, linewidth=2, label=label)
+    ax.set(xlabel="optimizer step", ylabel="rate (share of the peak)", ylim=(0, 1.05))
+    ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return ax
+
+
+class ScheduleExplorer(ipywidgets.VBox):
+    """A number of warmup steps, beside a share of all steps, over runs on few and many rows.
+
+    Attributes: `slider` (rows), `picture`, `steps` of the run, `reached` (share of the peak with the fixed warmup),
+    and `caption`, the text under the picture.
+    """
+
+    def __init__(self, warmup: int, share: float, batch_size: int, epochs: int, rows: int):
+        self.warmup, self.share, self.batch_size, self.epochs = warmup, share, batch_size, epochs
+        self.slider = ipywidgets.IntSlider(value=rows, min=32, max=2048, step=32, description="rows")
+        self.picture = ipywidgets.HTML()
+        super().__init__([self.slider, self.picture])
+        self.add_class("ftkit-schedule-explorer")
+        self.slider.observe(self._redraw, names="value")
+        self._redraw()
+
+    def __repr__(self) -> str:
+        return f"ScheduleExplorer({self.slider.value} rows): run the cell to move it"
+
+    def _redraw(self, _change=None) -> None:
+        self.steps = math.ceil(self.slider.value / self.batch_size) * self.epochs
+        fixed = learning_rates("linear", self.warmup, self.steps)
+        fitted = learning_rates("linear", round(self.share * self.steps), self.steps)
+        self.reached = max(fixed)
+        self.caption = (
+            f"{self.slider.value} rows make {self.steps} steps: {self.warmup} steps of warmup reach "
+            f"{self.reached:.0%} of the peak, a share of {self.share:.0%} reaches {max(fitted):.0%}."
+        )
+        lines = {f"warmup of {self.warmup} steps": fixed, f"warmup of {self.share:.0%}": fitted}
+        svg = figure_svg(plot_schedules(lines).figure, title=self.caption)
+        self.picture.value = f'{svg}<p aria-live="polite">{html.escape(self.caption)}</p>'
+
+
+def schedule_explorer(
+    warmup: int = 100, share: float = 0.1, batch_size: int = 16, epochs: int = 10, rows: int = 96
+) -> ScheduleExplorer:
+    """Return a `ScheduleExplorer`. Raises ValueError for a number that is not positive."""
+    if min(warmup, share, batch_size, epochs, rows) <= 0:
+        raise ValueError("warmup, share, batch_size, epochs and rows must be positive")
+    return ScheduleExplorer(warmup, share, batch_size, epochs, rows)

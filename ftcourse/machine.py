@@ -1,0 +1,239 @@
+"""What this machine is: the facts that `ftcourse.machine` judges. Nothing here decides anything."""
+
+import argparse
+import html
+import os
+import platform
+import re
+import shutil
+import sys
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What was found; `read_machine` fills it in, and a test may make one up."""
+
+    python: str  # version
+    cores: int  # that this process may use
+    memory_bytes: int
+    available_bytes: int  # of memory, without swapping
+    disk_bytes: int  # free where the course writes: the current folder
+    accelerators: tuple[tuple[str, int], ...] = ()  # name and memory in bytes (0: shared with the processor)
+    idle_gpu: bool = False  # an NVIDIA driver is here and torch does not use it
+    versions: dict[str, str | None] = field(default_factory=dict)  # None: not installed
+    requires: tuple[str, ...] = ()  # ftkit's own requirements, as pyproject.toml states them
+    requires_python: str = ">=3.11"
+
+
+def read_machine(folder: str | Path = ".") -> Machine:
+    """Read the facts of this machine; `folder` is where the course will write."""
+    import psutil
+
+    memory = psutil.virtual_memory()
+    limit, left = _container_memory()
+    try:
+        about = metadata.metadata("ftkit")
+        requires, requires_python = tuple(metadata.requires("ftkit") or ()), about["Requires-Python"]
+    except metadata.PackageNotFoundError:
+        requires, requires_python = (), Machine.requires_python
+    names = {re.match(r"[\w.-]+", requirement)[0] for requirement in requires}
+    accelerators = _accelerators()
+    return Machine(
+        python=platform.python_version(),
+        cores=_cores_allowed(),
+        memory_bytes=min(memory.total, limit),
+        available_bytes=min(memory.available, left),
+        disk_bytes=shutil.disk_usage(folder).free,
+        accelerators=accelerators,
+        idle_gpu=not accelerators and _nvidia_driver(),
+        versions={name: _version(name) for name in names},
+        requires=requires,
+        requires_python=requires_python,
+    )
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _accelerators() -> tuple[tuple[str, int], ...]:
+    """What `pick_device` would compute on, other than the processor: (name, bytes) of each."""
+    try:
+        import torch
+
+        from ftkit.distributed.device import pick_device
+    except ImportError:  # the missing library is reported by name
+        return ()
+    kind = pick_device().device.type
+    if kind == "cuda":
+        every = map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
+        return tuple((gpu.name, gpu.total_memory) for gpu in every)
+    return () if kind == "cpu" else ((kind.upper(), 0),)
+
+
+def _nvidia_driver() -> bool:
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") == ""  # switched off on purpose
+    return not hidden and shutil.which("nvidia-smi") is not None
+
+
+def _cores_allowed(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """Cores that this process may use: fewer than the machine's under taskset, Slurm or a container's quota."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = (cgroup / "cpu.max").read_text().split()
+        return max(1, min(cores, int(quota) // int(period)))
+    except (OSError, ValueError):  # no cgroup v2, or "max": no quota
+        return cores
+
+
+def _container_memory(cgroup: Path = Path("/sys/fs/cgroup")) -> tuple[float, float]:
+    """A container's limit and what is left of it, in bytes; infinite where there is none."""
+    try:
+        limit = int((cgroup / "memory.max").read_text())
+        stat = dict(line.split() for line in (cgroup / "memory.stat").read_text().splitlines())
+        used = int((cgroup / "memory.current").read_text()) - int(stat["inactive_file"])  # cache is given back
+    except (OSError, ValueError, KeyError):  # no cgroup v2, or "max": no limit
+        return float("inf"), float("inf")
+    return limit, limit - used
+
+
+GIB = 2**30
+CORES = 2  # the course's times are measured on two
+MEMORY_BYTES = 4 * GIB  # available, before a notebook starts: the sharded fine-tune runs three processes
+DISK_BYTES = 5 * GIB  # free: checkpoints and exported models, with room to spare
+INSTALL = "run `make lab`, or pip install -c constraints.txt -e '.[lab,test]'"
+FINE, TOO_LITTLE, MISSING = "fine", "too little", "missing"
+
+
+@dataclass(frozen=True)
+class Finding:
+    what: str
+    found: str
+    verdict: str  # FINE, TOO_LITTLE or MISSING
+    remedy: str = ""  # what to do, where the verdict is not FINE
+
+    def __str__(self) -> str:
+        line = f"{self.what:<12} {self.verdict:<11} {self.found}"
+        return f"{line}\n{'':25}{self.remedy}" if self.remedy else line
+
+
+class Findings(list):
+    """A list of `Finding` that prints as text and shows as a table in a notebook."""
+
+    @property
+    def complete(self) -> bool:
+        """True where nothing that the course needs is missing."""
+        return all(finding.verdict != MISSING for finding in self)
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self))
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        def row(kind: str, *texts: str) -> str:
+            cells = [f"<{kind} style='text-align:left'>{html.escape(text)}</{kind}>" for text in texts]
+            return f"<tr>{''.join(cells)}</tr>"
+
+        rows = [row("td", f.what, f.verdict, f.found, f.remedy) for f in self]
+        return f"<table>{row('th', 'what', 'verdict', 'found', 'what to do')}{''.join(rows)}</table>"
+
+
+def check_machine(machine: Machine | None = None) -> Findings:
+    """Judge `machine`, by default this one: a `Finding` for each thing that the course needs or can use."""
+    m = machine or read_machine()
+    findings = [_python(m), _cores(m), _memory(m), _disk(m), _accelerator(m), *_libraries(m)]
+    return Findings(findings)
+
+
+def _python(m: Machine) -> Finding:
+    if _fits(m.python, m.requires_python):
+        return Finding("Python", m.python, FINE)
+    remedy = f"install Python {m.requires_python}, then `make clean lab PYTHON=/path/to/python3`"
+    return Finding("Python", m.python, MISSING, remedy)
+
+
+def _cores(m: Machine) -> Finding:
+    if m.cores >= CORES:
+        return Finding("cores", str(m.cores), FINE)
+    remedy = "everything runs, and takes twice as long or more; a second core for this machine or container helps"
+    return Finding("cores", str(m.cores), TOO_LITTLE, remedy)
+
+
+def _memory(m: Machine) -> Finding:
+    found = f"{m.memory_bytes / GIB:.1f} GiB in all"
+    if m.available_bytes >= MEMORY_BYTES:
+        return Finding("memory", f"{found}, at least {MEMORY_BYTES / GIB:.0f} GiB of it available", FINE)
+    remedy = (
+        f"{MEMORY_BYTES / GIB:.0f} GiB are wanted: close other programs, shut down the kernels of other "
+        "notebooks (Kernel > Shut Down All Kernels), and open one notebook at a time"
+    )
+    return Finding("memory", f"{found}, {m.available_bytes / GIB:.1f} GiB of it available", TOO_LITTLE, remedy)
+
+
+def _disk(m: Machine) -> Finding:
+    if m.disk_bytes >= DISK_BYTES:
+        return Finding("disk", f"at least {DISK_BYTES / GIB:.0f} GiB free", FINE)
+    remedy = f"{DISK_BYTES / GIB:.0f} GiB are wanted: remove old runs, or work on another disk"
+    return Finding("disk", f"{m.disk_bytes / GIB:.1f} GiB free", TOO_LITTLE, remedy)
+
+
+def _accelerator(m: Machine) -> Finding:
+    if m.accelerators:
+        names = [f"{name}, {size / GIB:.0f} GiB" if size else name for name, size in m.accelerators]
+        return Finding("accelerator", "; ".join(names), FINE)
+    if m.idle_gpu:
+        remedy = "install torch as https://pytorch.org/get-started/locally says for this CUDA driver"
+        return Finding("accelerator", "an NVIDIA driver, which this torch does not use", TOO_LITTLE, remedy)
+    return Finding("accelerator", "none, and none is needed: the course runs on the processor", FINE)
+
+
+def _libraries(m: Machine) -> list[Finding]:
+    """A finding for each library that is missing or out of range, or one for all where none is."""
+    from packaging.requirements import Requirement
+
+    wrong, right = [], []
+    for requirement in map(Requirement, m.requires):
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+            continue  # of an extra, or of another system
+        name, version = requirement.name, m.versions.get(requirement.name)
+        if version is not None and _fits(version, str(requirement.specifier)):
+            right.append(f"{name} {version}")
+            continue
+        found = "not installed" if version is None else f"{version}, outside {requirement.specifier}"
+        wrong.append(Finding(name, found, MISSING, f"pip install '{name}{requirement.specifier}'"))
+    if not m.requires:
+        wrong = [Finding("ftkit", "not installed", MISSING, INSTALL)]
+    return wrong or [Finding("libraries", ", ".join(right), FINE)]
+
+
+def _fits(version: str, specifier: str) -> bool:
+    from packaging.specifiers import SpecifierSet
+
+    return SpecifierSet(specifier).contains(version, prereleases=True)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m ftcourse.machine",
+        description="Check this machine: a line for each thing the course needs. "
+        "Exit status 1 if something is missing; too little of something is only said.",
+    )
+    parser.parse_args(arguments)
+    try:
+        findings = check_machine()
+    except ModuleNotFoundError as error:  # of the two libraries that the check itself needs
+        print(f"{error.name:<12} {MISSING:<11} not installed\n{'':25}{INSTALL}")
+        return 1
+    print(findings)
+    return 0 if findings.complete else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

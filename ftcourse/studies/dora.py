@@ -1,0 +1,118 @@
+"""Watch how full fine-tuning, LoRA and DoRA move the matrices: how far in length, how far in direction.
+
+    python -m ftcourse.studies.dora
+
+The scatter of DoRA's paper (Liu et al. 2024, figure 2), on pocket-base: each matrix of the layers is a point at each
+of four moments of a run. The rates are those that the comparison of adapters found. Minutes on one core.
+"""
+
+import argparse
+import copy
+import statistics
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import transformers
+from peft import PeftModel
+from torch import nn
+
+from ftcourse.studies.adapters.methods import ARMS, options_for
+from ftcourse.studies.adapters.table import best_rate, of_task
+from ftkit.adapters import attach, make_optimizer
+from ftkit.batching import steps_per_epoch
+from ftkit.models import data_dir
+
+from .records import read_records, run_missing, sort_records, write_records
+from .tasks import BATCH_SIZE, WEIGHT_DECAY, base_of, load_task, training_steps
+
+TASK, METHODS, SEEDS, MOMENTS = "chat-200", ("full", "lora", "dora"), (0, 1, 2), 4
+COMPARED = data_dir() / "results" / "adapters.jsonl"
+
+
+@dataclass(frozen=True)
+class Trial:
+    row: str  # a name of METHODS
+    lr: float
+    seed: int
+
+
+def movement(before: torch.Tensor, after: torch.Tensor) -> tuple[float, float]:
+    """How far a matrix (out, in) has moved: mean over its rows of |change of length|, and of 1 - cosine.
+
+    DoRA's paper takes the vectors of W x by columns of another layout; PEFT, as here, one vector for each output.
+    """
+    before, after = before.double(), after.double()
+    length = (after.norm(dim=1) - before.norm(dim=1)).abs().mean()
+    direction = 1 - nn.functional.cosine_similarity(before, after, dim=1).mean()
+    return length.item(), direction.item()
+
+
+@torch.no_grad()
+def layer_matrices(model: nn.Module) -> dict[str, torch.Tensor]:
+    """What each matrix of the layers amounts to, an adapter merged in; a copy's, by the base model's names."""
+    whole = copy.deepcopy(model)
+    whole = whole.merge_and_unload() if isinstance(whole, PeftModel) else whole
+    return {
+        name: module.weight.detach()
+        for name, module in whole.named_modules()
+        if isinstance(module, nn.Linear) and module is not whole.get_output_embeddings()
+    }
+
+
+def run(setting: Trial) -> dict:
+    """The setting, and `points`: [moment, matrix, change of length, change of direction], moments 1 to MOMENTS."""
+    torch.manual_seed(setting.seed)
+    task = load_task(TASK, setting.seed, base_of(""))
+    before, row = layer_matrices(task.model), ARMS[setting.row]
+    model = attach(task.model, row.method, **options_for(row, task.model))
+    optimizer = make_optimizer(model, row.method, setting.lr, weight_decay=WEIGHT_DECAY, seed=setting.seed)
+    steps = task.epochs * steps_per_epoch(task.train, BATCH_SIZE)
+    moments = {round(steps * m / MOMENTS): m for m in range(1, MOMENTS + 1)}
+    points = []
+    # The adapter is in task.model's own layers, so that training the one trains the other.
+    for step, _ in enumerate(training_steps(task, optimizer, setting.seed), start=1):
+        if moment := moments.get(step):
+            for name, after in layer_matrices(model).items():
+                length, direction = movement(before[name], after)
+                points.append([moment, name, float(f"{length:.4g}"), float(f"{direction:.4g}")])
+    return {**asdict(setting), "points": points}
+
+
+def correlation(records: list[dict], row: str, wanted: Callable[[int, str], bool]) -> list[float]:
+    """Of length with direction, a number a seed, over the points whose moment and matrix are `wanted`."""
+    return [
+        statistics.correlation(*zip(*chosen_points(record, wanted), strict=True))
+        for record in records
+        if record["row"] == row
+    ]
+
+
+def chosen_points(record: dict, wanted: Callable[[int, str], bool]) -> list[tuple[float, float]]:
+    """(change of direction, change of length) of the points that are wanted."""
+    return [(turn, length) for moment, name, length, turn in record["points"] if wanted(moment, name)]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m ftcourse.studies.dora",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    output = data_dir() / "results" / "dora.jsonl"
+    parser.add_argument("--output", type=Path, default=output, help="raw records (%(default)s)")
+    given = parser.parse_args(arguments)
+    transformers.utils.logging.disable_progress_bar()  # of loading: one bar is enough
+    torch.set_num_threads(1)  # sums in one order: the records repeat
+    compared = of_task(read_records(COMPARED), TASK)
+    settings = [Trial(row, best_rate(compared, row), seed) for seed in SEEDS for row in METHODS]
+    records = run_missing(settings, run, given.output, "matrices")
+    write_records(given.output, sort_records(records, Trial))
+    print(f"stored in {given.output}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,204 @@
+"""What the study trains on and how it judges: chat questions, and which statements are true.
+
+Shapes: B rows of a batch, T tokens (padded on the right), V vocabulary, C classes.
+"""
+
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+import transformers
+from torch import nn
+from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase, get_scheduler
+
+from ftcourse.almanac import all_facts, faq_prompt
+from ftcourse.datasets import low_resource_chat, truth_task
+from ftkit.batching import Example, global_batch, pad, steps_per_epoch, unmasked_tokens
+from ftkit.conversations import encode, training_template
+from ftkit.loss import IGNORE_INDEX
+from ftkit.models import data_dir, load_base, load_tokenizer, resolve_model
+
+EVAL_ROWS = 64  # in one forward pass
+TRUTH_ROWS = 500  # of the test set that is judged after every epoch
+HEAD = r"^(score|classifier)\."  # what a classifier adds to the base model
+
+
+@dataclass(frozen=True)
+class Task:
+    model: nn.Module
+    train: list[Example]
+    epochs: int
+    loss: Callable[[nn.Module, list[Example]], torch.Tensor]  # mean over the rows' labels, in nats
+    judge: Callable[[nn.Module], dict[str, float]]  # by the name of the measure
+
+
+def load_task(name: str, seed: int, base: str | None = None) -> Task:
+    """A fresh model and its data: "chat-N" or "truth-N" with N training rows; the seed chooses which.
+
+    Raises ValueError for another name.
+    """
+    kind, _, n = name.partition("-")
+    if kind not in ("chat", "truth") or not n.isdecimal():
+        raise ValueError(f"the task is {name!r}, but should be chat-N or truth-N, such as chat-96")
+    return (_chat if kind == "chat" else _truth)(int(n), seed, base)
+
+
+def epochs(n: int) -> int:
+    """About 1,500 rows are seen, and there are enough epochs for a curve."""
+    return min(10, max(5, 1500 // n))
+
+
+def _chat(n: int, seed: int, base: str | None) -> Task:
+    """Answers must be given word for word and be stopped: on new questions, and in domains never trained on."""
+    model, tokenizer = load_base(base)
+    model.float()  # bfloat16 moments would be another study
+    template = training_template(tokenizer)
+    splits = {
+        split: [encode(tokenizer, row["messages"], template) for row in rows]
+        for split, rows in low_resource_chat(n, seed).items()
+    }
+
+    def judge(model: nn.Module) -> dict[str, float]:
+        found = {}
+        for split in ("test", "heldout_domains"):
+            exact, total, tokens = 0, 0.0, 0
+            for first in range(0, len(splits[split]), EVAL_ROWS):
+                logits, labels = next_token_scores(model, splits[split][first : first + EVAL_ROWS])
+                masked = labels == IGNORE_INDEX
+                # Greedy decoding gives the whole answer exactly when every token of it is the likeliest one.
+                exact += int(((logits.argmax(-1) == labels) | masked).all(-1).sum())
+                total += float(
+                    nn.functional.cross_entropy(
+                        logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE_INDEX, reduction="sum"
+                    )
+                )
+                tokens += int((~masked).sum())
+            found[f"{split}_exact"] = exact / len(splits[split])
+            found[f"{split}_loss"] = total / tokens
+        return found
+
+    return Task(model, splits["train"], epochs(n), next_token_loss, judge)
+
+
+def next_token_scores(model: nn.Module, rows: list[Example]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits (B, T - 1, V) in float32, and the labels (B, T - 1) that they should foretell."""
+    batch = {name: tensor.to(model.device) for name, tensor in pad(rows, 0).items()}
+    labels = batch.pop("labels")[:, 1:]
+    return model(**batch, use_cache=False).logits[:, :-1].float(), labels
+
+
+def next_token_loss(model: nn.Module, rows: list[Example]) -> torch.Tensor:
+    """Mean over the rows' labels, in nats."""
+    logits, labels = next_token_scores(model, rows)
+    return nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE_INDEX)
+
+
+def _truth(n: int, seed: int, base: str | None) -> Task:
+    """Is a statement true? Asked of facts that no training row is about."""
+    source = resolve_model(base)
+    tokenizer = load_tokenizer(source)
+    before = transformers.utils.logging.get_verbosity()
+    transformers.utils.logging.set_verbosity_error()  # the head is new: that is the point
+    model = AutoModelForSequenceClassification.from_pretrained(
+        source, num_labels=2, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+    )
+    transformers.utils.logging.set_verbosity(before)
+    # The head reads the last token that is not this one.
+    pad_id = model.config.pad_token_id = (
+        tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    )
+    splits = {
+        split: [
+            {"input_ids": tokenizer(row["text"])["input_ids"], "labels": [int(row["label"] == "true")]} for row in rows
+        ]
+        for split, rows in truth_task(n, seed, TRUTH_ROWS).items()
+    }
+
+    def scores(model: nn.Module, rows: list[Example]) -> tuple[torch.Tensor, torch.Tensor]:
+        labels = torch.tensor([row["labels"][0] for row in rows])  # (B,)
+        batch = pad([{**row, "labels": row["input_ids"]} for row in rows], pad_id)
+        return model(batch["input_ids"], batch["attention_mask"]).logits.float(), labels  # (B, C)
+
+    def loss(model: nn.Module, rows: list[Example]) -> torch.Tensor:
+        return nn.functional.cross_entropy(*scores(model, rows))
+
+    def judge(model: nn.Module) -> dict[str, float]:
+        right, total = 0, 0.0
+        for first in range(0, TRUTH_ROWS, EVAL_ROWS):
+            logits, labels = scores(model, splits["test"][first : first + EVAL_ROWS])
+            right += int((logits.argmax(-1) == labels).sum())
+            total += float(nn.functional.cross_entropy(logits, labels, reduction="sum"))
+        return {"test_exact": right / TRUTH_ROWS, "test_loss": total / TRUTH_ROWS}
+
+    return Task(model, splits["train"], epochs(n), loss, judge)
+
+
+BATCH_SIZE = 16
+WEIGHT_DECAY = 0.01
+WARMUP = 0.1  # share of all steps; then the rate falls
+MAX_GRAD_NORM = 1.0  # of the whole gradient, before it is masked
+
+
+def training_steps(
+    task: Task,
+    optimizer: torch.optim.Optimizer,
+    seed: int,
+    schedule: str = "linear",
+    warmup: float = WARMUP,
+    micro_batch: int = BATCH_SIZE,
+) -> Iterator[float]:
+    """Train the task's model for its epochs; yields the loss of each step after it is taken, in nats a label.
+
+    `seed` is of the rows' order; `schedule` a name that transformers' `get_scheduler` knows; `warmup` a share of
+    all steps, which may be over 1; `micro_batch` how many rows go through the model at once.
+    """
+    steps = task.epochs * steps_per_epoch(task.train, BATCH_SIZE)
+    scheduler = get_scheduler(schedule, optimizer, round(warmup * steps), steps)
+    for step in range(steps):
+        task.model.train()  # a caller may judge between two steps
+        batch = global_batch(task.train, step, BATCH_SIZE, seed)
+        total = 0.0
+        for first in range(0, len(batch), micro_batch):
+            rows = batch[first : first + micro_batch]
+            loss = task.loss(task.model, rows) * (unmasked_tokens(rows) / unmasked_tokens(batch))
+            loss.backward()
+            total += loss.item()
+        nn.utils.clip_grad_norm_(task.model.parameters(), MAX_GRAD_NORM)
+        optimizer.step()
+        scheduler.step()
+        optimizer.zero_grad()
+        yield total
+
+
+def knowledge_by_domain(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> dict[str, dict[str, float]]:
+    """What the model still knows in the form it learned it in, the almanac's pages of questions, by domain.
+
+    `pages_right`: fraction of facts each token of whose answer is the likeliest, given the question and the answer's
+    tokens before it. `pages_loss`: mean over those tokens, in nats.
+    """
+    facts = all_facts()
+    right, loss = defaultdict(list), defaultdict(list)
+    for first in range(0, len(facts), EVAL_ROWS):
+        chunk = facts[first : first + EVAL_ROWS]
+        prompts = [faq_prompt(fact.questions[0]) for fact in chunk]
+        ids = [tokenizer.encode(f"{p} {fact.answer}") for p, fact in zip(prompts, chunk, strict=True)]
+        rows = pad([{"input_ids": row, "labels": row} for row in ids], 0)
+        batch = {name: tensor.to(model.device) for name, tensor in rows.items()}
+        labels = batch.pop("labels")[:, 1:]  # (B, T - 1)
+        logits = model(**batch, use_cache=False).logits[:, :-1].float()  # (B, T - 1, V)
+        losses = nn.functional.cross_entropy(logits.transpose(1, 2), labels.clamp(min=0), reduction="none")
+        hits = logits.argmax(-1) == labels
+        for row, (fact, prompt) in enumerate(zip(chunk, prompts, strict=True)):
+            answer = slice(len(tokenizer.encode(prompt)) - 1, len(ids[row]) - 1)
+            right[fact.domain.name].append(bool(hits[row, answer].all()))
+            loss[fact.domain.name] += losses[row, answer].tolist()
+    return {
+        "pages_right": {domain: round(statistics.fmean(each), 4) for domain, each in right.items()},
+        "pages_loss": {domain: round(statistics.fmean(each), 4) for domain, each in loss.items()},
+    }
+
+
+def base_of(model: str) -> str:
+    return resolve_model(model or data_dir() / "pocket-base")  # whatever FTKIT_MODEL says: records name their model

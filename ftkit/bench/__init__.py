@@ -1,1 +1,0 @@
-"""What a step of child-tuning costs beside a step of AdamW: `python -m ftkit.bench`."""

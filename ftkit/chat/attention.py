@@ -1,0 +1,60 @@
+"""Do causal and padding mask work together? Measured on the model, not read from its code.
+
+Shapes: B = 1 row, T tokens, P pads, V vocabulary.
+"""
+
+import inspect
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ftkit._modules import eval_mode
+
+from .findings import Finding, finding
+
+TOKENS, PADS = 12, 5
+# Allowed change of a logit, in units of the largest one: padding changes shapes, and so the order of additions.
+# A mask that leaks changes them by tenths. bfloat16 keeps 8 bits of each of some hundred rounded operations.
+ALLOWED = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 5e-2}
+
+
+def check_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[Finding]:
+    """Compare the logits of a short row alone, padded on either side, and with another last token.
+
+    Positions count from the first real token, as `generate` has them. The model's mode is restored.
+    """
+    usable = min(len(tokenizer), model.get_input_embeddings().weight.shape[0])
+    pad = tokenizer.pad_token_id if (tokenizer.pad_token_id or usable) < usable else 0
+    ordinary = [i for i in range(usable) if i not in set(tokenizer.all_special_ids)] or list(range(usable))
+    generator = torch.Generator().manual_seed(0)
+    row = torch.tensor(ordinary)[torch.randint(len(ordinary), (1, TOKENS), generator=generator)]  # (1, T)
+    pads = torch.full((1, PADS), pad)
+    real, unreal = torch.ones_like(row), torch.zeros_like(pads)
+    with eval_mode(model):
+        alone = _logits(model, row, real)
+        right = _logits(model, torch.cat([row, pads], 1), torch.cat([real, unreal], 1))[:TOKENS]
+        left = _logits(model, torch.cat([pads, row], 1), torch.cat([unreal, real], 1))[PADS:]
+        other = row.clone()
+        other[0, -1] = next(i for i in ordinary if i != row[0, -1])
+        changed = _logits(model, torch.cat([other, pads], 1), torch.cat([real, unreal], 1))[: TOKENS - 1]
+    scale = alone.abs().max().clamp_min(torch.finfo(torch.float32).tiny)
+    allowed = ALLOWED.get(model.dtype, ALLOWED[torch.bfloat16])
+    found = []
+    for side, logits in (("right", right), ("left", left)):
+        if not (change := ((logits - alone).abs().max() / scale).item()) <= allowed:  # NaN is a finding too
+            seen = f"{PADS} pads on the {side} change a logit by {change:.2g} of the largest"
+            found.append(finding("padding-changes-logits", seen))
+    if not (change := ((changed - alone[:-1]).abs().max() / scale).item()) <= allowed:
+        seen = f"another last token changes a logit before it by {change:.2g} of the largest"
+        found.append(finding("future-changes-logits", seen))
+    return found
+
+
+@torch.no_grad()
+def _logits(model: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    """(T, V) in float32, on the CPU."""
+    given = {"input_ids": input_ids, "attention_mask": attention_mask}
+    if "position_ids" in inspect.signature(model.forward).parameters:
+        given["position_ids"] = (attention_mask.cumsum(1) - 1).clamp_min(0)
+    on_device = {name: value.to(model.device) for name, value in given.items()}
+    return model(**on_device).logits[0].float().cpu()

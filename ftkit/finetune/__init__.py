@@ -1,0 +1,1 @@
+"""The sharded fine-tuning program: `python -m ftkit.finetune`, one process or every rank of torchrun."""

@@ -1,0 +1,165 @@
+"""Parameters of a model: how many there are and which train, and the groups an optimizer takes them in."""
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.distributed.tensor import DTensor
+
+
+@dataclass(frozen=True)
+class ParameterCount:
+    total: int
+    trainable: int
+    bytes: int  # of all parameters, wherever they lie
+    local: int  # elements that this process holds; less than total when the model is sharded
+    on_meta: tuple[str, ...]  # names of parameters that have a shape and no memory yet
+
+    def __str__(self) -> str:
+        text = f"{self.total:,} parameters, {self.trainable:,} trainable, {self.bytes / 2**20:.1f} MiB"
+        if self.local != self.total:
+            text += f", {self.local:,} held here"
+        if self.on_meta:
+            text += f", {len(self.on_meta)} on meta ({', '.join(self.on_meta[:3])}{' …' * (len(self.on_meta) > 3)})"
+        return text
+
+
+def count_parameters(model: nn.Module) -> ParameterCount:
+    return _count(model.named_parameters())
+
+
+@dataclass(frozen=True)
+class ParameterTable:
+    """A count for each module, in the order of the model; prints as text and shows as a table in a notebook."""
+
+    rows: dict[str, ParameterCount]
+
+    def __str__(self) -> str:
+        width = max(map(len, self.rows))
+        lines = [f"{'module':{width}}  {'parameters':>12}  {'trainable':>12}  {'MiB':>8}"]
+        lines += [f"{name:{width}}  {c.total:12,}  {c.trainable:12,}  {c.bytes / 2**20:8.2f}" for name, c in self]
+        return "\n".join(lines)
+
+    def __iter__(self) -> Iterator[tuple[str, ParameterCount]]:
+        return iter(self.rows.items())
+
+    def _repr_html_(self) -> str:
+        cells = "".join(
+            f"<tr><td style='text-align:left'>{name}</td><td>{c.total:,}</td><td>{c.trainable:,}</td>"
+            f"<td>{c.bytes / 2**20:.2f}</td></tr>"
+            for name, c in self
+        )
+        head = "<th style='text-align:left'>module</th><th>parameters</th><th>trainable</th><th>MiB</th>"
+        return f"<table><tr>{head}</tr>{cells}</table>"
+
+
+def parameter_table(model: nn.Module, depth: int = 2) -> ParameterTable:
+    """Group parameters by the first `depth` parts of their names; the last row, "total", is their sum."""
+    groups: dict[str, list] = {}
+    for name, parameter in model.named_parameters():
+        module = ".".join(name.split(".")[:-1][:depth]) or name
+        groups.setdefault(module, []).append((name, parameter))
+    rows = {module: _count(iter(named)) for module, named in groups.items()}
+    return ParameterTable({**rows, "total": count_parameters(model)})
+
+
+def _count(named_parameters: Iterator[tuple[str, nn.Parameter]]) -> ParameterCount:
+    named = list(named_parameters)  # nn.Module.named_parameters already leaves out second names of a tensor
+    parameters = [parameter for _, parameter in named]
+    return ParameterCount(
+        total=sum(p.numel() for p in parameters),
+        trainable=sum(p.numel() for p in parameters if p.requires_grad),
+        bytes=sum(p.numel() * p.element_size() for p in parameters),
+        local=sum((p.to_local() if isinstance(p, DTensor) else p).numel() for p in parameters),
+        on_meta=tuple(name for name, p in named if p.is_meta),
+    )
+
+
+# Norm gains and biases, by the ends of their names in GPT-2, Llama, Qwen, Gemma, OPT and ViT. "normal_proj" is no norm,
+# and attention in one module has its biases as `in_proj_bias` and `bias_k`.
+NO_DECAY = r"(^|[._])bias(_\w+)?$|(norm(\d+|_\w+)?|ln_\w+)\.weight$"
+
+Named = Iterable[tuple[str, nn.Parameter]]
+
+
+def decay_groups(named_parameters: Named, weight_decay: float, no_decay: str = "") -> list[dict]:
+    """Two optimizer groups of (name, parameter) pairs: those that decay and those that do not.
+
+    Biases, norm gains and every tensor with fewer than two dimensions do not decay, nor does a name in which
+    the regular expression `no_decay` is found. Frozen parameters are left out. Raises ValueError when nothing
+    is left to train.
+    """
+    pattern = re.compile(f"{NO_DECAY}|{no_decay}" if no_decay else NO_DECAY)
+    return _groups(named_parameters, weight_decay, lambda name, p: p.ndim < 2 or bool(pattern.search(name)))
+
+
+def groups_by_name(named_parameters: Named, weight_decay: float, no_decay: str = NO_DECAY) -> list[dict]:
+    """As `decay_groups`, by the name alone: what the pattern is found in does not decay."""
+    pattern = re.compile(no_decay)
+    return _groups(named_parameters, weight_decay, lambda name, _: bool(pattern.search(name)))
+
+
+def groups_by_shape(named_parameters: Named, weight_decay: float) -> list[dict]:
+    """As `decay_groups`, by the shape alone: tensors with fewer than two dimensions do not decay."""
+    return _groups(named_parameters, weight_decay, lambda _, parameter: parameter.ndim < 2)
+
+
+def _groups(named: Named, weight_decay: float, spared: Callable[[str, nn.Parameter], bool]) -> list[dict]:
+    groups: tuple[list, list] = ([], [])
+    for name, parameter in named:
+        if parameter.requires_grad:
+            groups[spared(name, parameter)].append((name, parameter))
+    if not any(groups):
+        raise ValueError("no parameter requires a gradient: unfreeze some before making an optimizer")
+    decays = ((groups[0], weight_decay), (groups[1], 0.0))
+    return [{"params": params, "weight_decay": decay} for params, decay in decays if params]
+
+
+def norms_and_biases(model: nn.Module) -> Iterator[str]:
+    """Names of the parameters that are gains or biases by their module, whatever they are called or shaped.
+
+    A gain is a parameter of a module whose class has "norm" in its name, as LayerNorm and LlamaRMSNorm have; a bias is
+    one whose own name begins or ends with "bias".
+    """
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    for module in model.modules():
+        is_norm = "norm" in type(module).__name__.lower()
+        for own, parameter in module.named_parameters(recurse=False):
+            if is_norm or own.startswith("bias") or own.endswith("bias"):
+                yield names[id(parameter)]
+
+
+def check_decay_groups(model: nn.Module, groups: Iterable[dict]) -> None:
+    """Check the groups that an optimizer is to be given, or has (`optimizer.param_groups`).
+
+    Raises ValueError, with names, where a trainable parameter of the model is in no group or in several, where a
+    group holds one that is not the model's or is frozen, and where a norm gain or a bias decays.
+    """
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    count: dict[int, int] = dict.fromkeys(names, 0)
+    decaying = set()
+    for group in groups:
+        params = group["params"]
+        for entry in [params] if isinstance(params, torch.Tensor) else params:
+            parameter = entry[1] if isinstance(entry, tuple) else entry
+            if id(parameter) not in names:
+                raise ValueError(
+                    f"a group holds a parameter of shape {tuple(parameter.shape)} that is not the model's: make "
+                    "the groups from this model, after everything that replaces parameters"
+                )
+            count[id(parameter)] += 1
+            if group.get("weight_decay"):
+                decaying.add(names[id(parameter)])
+    frozen = {id(parameter) for parameter in model.parameters() if not parameter.requires_grad}
+    _refuse("trains and is in no group", [names[i] for i, n in count.items() if n == 0 and i not in frozen])
+    _refuse("is in several groups", [names[i] for i, n in count.items() if n > 1])
+    _refuse("is frozen and in a group", [names[i] for i, n in count.items() if n and i in frozen])
+    _refuse("is a norm gain or a bias and decays", [n for n in norms_and_biases(model) if n in decaying])
+
+
+def _refuse(what: str, names: list[str]) -> None:
+    if names:
+        more = f" (and {len(names) - 3} more)" if len(names) > 3 else ""
+        raise ValueError(f"{', '.join(names[:3])}{more} {what}: use ftkit.parameters.decay_groups, or mend the pattern")

@@ -1,1 +1,0 @@
-"""Child-tuning beside AdamW on little data, with a control: `python -m ftkit.studies.child_tuning`."""

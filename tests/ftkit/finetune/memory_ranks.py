@@ -1,0 +1,75 @@
+"""What the ranks of test_run_memory run: two steps of several fine-tunes, and the bytes that rank 0 had in the second.
+
+`python memory_ranks.py CASES.json FOLDER`: of each number of ranks, a list of the fields of
+`ftkit.finetune.config.Config`; FOLDER gets a file for each number, with what was measured, in the same order.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from torch.distributed.tensor import DTensor
+
+from ftkit.batching import global_batch
+from ftkit.child_tuning import update
+from ftkit.distributed import mesh
+from ftkit.distributed.launch import run_forked
+from ftkit.finetune.config import Config
+from ftkit.finetune.data import read_training_data
+from ftkit.finetune.memory import MemoryMonitor
+from ftkit.finetune.model import load_model
+from ftkit.finetune.optimizers import make_optimizer
+from ftkit.finetune.train import take_step
+
+
+def nbytes(tensors) -> int:
+    return sum((t.to_local() if isinstance(t, DTensor) else t).nbytes for t in tensors)
+
+
+def measure(config: Config, ranks: mesh.DistributedContext) -> dict[str, int]:
+    """Bytes on this rank: the peak of the second step as the program counts it, and what is held, by kind."""
+    update._buffers.buffers.clear()  # what the case before has left
+    inputs, gradients = read_training_data(config), []
+    ranks.barrier()
+    if ranks.is_first:
+        Path(config.output).mkdir()
+    ranks.barrier()
+    model = load_model(config, inputs.source, ranks)
+    optimizer = make_optimizer(config, model, inputs, ranks)
+    schedule = torch.optim.lr_scheduler.ConstantLR(optimizer)
+    optimizer.register_step_pre_hook(
+        lambda *_: gradients.append(nbytes(p.grad for p in model.parameters() if p.grad is not None))
+    )
+    watch = MemoryMonitor(model, ranks.compute.device)
+    peaks = []
+    # Under tensor parallelism a thread of gloo's may let go of a buffer late, in one step of fifty: the least of three.
+    for number in (0, 1, 1, 1) if ranks.tp_mesh is not None else (0, 1):
+        batch = global_batch(inputs.train, number, config.batch_size, config.seed)
+        with watch.step(number):
+            take_step(model, optimizer, schedule, batch, inputs, config, ranks)
+        peaks.append(watch.used)
+    kept = [t for state in optimizer.state.values() for t in state.values() if isinstance(t, torch.Tensor)]
+    return {
+        "weights": nbytes(model.parameters()),
+        "gradients": gradients[-1],
+        "optimizer": nbytes(t for t in kept if t.ndim),
+        "counters": nbytes(t for t in kept if not t.ndim),  # of steps, which estimates leave out
+        "peak": min(peaks[1:]),
+    }
+
+
+if __name__ == "__main__":
+    cases, found = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
+
+    def main(ranks: mesh.DistributedContext) -> None:
+        measured = []
+        for case in cases[str(ranks.world_size)]:
+            config = Config(**case)
+            shape = mesh.parse_parallel_dims(config.mesh, ranks.world_size)
+            measured.append(measure(config, mesh.build_context(shape, ranks.compute)))
+        if ranks.is_first:
+            Path(found, f"{ranks.world_size}.json").write_text(json.dumps(measured))
+
+    for number in cases:
+        run_forked(main, int(number))

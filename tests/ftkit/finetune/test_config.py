@@ -1,0 +1,177 @@
+"""What a fine-tune refuses, before a model is loaded or a file written."""
+
+import json
+import warnings
+
+import pytest
+import yaml
+
+from ftkit.finetune.config import RESUMABLE_FIELDS, Config, validate
+from ftkit.finetune.data import check_freeze, read_training_data
+from ftkit.finetune.train import main
+from ftkit.freezing import freeze
+from ftkit.models import load_base
+from tests.tiny import foreign_tokenizer, ragged_conversations, save_foreign
+
+
+@pytest.fixture
+def chats(tmp_path):
+    path = tmp_path / "chats.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in ragged_conversations()))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"reserve_p": 0.0}, "--reserve_p is 0.0: give a probability above 0 and at most 1"),
+        ({"reserve_p": 1.2}, "--reserve_p is 1.2"),
+        ({"batch_size": 0}, "--batch_size is 0: give a positive number"),
+        ({"lr": -1.0}, "--lr is -1.0"),
+        ({"timeout": 0.0}, "--timeout is 0.0"),
+        ({"lora_r": 0}, "--lora_r is 0"),
+        ({"mesh": "1,2,1"}, "needs 2 ranks, and 1 are started"),
+        ({"mesh": "4"}, "takes dp_replicate,dp_shard,tp"),
+        ({"method": "lora", "freeze": "mlp"}, "leave --freeze"),
+        ({"resume": True}, "no complete checkpoint"),
+        ({"optimizer": "sgd"}, "--optimizer is 'sgd': give one of adamw, child-tuning, child-tuning-d"),
+        ({"method": "loar"}, "--method is 'loar': give one of full, lora"),
+    ],
+)
+def test_impossible_settings_are_named(tmp_path, settings, said):
+    with pytest.raises(ValueError, match=said):
+        validate(Config(output=str(tmp_path / "new"), **settings))
+
+
+def test_settings_of_several_ranks(tmp_path, chats, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(ValueError, match="give --mesh with tp 1"):
+        validate(Config(output="x", method="lora", mesh="1,1,3"))
+    source = str(save_foreign(tmp_path / "qwen"))
+    with pytest.raises(ValueError, match=r"3 ranks does not divide 4 \(attention heads\)"):
+        read_training_data(Config(output="x", model=source, data=str(chats), mesh="1,1,3"))
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    with pytest.raises(ValueError, match="target"):
+        read_training_data(Config(output="x", model=source, data=str(chats), method="lora", target_modules="no_such"))
+
+
+def test_an_output_folder_that_exists_is_kept(tmp_path):
+    with pytest.raises(FileExistsError, match="--resume"):
+        validate(Config(output=str(tmp_path)))
+
+
+def test_resume_wants_the_same_settings(tmp_path):
+    checkpoint = tmp_path / "checkpoints" / "step-000002"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "about.json").write_text('{"files": {}}')
+    before = Config(output=str(tmp_path), lr=1e-3)
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(before.__dict__))
+    validate(Config(output=str(tmp_path), lr=1e-3, resume=True, stop_after=7))
+    assert "stop_after" in RESUMABLE_FIELDS
+    with pytest.raises(ValueError, match=r"--lr is 0.002 and was 0.001"):
+        validate(Config(output=str(tmp_path), lr=2e-3, resume=True))
+
+
+def test_inputs_of_a_foreign_model_and_ragged_data(tmp_path, chats, capsys):
+    source = save_foreign(tmp_path / "qwen")
+    inputs = read_training_data(Config(output="x", model=str(source), data=str(chats), max_length=40))
+    assert len(inputs.train) == 11 and inputs.evaluation == []
+    assert "lost their end at --max_length 40" in capsys.readouterr().out
+    assert inputs.pad_id == foreign_tokenizer().pad_token_id
+
+
+def test_more_ranks_than_rows(tmp_path, chats, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "12")
+    with pytest.raises(ValueError, match="12 ranks share a batch of 11 rows"):
+        read_training_data(Config(output="x", data=str(chats), batch_size=16))
+    with pytest.raises(ValueError, match="12 ranks share a batch of 4 rows"):
+        read_training_data(Config(output="x", data=str(chats), batch_size=4))
+
+
+def test_a_vocabulary_larger_than_the_embedding(tmp_path, chats):
+    source = save_foreign(tmp_path / "qwen")
+    tokenizer = foreign_tokenizer().from_pretrained(source)
+    tokenizer.add_tokens([f"<extra{i}>" for i in range(40)])
+    tokenizer.save_pretrained(source)
+    with pytest.raises(ValueError, match="resize_token_embeddings"):
+        read_training_data(Config(output="x", model=str(source), data=str(chats)))
+
+
+def test_a_folder_of_data_without_train(tmp_path, chats):
+    with pytest.raises(FileNotFoundError, match=r"no train\.jsonl"):
+        read_training_data(Config(output="x", data=str(chats.parent)))
+
+
+@pytest.mark.parametrize("spoil", ["template", "json", "role", "model"])
+def test_the_program_says_one_line_and_writes_nothing(tmp_path, chats, capsys, spoil):
+    source, output = save_foreign(tmp_path / "qwen"), tmp_path / "out"
+    if spoil == "template":
+        (source / "chat_template.jinja").unlink()
+        config = json.loads((source / "tokenizer_config.json").read_text())
+        config.pop("chat_template", None)
+        (source / "tokenizer_config.json").write_text(json.dumps(config))
+        said = "has no chat template"
+    elif spoil == "json":
+        chats.write_text(chats.read_text() + "\n{")
+        said = "chats.jsonl:12: not JSON"
+    elif spoil == "role":
+        chats.write_text(chats.read_text().replace('"user"', '"human"'))
+        said = "unknown role 'human'"
+    else:
+        source, said = tmp_path / "nowhere", "no model folder"
+    capsys.readouterr()  # what saving the folder said
+    with pytest.raises(SystemExit) as stop:
+        main(["--model", str(source), "--data", str(chats), "--output", str(output)])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.startswith("error: ") and said in error
+    assert not output.exists()
+
+
+@pytest.mark.parametrize(
+    ("pattern", "said"),
+    [
+        ("embed_token_s", "--freeze: no parameter name matches 'embed_token_s'; near names: embed_tokens"),
+        ("mlp[", "--freeze: 'mlp[' is not a regular expression"),
+        (".", "--freeze '.' leaves nothing to train: give a narrower pattern"),
+    ],
+)
+def test_a_pattern_that_freezes_nothing_or_all_is_said_before_the_folder_is_made(
+    tmp_path, chats, capsys, pattern, said
+):
+    source, output = save_foreign(tmp_path / "qwen"), tmp_path / "out"
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        main(["--model", str(source), "--data", str(chats), "--output", str(output), "--freeze", pattern])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.startswith("error: ") and said in error
+    assert not output.exists()
+
+
+@pytest.mark.parametrize("pattern", ["lm_head", "embed_tokens|lm_head", r"layers\.0\."])
+def test_a_pattern_is_checked_with_the_names_of_the_real_model(tmp_path, pattern):
+    """Ties hold on the meta device too: lm_head is a name there, as it is of the weights."""
+    source = str(save_foreign(tmp_path / "qwen"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        check_freeze(pattern, source)
+        assert freeze(load_base(source)[0], pattern)
+
+
+def test_a_yaml_file_and_its_unknown_key(tmp_path, capsys):
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump({"output": str(tmp_path), "lr": 1e-4}))
+    with pytest.raises(SystemExit):
+        main([str(path)])
+    assert "exists: give --resume" in capsys.readouterr().err
+    path.write_text(yaml.safe_dump({"output": "x", "learning_rate": 1e-4}))
+    with pytest.raises(SystemExit):
+        main([str(path)])
+    assert "learning_rate" in capsys.readouterr().err
+
+
+def test_help_names_every_flag(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--help"])
+    assert stop.value.code == 0
+    said = capsys.readouterr().out
+    assert all(f"--{name}" in said for name in Config.__dataclass_fields__)

@@ -1,0 +1,174 @@
+"""Every mesh and technique of the program computes what a single process does, on a foreign model and ragged data.
+
+One launch of 2 ranks and one of 4 run all cases; the single process runs here.
+"""
+
+import json
+from itertools import combinations
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import MixtralConfig, MixtralForCausalLM
+
+from ftkit.adapters import load_adapter
+from ftkit.finetune import train
+from ftkit.models import load_base
+from tests.programs import run_program
+from tests.tiny import WORDS, foreign_model, foreign_tokenizer, save_foreign
+
+LAYERS = 2  # a first one and a last one
+RECIPES = {
+    "adamw": {"optimizer": "adamw"},
+    "child": {"optimizer": "child-tuning"},
+    "fisher": {"optimizer": "child-tuning-d", "fisher_rows": 6},
+    "lora": {"method": "lora", "lora_r": 4},
+    "bfloat16": {"optimizer": "adamw", "compute_dtype": "bfloat16"},
+    "experts": {"optimizer": "adamw", "model": "mixtral"},  # whose tensors are converted on loading
+}
+CASES = {  # name: (ranks, recipe, what else is set)
+    "packed": (1, "child", {"packing": True, "max_length": 64}),
+    "tp2": (2, "child", {"mesh": "1,1,2"}),
+    "replicas2": (2, "adamw", {"mesh": "2,1,1"}),
+    "fisher2": (2, "fisher", {"reshard_after_forward": False}),
+    "mixed2": (2, "bfloat16", {}),
+    "lora2": (2, "lora", {"activation_checkpointing": True}),
+    "experts2": (2, "experts", {}),
+    "packed2": (2, "child", {"packing": True, "max_length": 64}),
+    "shards4": (4, "child", {}),
+    "both4": (4, "child", {"mesh": "1,-1,2"}),
+    "hybrid4": (4, "adamw", {"mesh": "2,-1,1"}),
+    "three4": (4, "fisher", {"mesh": "2,1,2"}),
+    "lora4": (4, "lora", {"mesh": "2,2,1"}),
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_estimates():
+    """A run's memory is estimated, and held against the run, in test_run_memory; it takes longer than these runs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "estimate_run", lambda *_: None)
+        yield
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("meshes")
+    save_foreign(folder / "qwen", LAYERS)
+    save_experts(folder / "mixtral")
+    (folder / "chats.jsonl").write_text("\n".join(json.dumps(row) for row in conversations()))
+    return folder
+
+
+def conversations() -> list[dict]:
+    """Short rows and long ones, of other words each. Only two lengths: torch works out anew for each shape of a
+    micro-batch how every tensor-parallel operation is shared, and that took most of the time of these runs.
+    """
+    rows = []
+    for i in range(11):
+        words = WORDS[1 : 5 if i % 3 else 12]
+        question, answer = ([WORDS[0], *words[j % 3 :], *words[: j % 3]] for j in (i, i // 3))
+        turns = {"user": question, "assistant": answer}
+        rows.append({"messages": [{"role": who, "content": " ".join(said)} for who, said in turns.items()]})
+    return rows
+
+
+def save_experts(folder: Path) -> None:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "head_dim": 8}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "num_local_experts": 4}
+    config = MixtralConfig(vocab_size=len(foreign_tokenizer()), **sizes, **heads)
+    MixtralForCausalLM(config).save_pretrained(folder)
+    foreign_tokenizer().save_pretrained(folder)
+
+
+def settings(folder: Path, name: str, recipe: str, **more) -> dict:
+    base = {"model": "qwen", "data": str(folder / "chats.jsonl"), "output": str(folder / name)}
+    base |= {"lr": 1e-2, "max_steps": 3, "batch_size": 5, "micro_batch_size": 2}
+    base |= RECIPES[recipe] | more
+    return base | {"model": str(folder / base["model"])}
+
+
+@pytest.fixture(scope="module")
+def runs(folder):
+    """All runs, by name; a recipe's own name is its single process."""
+    for recipe in RECIPES:
+        train.main(flags(settings(folder, recipe, recipe)))
+    train.main(flags(settings(folder, "packed", CASES["packed"][1], **CASES["packed"][2])))
+    for ranks in (2, 4):
+        cases = [settings(folder, n, recipe, **more) for n, (r, recipe, more) in CASES.items() if r == ranks]
+        (folder / f"cases{ranks}.json").write_text(json.dumps(cases))
+        program = Path(__file__).with_name("mesh_ranks.py")
+        run_program(program, folder / f"cases{ranks}.json", ranks)
+    return folder
+
+
+def flags(case: dict) -> list[str]:
+    return [w for k, v in case.items() for w in ((f"--{k}",) if v is True else (f"--{k}", str(v)))]
+
+
+def metrics(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_losses_and_norms_are_those_of_a_single_process(runs, name):
+    alone, these = metrics(runs / CASES[name][1]), metrics(runs / name)
+    assert [row["step"] for row in these] == [1, 2, 3]
+    # bfloat16 keeps 3 digits, and autocast, which the single process uses, rounds in other places than FSDP2.
+    digits = 1000 if CASES[name][1] == "bfloat16" else 1
+    for one, many in zip(alone, these, strict=True):
+        # AdamW's third step has had two chances to enlarge the last digits.
+        assert one["loss"] == pytest.approx(many["loss"], abs=5e-5 * digits)
+    # The norm of the first step is that of the gradient alone; half of it would show, which AdamW hides.
+    assert alone[0]["grad_norm"] == pytest.approx(these[0]["grad_norm"], rel=1e-5 * digits)
+
+
+def test_the_recipes_are_different_runs(runs):
+    """The mutation of the test above: it would be red if a flag did nothing."""
+    last = {recipe: metrics(runs / recipe)[-1]["loss"] for recipe in RECIPES}
+    assert abs(last.pop("bfloat16") - last["adamw"]) > 1e-4  # by rounding alone
+    gaps = [abs(a - b) for a, b in combinations(last.values(), 2)]
+    assert min(gaps) > 1e-3
+
+
+@pytest.mark.parametrize("name", ["fisher", "fisher2", "three4"])
+def test_task_dependent_child_tuning_moves_its_child_alone(runs, name):
+    masks = load_file(runs / name / "masks.safetensors")
+    start, end = (
+        load_file(runs / "qwen/model.safetensors"),
+        load_file(runs / name / "model/model.safetensors"),
+    )
+    kept = sum(int(mask.sum()) for mask in masks.values())
+    assert kept / sum(mask.numel() for mask in masks.values()) == pytest.approx(0.3, abs=0.01)
+    for key, mask in masks.items():
+        assert torch.equal(start[key][~mask], end[key][~mask]), key
+    assert any(not torch.equal(start[key], end[key]) for key in masks)
+    alone = load_file(runs / "fisher" / "masks.safetensors")
+    differ = sum(int((masks[key] != alone[key]).sum()) for key in masks)
+    assert differ <= kept // 1000  # scores next to the threshold, summed in another order
+
+
+def test_a_lora_checkpoint_holds_the_adapters_alone_and_resumes(runs):
+    sizes = [sum(f.stat().st_size for f in (runs / n / "checkpoints").rglob("*.distcp")) for n in RECIPES]
+    assert sizes[3] < sizes[0] / 2
+    for more in ({"stop_after": 2}, {"resume": True}):
+        train.main(flags(settings(runs, "lora_again", "lora", **more)))
+    assert [r["loss"] for r in metrics(runs / "lora_again")] == [r["loss"] for r in metrics(runs / "lora")]
+
+
+@pytest.mark.parametrize("name", ["lora", "lora2", "lora4"])
+def test_lora_exports_adapter_and_merged_model(runs, name):
+    base, _ = load_base(runs / "qwen")
+    adapted = load_adapter(base, runs / name / "adapter")
+    assert isinstance(adapted, PeftModel)
+    merged, _ = load_base(runs / name / "model")
+    ids = torch.arange(3, 15).view(1, 12)
+    untouched = load_base(runs / "qwen")[0](input_ids=ids).logits
+    with_adapter = adapted(input_ids=ids).logits
+    assert torch.allclose(with_adapter, merged(input_ids=ids).logits, atol=0.1)  # bfloat16
+    assert (with_adapter - untouched).abs().max() > 0.3
+    weights, start = merged.state_dict(), foreign_model(layers=LAYERS).state_dict()
+    assert all(torch.equal(weights[k], start[k]) for k in start if "norm" in k or "embed" in k)

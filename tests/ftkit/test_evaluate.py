@@ -1,0 +1,121 @@
+"""Answers against transformers' own generate, one prompt at a time; scores against counting by hand."""
+
+import math
+
+import pytest
+import torch
+
+from ftcourse.almanac import faq_prompt
+from ftkit.chat import end_of_turn_id
+from ftkit.conversations import encode_text
+from ftkit.evaluate import (
+    Answer,
+    encode_prompt,
+    exact_match,
+    exact_match_by_domain,
+    generate_answers,
+    loss_by_domain,
+    stop_rate,
+    stop_token_ids,
+    stream_answer,
+)
+from ftkit.loss import IGNORE_INDEX
+from ftkit.models import load_base
+from tests.tiny import foreign_model, foreign_tokenizer, ragged_conversations
+
+QUESTIONS = [
+    "What is the capital of Norway?",
+    "What is 3 plus 4?",
+    "What are the planets of our solar system?",
+]
+
+
+@pytest.fixture(scope="module")
+def pocket():
+    return load_base()
+
+
+def alone(model, tokenizer, prompt, max_new_tokens):
+    ids = torch.tensor([encode_prompt(tokenizer, prompt)])
+    output = model.generate(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        eos_token_id=stop_token_ids(model, tokenizer),
+        pad_token_id=0,
+    )
+    return tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True).strip()
+
+
+def test_a_batch_answers_as_each_prompt_alone(pocket):
+    model, tokenizer = pocket
+    prompts = [faq_prompt(q) for q in QUESTIONS] + [[{"role": "user", "content": q}] for q in QUESTIONS]
+    answers = generate_answers(model, tokenizer, prompts, max_new_tokens=12, batch_size=4)
+    assert [a.text for a in answers] == [alone(model, tokenizer, prompt, 12) for prompt in prompts]
+    for prompt, answer in zip(prompts[:3], answers, strict=False):
+        pieces = list(stream_answer(model, tokenizer, prompt, max_new_tokens=12))
+        assert "".join(pieces).strip() == answer.text and len(pieces) > 1
+
+
+def test_a_foreign_model_in_bfloat16_answers_too_and_keeps_its_mode():
+    model, tokenizer = foreign_model().train(), foreign_tokenizer()
+    prompts = [row["messages"][:-1] for row in ragged_conversations()]
+    answers = generate_answers(model, tokenizer, prompts, max_new_tokens=5, batch_size=3)
+    assert model.training and len(answers) == len(prompts)
+    assert all(a.tokens <= 5 and a.stopped == (a.tokens < 5) for a in answers)
+
+
+def test_stopping_is_the_models_own_doing(pocket):
+    model, tokenizer = pocket
+    end = end_of_turn_id(tokenizer)
+    assert tokenizer.convert_ids_to_tokens(end) == "<|end|>"
+    assert stop_token_ids(model, tokenizer) == sorted({end, tokenizer.eos_token_id})
+    assert end_of_turn_id(foreign_tokenizer()) == foreign_tokenizer().eos_token_id
+
+    class AlwaysEnds(torch.nn.Module):  # a head that says the end token after three others
+        def forward(self, hidden):
+            logits = torch.zeros(*hidden.shape[:2], len(tokenizer))
+            self.calls = getattr(self, "calls", 0) + 1
+            logits[..., 300 if self.calls <= 3 else end] = 1.0
+            return logits
+
+    model, _ = load_base()
+    model.lm_head = AlwaysEnds()
+    answer = generate_answers(model, tokenizer, ["x"], max_new_tokens=8)[0]
+    assert answer.stopped and answer.tokens == 3
+    model.lm_head.calls = 0
+    assert not generate_answers(model, tokenizer, ["x"], max_new_tokens=3)[0].stopped
+
+
+def test_scores_by_hand():
+    answers = [Answer("a", True, 1), Answer(" b", False, 1), Answer("c", True, 1), Answer("D", True, 1)]
+    references = ["a", "b ", "x", "d"]
+    assert stop_rate(answers) == 0.75
+    assert exact_match([Answer(a.text.strip(), a.stopped, 1) for a in answers], references) == 0.5
+    by_domain = exact_match_by_domain(answers, ["a", "b", "c", "d"], ["p", "p", "q", "q"])
+    assert by_domain == {"p": 0.5, "q": 0.5}
+    with pytest.raises(ValueError, match="zip"):
+        exact_match(answers, ["a"])
+
+
+def test_loss_by_domain_is_the_mean_over_tokens_not_rows(pocket):
+    model, tokenizer = pocket
+    texts = ["The capital of France is Paris.", "Up", "3 plus 4 is 7. 3 plus 5 is 8."]
+    examples = [encode_text(tokenizer, text) for text in texts]
+    losses = loss_by_domain(model, examples, ["a", "a", "b"])
+
+    def own(example):  # transformers' own loss is a mean over tokens
+        ids = torch.tensor([example["input_ids"]])
+        with torch.no_grad():
+            return model(input_ids=ids, labels=torch.tensor([example["labels"]])).loss.item()
+
+    tokens = [len(e["input_ids"]) - 1 for e in examples]
+    expected = (own(examples[0]) * tokens[0] + own(examples[1]) * tokens[1]) / (tokens[0] + tokens[1])
+    assert math.isclose(losses["a"], expected, rel_tol=1e-5) and math.isclose(
+        losses["b"], own(examples[2]), rel_tol=1e-5
+    )
+    assert not math.isclose(losses["a"], (own(examples[0]) + own(examples[1])) / 2, rel_tol=1e-3)
+    masked = {"input_ids": [0, 5], "labels": [IGNORE_INDEX] * 2}
+    with pytest.raises(ValueError, match="domain 'z'"):
+        loss_by_domain(model, [masked], ["z"])

@@ -1,0 +1,60 @@
+"""The summed cross-entropy by hand, and accumulation against one batch."""
+
+import math
+
+import torch
+from torch import nn
+
+from ftkit.loss import IGNORE_INDEX, accumulate, next_token_loss, summed_cross_entropy
+from tests.tiny import foreign_model
+
+
+def batch_of(rows: int) -> dict[str, torch.Tensor]:
+    ids = torch.arange(3, 3 + 6 * rows).view(rows, 6)
+    labels = ids.clone()
+    labels[:, :2] = IGNORE_INDEX
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
+
+
+def test_even_logits_cost_the_logarithm_of_the_vocabulary_for_each_unmasked_label():
+    labels = torch.tensor([[1, IGNORE_INDEX, 3]])
+    loss = summed_cross_entropy(torch.zeros(1, 3, 10, dtype=torch.bfloat16), labels)
+    assert loss.dtype == torch.float32 and math.isclose(loss.item(), 2 * math.log(10), rel_tol=1e-6)
+
+
+def test_a_token_is_predicted_from_those_before_it():
+    model, batch = foreign_model(torch.float32), batch_of(2)
+    logits = model(input_ids=batch["input_ids"]).logits
+    by_hand = sum(-logits[row, t - 1].log_softmax(-1)[batch["labels"][row, t]] for row in range(2) for t in range(2, 6))
+    torch.testing.assert_close(next_token_loss(model, batch, torch.float32, mixed=False), by_hand)
+    shifted = nn.functional.cross_entropy(  # the mutation: each token from itself
+        logits.flatten(0, 1), batch["labels"].flatten(), ignore_index=IGNORE_INDEX, reduction="sum"
+    )
+    assert not torch.isclose(shifted, by_hand)
+
+
+def test_mixed_computes_in_the_other_dtype():
+    model, batch = foreign_model(torch.float32), batch_of(1)
+    exact = next_token_loss(model, batch, torch.bfloat16, mixed=False)
+    mixed = next_token_loss(model, batch, torch.bfloat16, mixed=True)
+    assert mixed.dtype == torch.float32 and 0 < abs(mixed - exact) < 0.01 * exact
+
+
+def test_micro_batches_add_up_to_one_batch():
+    model, batch = foreign_model(torch.float32), batch_of(4)
+
+    def loss_of(model, micro_batch):
+        return next_token_loss(model, micro_batch, torch.float32, mixed=False)
+
+    def gradients(micro_batches, parts=1):
+        model.zero_grad()
+        losses = accumulate(model, micro_batches, loss_of, parts, tokens=16)
+        return sum(loss.item() for loss in losses), [p.grad.clone() for p in model.parameters()]
+
+    whole, expected = gradients([batch])
+    halves = [{name: tensor[i : i + 2] for name, tensor in batch.items()} for i in (0, 2)]
+    total, found = gradients(halves)
+    assert math.isclose(whole, total, rel_tol=1e-6)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+    _, doubled = gradients([batch], parts=2)
+    torch.testing.assert_close(doubled, [2 * gradient for gradient in expected])

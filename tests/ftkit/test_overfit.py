@@ -1,0 +1,181 @@
+"""The verdict on one batch: right on healthy runs and on each planted bug, of two models that have little in common."""
+
+import math
+from functools import cache
+
+import pytest
+import torch
+from transformers import Qwen3ForSequenceClassification, T5Config, T5ForConditionalGeneration
+
+from ftkit import load_base, overfit
+from ftkit.batching import pad, read_rows
+from ftkit.conversations import encode, find_chat, training_template
+from ftkit.overfit import overfit_one_batch
+from tests.tiny import foreign_model, foreign_tokenizer, ragged_conversations
+
+
+@cache
+def pocket_batch():
+    tokenizer = load_base()[1]
+    rows = [row for row in read_rows(find_chat()["train"], tokenizer, 128).rows if len(row["input_ids"]) < 40]
+    return pad(rows[:4], tokenizer.pad_token_id)
+
+
+@cache
+def foreign_batch():
+    tokenizer = foreign_tokenizer()
+    template = training_template(tokenizer)
+    rows = [encode(tokenizer, c["messages"], template) for c in ragged_conversations()[2:5]]
+    return pad(rows, tokenizer.pad_token_id)
+
+
+MODELS = {
+    "pocket-base": (lambda: load_base()[0], pocket_batch, 3e-3),
+    "foreign": (lambda: foreign_model(torch.float32), foreign_batch, 1e-2),
+}
+
+
+@pytest.fixture(params=MODELS)
+def healthy(request):
+    """A model, a batch that it can learn, and a rate that does it."""
+    model, batch, lr = MODELS[request.param]
+    return model(), batch(), lr
+
+
+def shift(labels, by):
+    moved, edge = labels.roll(by, 1), 0 if by > 0 else -1
+    moved[:, edge] = -100
+    return moved
+
+
+BUGS = {
+    overfit.PADDING_IN_LOSS: lambda b: torch.where(b["attention_mask"] == 0, b["input_ids"], b["labels"]),
+    overfit.SHIFTED: lambda b: shift(b["labels"], -1),
+    f"{overfit.SHIFTED}, the other way": lambda b: shift(b["labels"], +1),
+    overfit.NOTHING_TO_LEARN: lambda b: torch.full_like(b["labels"], -100),
+    overfit.UNRELATED: lambda b: b["labels"].roll(1, 0),
+}
+
+
+def test_a_healthy_batch_is_learnt(healthy):
+    model, batch, lr = healthy
+    verdict = overfit_one_batch(model, batch, lr)
+    assert verdict.healthy, verdict
+    assert verdict.run.learnt and verdict.run.losses[-1] < overfit.TOLERANCE and verdict.run.accuracies[-1] == 1
+    assert verdict.floor == (0, 1)
+    assert verdict.run.losses[0] == pytest.approx(model.eval()(**batch).loss.item(), rel=1e-5)
+    assert verdict.chance == pytest.approx(math.log(model.config.vocab_size))
+
+
+def test_a_rate_is_found_in_half_precision():
+    verdict = overfit_one_batch(foreign_model(torch.bfloat16), foreign_batch())
+    assert verdict.healthy and verdict.run.lr in overfit.USUAL_RATES, verdict
+
+
+@pytest.mark.parametrize("bug", BUGS)
+def test_broken_labels_are_named(healthy, bug):
+    model, batch, lr = healthy
+    verdict = overfit_one_batch(model, {**batch, "labels": BUGS[bug](batch)}, lr, steps=3)
+    assert verdict.finding == bug.split(",")[0], verdict
+    assert not verdict.healthy and verdict.seen and verdict.cause and verdict.remedy
+
+
+def test_a_batch_with_shifted_labels_is_learnt_and_not_healthy():
+    """The curve alone would say that all is well: what gives it away is the start, above the loss of guessing."""
+    batch = pocket_batch()
+    verdict = overfit_one_batch(load_base()[0], {**batch, "labels": shift(batch["labels"], -1)}, lr=3e-3)
+    assert verdict.run.learnt and verdict.finding == overfit.SHIFTED
+    assert verdict.run.losses[0] > verdict.chance
+
+
+def test_nothing_trains(healthy):
+    model, batch, lr = healthy
+    verdict = overfit_one_batch(model.requires_grad_(False), batch, lr)
+    assert verdict.finding == overfit.FROZEN and "every parameter is frozen" in verdict.cause
+    assert len(set(verdict.run.losses)) == 1 and len(verdict.run.losses) == overfit.FLAT_PASSES
+    model.register_parameter("unused", torch.nn.Parameter(torch.ones(3)))
+    verdict = overfit_one_batch(model, batch, lr)
+    assert verdict.finding == overfit.FROZEN and "takes part" in verdict.cause
+
+
+@pytest.mark.parametrize(("factor", "finding"), [(1000, overfit.TOO_HIGH), (1 / 1000, overfit.TOO_LOW)])
+def test_a_rate_off_by_a_thousand(healthy, factor, finding):
+    model, batch, lr = healthy
+    verdict = overfit_one_batch(model, batch, lr * factor, steps=120)
+    assert verdict.finding == finding, verdict
+    assert verdict.run.lr == lr * factor and not verdict.run.learnt
+
+
+def test_weights_that_are_not_finite(healthy):
+    model, batch, lr = healthy
+    with torch.no_grad():
+        next(model.parameters())[batch["input_ids"][0, 1]] = torch.nan
+    assert overfit_one_batch(model, batch, lr).finding == overfit.NOT_FINITE
+
+
+def test_too_little_trains(healthy):
+    model, batch, lr = healthy
+    model.requires_grad_(False)
+    model.model.norm.weight.requires_grad_(True)
+    assert overfit_one_batch(model, batch, lr, steps=5).finding == overfit.NOT_FITTED
+
+
+def test_one_question_with_two_answers_is_not_a_fault():
+    batch = {name: value[[0, 0]] for name, value in pocket_batch().items()}
+    place = int((batch["labels"][1] != -100).nonzero()[1])
+    batch["input_ids"][1, place] = batch["labels"][1, place] = 700
+    verdict = overfit_one_batch(load_base()[0], batch, lr=1e-3)
+    labels = int((batch["labels"] != -100).sum())
+    assert verdict.healthy, verdict
+    assert verdict.floor.loss == pytest.approx(2 * math.log(2) / labels) and "begin alike" in verdict.seen
+
+
+def test_the_model_is_left_as_it_was(healthy):
+    model, batch, lr = healthy
+    model.train().model.norm.eval()
+    model.model.norm.weight.grad = grad = torch.ones_like(model.model.norm.weight)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    modes = [module.training for module in model.modules()]
+    verdict = overfit_one_batch(model, batch, lr, steps=3)
+    assert verdict.run.losses[-1] != verdict.run.losses[0]  # the weights did move
+    with pytest.raises(IndexError):  # a token that the model does not have, met on the way
+        overfit_one_batch(model, {**batch, "input_ids": batch["input_ids"] + 10_000}, lr)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert [module.training for module in model.modules()] == modes
+    assert model.model.norm.weight.grad is grad and torch.equal(grad, torch.ones_like(grad))
+    assert all(p.grad is None for name, p in model.named_parameters() if name != "model.norm.weight")
+
+
+def test_a_classifier():
+    config = foreign_model().config
+    config.num_labels, config.pad_token_id = 3, foreign_tokenizer().pad_token_id
+    torch.manual_seed(0)
+    model = Qwen3ForSequenceClassification(config).float()
+    batch = {**foreign_batch(), "labels": torch.tensor([2, 0, 1])}
+    verdict = overfit_one_batch(model, batch, lr=1e-2)
+    assert verdict.healthy and verdict.chance == pytest.approx(math.log(3)), verdict
+
+
+def test_an_encoder_and_decoder():
+    torch.manual_seed(0)
+    config = T5Config(vocab_size=40, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, decoder_start_token_id=0)
+    model = T5ForConditionalGeneration(config)
+    batch = {
+        "input_ids": torch.tensor([[5, 6, 7], [8, 9, 7]]),
+        "labels": torch.tensor([[11, 12, 1], [13, 1, -100]]),
+    }
+    verdict = overfit_one_batch(model, batch, lr=1e-2)
+    assert verdict.healthy and verdict.run.accuracies[-1] == 1, verdict
+    assert overfit_one_batch(model, batch, lr=1e-5, steps=100).finding == overfit.TOO_LOW
+
+
+def test_bad_calls():
+    model, batch = foreign_model(), foreign_batch()
+    with pytest.raises(ValueError, match="no labels"):
+        overfit_one_batch(model, {"input_ids": batch["input_ids"]})
+    with pytest.raises(ValueError, match="integers"):
+        overfit_one_batch(model, {**batch, "labels": torch.ones(3)})
+    with pytest.raises(ValueError, match="positive"):
+        overfit_one_batch(model, batch, lr=0.0)
+    with pytest.raises(ValueError, match="head"):
+        overfit_one_batch(model.model, batch)

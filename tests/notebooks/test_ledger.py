@@ -1,0 +1,159 @@
+"""The ledger and the README's tables are what the built notebooks say, and nothing else."""
+
+import json
+import re
+
+import ledger
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+import build
+from ftcourse.claims import VERDICTS, Claim
+
+HEAD = """\
+# 01 · Gradient masks
+One sentence of promise,
+on two lines.
+
+- **Prerequisites:** none.
+- **Hardware:** any processor.
+- **Time:** about 5 minutes
+  on two cores.
+"""
+HELD = Claim("water | ice is wet", "Thales", True, "3 drops of 3", only_if="above 0 °C")
+README = "# x\n<!-- notebooks: a -->\nold\nold\n<!-- end of notebooks -->\n<!-- claims: b -->\n<!-- end of claims -->\n"
+
+
+def notebook(head=HEAD, printed=f"before\n{HELD}\n", tags=()):
+    cell = new_code_cell("x", metadata={"tags": list(tags)}, outputs=[new_output("stream", text=printed)])
+    return new_notebook(cells=[new_markdown_cell(head), cell])
+
+
+@pytest.fixture
+def course(tmp_path):
+    """A checkout of one notebook; call it to write another one."""
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "data").mkdir()
+    (tmp_path / "README.md").write_text(README)
+
+    def write(nb, name="01_gradient_masks"):
+        nbformat.write(nb, tmp_path / "notebooks" / f"{name}.ipynb")
+        return tmp_path
+
+    write(notebook())
+    write.root = tmp_path
+    return write
+
+
+def test_files_are_what_the_notebooks_say():
+    assert list(ledger.out_of_date()) == [], "python notebooks/build.py writes them"
+
+
+def test_every_ready_notebook_but_the_map_has_claims_and_every_row_is_whole():
+    notebooks, claims = ledger.read_notebooks(ledger.ROOT / "notebooks")
+    ready = [row["notebook"] for row in notebooks if row["ready"]]
+    built = {path.stem for path in (ledger.ROOT / "notebooks").glob("*.ipynb")} - {ledger.MAP}
+    assert set(ready) == built == {row["notebook"] for row in claims}
+    for row in claims:
+        assert row["verdict"] in VERDICTS
+        assert all(row[name] for name in ("claim", "source", "measured"))
+        assert not re.search(r"#\.#|TMP|TIME\]", row["measured"]), "seconds and paths are masked: leave them out"
+
+
+def test_rows_give_the_head_and_the_claims_of_the_notebook(course):
+    notebooks, claims = ledger.read_notebooks(course.root / "notebooks")
+    assert notebooks[0] == {
+        "notebook": "01_gradient_masks",
+        "part": "Which weights move",
+        "topic": "gradient masks",
+        "ready": True,
+        "title": "Gradient masks",
+        "promise": "One sentence of promise, on two lines",
+        "hardware": "any processor",
+        "time": "about 5 minutes on two cores",
+    }
+    assert [row["ready"] for row in notebooks[1:]] == [False] * 15
+    assert claims == [
+        {
+            "notebook": "01_gradient_masks",
+            "verdict": "holds under conditions",
+            "because": "above 0 °C",
+            "claim": HELD.claim,
+            "source": "Thales",
+            "measured": "3 drops of 3",
+        }
+    ]
+
+
+def test_update_writes_all_of_it_once_and_keeps_the_rest_of_the_readme(course):
+    names = {path.name for path in ledger.update(course.root)}
+    assert names == {"notebooks.json", "claims.json", "README.md"}
+    assert ledger.update(course.root) == []
+    text = (course.root / "README.md").read_text()
+    assert "\nold\n" not in text
+    assert text.startswith("# x\n<!-- notebooks: a -->\n| notebook |")
+    assert "| [01_gradient_masks](notebooks/01_gradient_masks.ipynb) | One sentence" in text
+    assert "| 02_child_tuning | *planned:* child-tuning |" in text  # planned, so no link
+    assert r"| **holds under conditions (above 0 °C)** | water \| ice is wet | Thales |" in text
+    assert json.loads((course.root / "data" / "claims.json").read_text())[0]["claim"] == HELD.claim
+
+
+@pytest.mark.parametrize(
+    "nb",
+    [
+        notebook(printed=str(Claim(HELD.claim, "Thales", False, "0 drops of 3"))),
+        notebook(printed=""),
+        notebook(head=HEAD.replace("promise", "hope")),
+        notebook(tags=["nbval-ignore-output"]),  # no test compares it, so it proves nothing
+    ],
+)
+def test_whatever_a_notebook_says_otherwise_puts_the_files_out_of_date(course, nb):
+    ledger.update(course.root)
+    assert ledger.out_of_date(course(nb)) != {}
+
+
+@pytest.mark.parametrize("file", ["data/claims.json", "data/notebooks.json", "README.md"])
+def test_an_edit_by_hand_is_noticed(course, file):
+    ledger.update(course.root)
+    path = course.root / file
+    path.write_text(path.read_text().replace("Gradient masks", "Magic").replace("holds", "outdated"))
+    assert list(ledger.out_of_date(course.root)) == [path]
+
+
+@pytest.mark.parametrize("part", ["title", "promise", "hardware", "time"])
+def test_a_head_that_lacks_a_part_is_named(course, part):
+    gone = {"title": "# 01 · Gradient masks", "promise": "One sentence of promise,\non two lines."}
+    line = gone.get(part) or f"- **{part.capitalize()}:**"
+    course(notebook(head=HEAD.replace(line, "")))
+    with pytest.raises(ledger.LedgerError, match=f"01_gradient_masks.*{part}"):
+        ledger.read_notebooks(course.root / "notebooks")
+
+
+def test_strangers_doubles_and_missing_markers_are_named(course):
+    course(notebook(printed=f"{HELD}\n{HELD}\n"))
+    with pytest.raises(ledger.LedgerError, match="same claim twice"):
+        ledger.update(course.root)
+    course(notebook())
+    (course.root / "README.md").write_text(README.replace("end of claims", ""))
+    with pytest.raises(ledger.LedgerError, match="markers for claims"):
+        ledger.update(course.root)
+    course(notebook(), "99_unknown")
+    with pytest.raises(ledger.LedgerError, match="99_unknown"):
+        ledger.update(course.root)
+
+
+def test_build_makes_the_map_last_and_again_after_any_other(course, capsys):
+    folder = course.root / "notebooks"
+    (folder / "source").mkdir()
+    for name in (ledger.MAP, "90_other"):
+        (folder / "source" / f"{name}.py").write_text("# %%\nprint(1)\n")
+
+    def built(*arguments):
+        assert build.main([*arguments, "--folder", str(folder)]) == 0
+        return [line.split(":")[0] for line in capsys.readouterr().out.splitlines() if "built" in line]
+
+    assert built() == ["90_other", ledger.MAP]
+    assert built() == []
+    (folder / "source" / "90_other.py").write_text("# %%\nprint(2)\n")
+    assert built("90_other") == ["90_other", ledger.MAP]
