@@ -1,6 +1,7 @@
 """How matrices move: against figures by hand, the stored runs' completeness, and one of them repeated."""
 
 import random
+from itertools import islice
 
 import pytest
 import torch
@@ -11,8 +12,10 @@ from ftkit.pocket import load_base
 from ftkit.studies import dora
 from ftkit.studies.adapters.table import best_rate, of_task
 from ftkit.studies.records import read_records, setting_of
+from ftkit.studies.training import train_by_step
 
 RUNS = read_records(data_dir() / "results" / "dora.jsonl")
+HALF = 46  # of a run's 91 steps: the second of its four moments
 
 
 def test_movement_tells_length_from_direction():
@@ -57,17 +60,20 @@ def test_the_stored_runs_are_complete():
         assert {moment for moment, *_ in run["points"]} == set(range(1, dora.MOMENTS + 1))
 
 
-def test_a_run_drawn_at_random_repeats():
-    """Processors sum in different orders, and 91 steps let that grow. Between methods the means differ tenfold, between
-    seeds by 15 % at most."""
+def test_a_run_drawn_at_random_repeats(monkeypatch):
+    """To its half, of which the record tells as well as of the end. Processors sum in different orders, and steps let
+    that grow. Full fine-tuning moves the matrices a tenth as far as the others, and seeds differ by 15 % at most."""
+    monkeypatch.setattr(dora, "train_by_step", lambda *given: islice(train_by_step(*given), HALF))
     committed = random.choice(RUNS)
     again = dora.run(setting_of(committed, dora.Setting))
-    for position in (2, 3):
-        ours, theirs = (
-            sum(point[position] for point in run["points"] if point[0] == dora.MOMENTS)
-            for run in (again, committed)
-        )
-        assert ours == pytest.approx(theirs, rel=0.15), committed["row"]
+    assert {moment for moment, *_ in again["points"]} == {1, 2}
+    for moment in (1, 2):
+        for position in (2, 3):
+            ours, theirs = (
+                sum(point[position] for point in run["points"] if point[0] == moment)
+                for run in (again, committed)
+            )
+            assert ours == pytest.approx(theirs, rel=0.15), (committed["row"], moment)
 
 
 def test_correlation_by_hand():
