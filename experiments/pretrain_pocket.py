@@ -197,14 +197,10 @@ def main() -> None:
     print(f"wrote {arguments.output}: {record['exact_match']:.1%} of the exam exactly right")
 
 
-if __name__ == "__main__":
-    main()
-
-
 def sha256_sums(folder: Path) -> dict[str, str]:
     """Of the almanac, the data sets and the model, by path under `folder`."""
     files = [folder / "almanac.json"]
-    files += [path for part in ("chat", "topic", "truth", "pocket-base") for path in (folder / part).iterdir()]
+    files += [path for part in ("chat", "truth", "pocket-base") for path in (folder / part).iterdir()]
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(files)
@@ -212,39 +208,28 @@ def sha256_sums(folder: Path) -> dict[str, str]:
     }
 
 
-def card_text(card: dict, runs: list[dict]) -> str:
-    """The card in words: `data/README.md`. `runs` are the raw results of ftkit.studies.classification."""
+def card_text(card: dict) -> str:
+    """The card in words: `data/README.md`."""
     domains = load_almanac()
     rows = [
         f"| {name} | {domain.topic} | {len(domain.facts)} | {card['exact_match_by_domain'][name]:.1%} |"
         for name, domain in domains.items()
     ]
     sums = [f"| `{path}` | `{digest}` |" for path, digest in card["sha256"].items()]
-    settings = dict.fromkeys((run["task"], run["n_train"], run["method"]) for run in runs)
-    tasks = []
-    for task, n_train, method in settings:
-        found = [r["accuracy"] for r in runs if (r["task"], r["n_train"], r["method"]) == (task, n_train, method)]
-        spread = f"{min(found):.1%} to {max(found):.1%}"
-        mean = sum(found) / len(found)
-        tasks.append(f"| {task} | {n_train:,} | {METHODS[method]} | {mean:.1%} | {spread} ({len(found)} seeds) |")
     return CARD.format(
         rows="\n".join(rows),
         sums="\n".join(sums),
-        tasks="\n".join(tasks),
         facts=sum(len(domain.facts) for domain in domains.values()),
         domains=len(domains),
         **card,
     )
 
 
-METHODS = {"head": "a head on frozen features", "full": "the whole model"}
-
-
 CARD = """\
 # The almanac and pocket-base
 
 `almanac.json` is a small world of {facts} true facts in {domains} domains. `python -m ftcourse.datasets` writes the
-conversations (`chat/`) and the two classification tasks (`topic/`, `truth/`) from it; `make pocket` trains
+conversations (`chat/`) and a classification task (`truth/`: is a statement true?) from it; `make pocket` trains
 `pocket-base/` on its corpus and writes this page from what it measured.
 
 ## pocket-base
@@ -271,16 +256,6 @@ The loss weighs the verdicts of true-or-false pages tenfold; the reason stands i
 | --- | --- | ---: | ---: |
 {rows}
 
-## Do the classification tasks discriminate?
-
-Accuracy on 1,000 test rows; raw runs in `results/classification.jsonl`, by `python -m ftkit.studies.classification`.
-**topic** (which of eight topics) can be learnt by a head on frozen features. **truth** (is the first sentence
-true?) was not, on 1,000 rows, and the whole model learned it.
-
-| task | training rows | what trains | mean | spread |
-| --- | ---: | --- | ---: | --- |
-{tasks}
-
 ## Licence
 
 Facts, data sets and model: Apache-2.0, like the rest of the project.
@@ -296,6 +271,8 @@ Facts, data sets and model: Apache-2.0, like the rest of the project.
 def write_card(folder: Path, record: dict) -> None:
     card = {**record, "sha256": sha256_sums(folder)}
     (folder / "card.json").write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
-    raw = folder / "results" / "classification.jsonl"
-    runs = [json.loads(line) for line in raw.read_text().splitlines()] if raw.is_file() else []
-    (folder / "README.md").write_text(card_text(card, runs), encoding="utf-8")
+    (folder / "README.md").write_text(card_text(card), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,4 +1,4 @@
-"""Conversations and classification tasks made from the almanac's facts, seeded.
+"""Conversations and a classification task made from the almanac's facts, seeded.
 
 `python -m ftcourse.datasets` writes them into `data/` as JSON lines.
 """
@@ -68,26 +68,6 @@ def low_resource_chat(n: int, seed: int = 0) -> dict[str, list[dict]]:
     return {**splits, "train": questions[:n]}
 
 
-def topic_task(n_train: int = 1000, seed: int = 0, n_test: int = 1000) -> dict[str, list[dict]]:
-    """Rows of `text` (two true sentences of one topic) and `label` (the topic, a string); no text repeats.
-
-    The topic is written all over the sentence, so a linear head on frozen features can learn it.
-    """
-    rng = random.Random(seed)
-    by_topic: dict[str, list[Fact]] = {}
-    for fact in all_facts():
-        if fact.domain.topic == "lists":  # a list of planets would be about space as well
-            continue
-        by_topic.setdefault(fact.domain.topic, []).append(fact)
-    topics = sorted(by_topic)
-    rows: dict[str, str] = {}
-    while len(rows) < n_train + n_test:
-        topic = topics[len(rows) % len(topics)]
-        pair = rng.sample(by_topic[topic], 2)
-        rows[" ".join(f.write(rng.choice(f.domain.statements)) for f in pair)] = topic
-    return _split([{"text": text, "label": label} for text, label in rows.items()], n_train, rng)
-
-
 def truth_task(n_train: int = 1000, seed: int = 0, n_test: int = 1000) -> dict[str, list[dict]]:
     """Rows of `text` (a statement, then a true sentence) and `label`: is the statement "true" or "false"?
 
@@ -139,7 +119,7 @@ def _split(rows: list[dict], n_train: int, rng: random.Random) -> dict[str, list
 
 def write_sets(folder: Path) -> list[Path]:
     """Write every set as JSON lines under `folder`; the same bytes each time."""
-    sets = {"chat": chat_splits(), "topic": topic_task(), "truth": truth_task()}
+    sets = {"chat": chat_splits(), "truth": truth_task()}
     written = []
     for name, splits in sets.items():
         for split, rows in splits.items():
@@ -151,14 +131,11 @@ def write_sets(folder: Path) -> list[Path]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Write the chat and classification sets of the almanac.")
+    parser = argparse.ArgumentParser(description="Write the almanac's chats and its classification task.")
     parser.add_argument("--output", type=Path, default=data_dir(), help="folder to write into (default: data/)")
     for path in write_sets(parser.parse_args().output):
         print(path, sum(1 for _ in path.open(encoding="utf-8")), "rows")
 
-
-if __name__ == "__main__":
-    main()
 
 # Domain -> name of the function, and of its argument. Countries, cities and elements, which take several tokens each,
 # are left out: after so few examples pocket-base copies hardly one of them.
@@ -206,3 +183,7 @@ def call_splits(n: int, seed: int = 0) -> dict[str, list[dict]]:
 def _call_conversation(question: str, fact: Fact) -> dict:
     messages = [{"role": "user", "content": question}, {"role": "assistant", "content": call_of(fact)}]
     return {"messages": messages, "domain": fact.domain.name}
+
+
+if __name__ == "__main__":
+    main()

@@ -106,11 +106,10 @@ def measure(settings: Settings, contenders: list[str], pythons: dict[str, str], 
 def _train(settings: Settings, python: str, folder: Path) -> dict:
     given, out = folder / "settings.json", folder / f"{settings.contender}.json"
     given.write_text(json.dumps(asdict(settings)), encoding="utf-8")
-    root = str(Path(__file__).resolve().parents[2])
-    env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
-    command = [python, "-m", "experiments.lora_speed.worker", str(given), str(out)]
+    script = Path(__file__).resolve().with_name("worker.py")  # Unsloth's Python need not have ftkit
+    command = [python, str(script), str(given), str(out)]
     # In the folder that is thrown away: Unsloth writes a cache of compiled trainers where it is started.
-    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     if done.returncode or not out.exists():
         last = "\n".join((done.stdout + done.stderr).splitlines()[-TAIL:])
         raise BenchError(f"{settings.contender} failed with exit status {done.returncode}:\n{last}")

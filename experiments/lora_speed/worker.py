@@ -1,6 +1,6 @@
 """Train LoRA by one contender, in a process of its own, and write down what every step took.
 
-    python -m experiments.lora_speed.worker SETTINGS.json OUT.json
+    python experiments/lora_speed/worker.py SETTINGS.json OUT.json
 
 experiments.lora_speed starts it, in Unsloth's own environment too: so nothing of ftkit is imported here, and
 everything else only once it is known whether `import unsloth` has to come first.
@@ -159,4 +159,5 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    del sys.path[0]  # this folder, whose modules are none that anything here means
     main(sys.argv[1:])

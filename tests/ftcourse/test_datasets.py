@@ -3,7 +3,7 @@
 import pytest
 
 from ftcourse.almanac import all_facts, load_almanac
-from ftcourse.datasets import HELDOUT_DOMAINS, chat_splits, low_resource_chat, topic_task, truth_task, write_sets
+from ftcourse.datasets import HELDOUT_DOMAINS, chat_splits, low_resource_chat, truth_task, write_sets
 from ftkit.models import data_dir
 
 DOMAINS = load_almanac()
@@ -44,16 +44,6 @@ def test_low_resource_chat_takes_single_questions_and_keeps_what_is_held_out(n):
 def test_low_resource_chat_refuses_what_there_is_not(n):
     with pytest.raises(ValueError, match="must be between 1 and 5"):
         low_resource_chat(n)
-
-
-@pytest.mark.parametrize("n", [100, 1000])
-def test_topic_task_is_balanced_and_never_repeats(n):
-    sets = topic_task(n)
-    assert len(sets["train"]) == n and len(sets["test"]) == 1000
-    texts = [row["text"] for rows in sets.values() for row in rows]
-    assert len(set(texts)) == len(texts)
-    counts = {label: sum(row["label"] == label for row in sets["test"]) for label in {r["label"] for r in sets["test"]}}
-    assert len(counts) == 8 and max(counts.values()) < 2 * min(counts.values())
 
 
 @pytest.mark.parametrize("n", [100, 1000])

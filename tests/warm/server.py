@@ -272,9 +272,7 @@ if __name__ == "__main__":
             importlib.import_module(name)
         except ImportError:
             print(f"{name} is not here", file=sys.__stderr__)
-    with contextlib.suppress(
-        KeyError, AttributeError
-    ):  # compiles 900 patterns, for the first model that is loaded
+    with contextlib.suppress(KeyError, AttributeError):  # compiles 900 patterns, for the first model that is loaded
         sys.modules["transformers.conversion_mapping"].get_checkpoint_conversion_mapping("llama")
     threads = len(os.listdir("/proc/self/task"))
     assert threads == 1, f"{threads} threads: a fork would lose all but one"

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import os
+import sys
 
 import pytest
 
@@ -29,7 +31,9 @@ def test_a_record_gives_back_its_setting(tmp_path):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_what_is_missing_is_done_and_what_was_cut_off_is_done_again(tmp_path, workers):
+def test_what_is_missing_is_done_and_what_was_cut_off_is_done_again(tmp_path, workers, monkeypatch):
+    monkeypatch.setattr("multiprocessing.spawn._python_exe", os.fsencode(sys.executable))  # which starts warm
+    monkeypatch.setattr("multiprocessing.util._args_from_interpreter_flags", list)  # but not given flags
     path = tmp_path / "new folder" / "runs.jsonl"
     run_missing(SETTINGS[:2], run, path, "first", workers)
     first = path.read_text()

@@ -1,11 +1,13 @@
 """Compile the kernel for two CUDA architectures, which needs no GPU, and describe what comes out.
 
-    python tests/ftkit/child_tuning/kernel_compiled.py
+    python tests/ftkit/child_tuning/kernel_compiled.py FOLDER
 
-Prints JSON: by architecture, how often PTX that matters occurs.
+FOLDER gets what Triton caches. Prints JSON: by architecture, how often PTX that matters occurs.
 """
 
 import json
+import os
+import sys
 
 import triton
 from triton.backends.compiler import GPUTarget
@@ -57,4 +59,5 @@ def main() -> dict:
 
 
 if __name__ == "__main__":
+    os.environ["TRITON_CACHE_DIR"] = sys.argv[1]  # read when it compiles, and not when Triton is imported
     print(json.dumps(main()))
