@@ -98,7 +98,7 @@ def validate(config: Config) -> None:
     for name in (*positive, "lora_r", "lora_alpha", "fisher_rows", "timeout"):
         if getattr(config, name) <= 0:
             raise ValueError(f"--{name} is {getattr(config, name)}: give a positive number")
-    shape = mesh.parse_parallel_dims(config.mesh, launch.env_world_size())
+    shape = mesh.ParallelDims.parse(config.mesh, launch.env_world_size())
     if config.method == "lora":
         if shape.tp > 1:
             raise ValueError("--method lora does not run under tensor parallelism: give --mesh with tp 1")
@@ -120,6 +120,6 @@ def validate(config: Config) -> None:
             )
 
 
-def compute_dtype(config: Config, ranks: DistributedContext) -> torch.dtype:
+def compute_dtype(config: Config, context: DistributedContext) -> torch.dtype:
     """The dtype of activations and of gathered weights."""
-    return ranks.compute.compute_dtype if config.compute_dtype == "auto" else getattr(torch, config.compute_dtype)
+    return context.device_info.compute_dtype if config.compute_dtype == "auto" else getattr(torch, config.compute_dtype)

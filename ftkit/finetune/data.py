@@ -38,7 +38,7 @@ def read_training_data(config: Config) -> TrainingData:
             f"{source}: the tokenizer has {len(tokenizer)} tokens and the model embeds {vocabulary}: "
             "call model.resize_token_embeddings(len(tokenizer)) and save it"
         )
-    shape = mesh.parse_parallel_dims(config.mesh, launch.env_world_size())
+    shape = mesh.ParallelDims.parse(config.mesh, launch.env_world_size())
     if shape.tp > 1:
         tensor_parallel.validate_tp_degree(model_config, shape.tp)
     if config.method == "lora":

@@ -18,45 +18,45 @@ from .data import TrainingData
 
 
 def summed_loss(
-    model: nn.Module, batch: dict[str, torch.Tensor], config: Config, ranks: DistributedContext
+    model: nn.Module, batch: dict[str, torch.Tensor], config: Config, context: DistributedContext
 ) -> torch.Tensor:
     """Cross-entropy summed over the unmasked tokens of a micro-batch, in nats."""
-    compute = compute_dtype(config, ranks)
-    batch = {name: tensor.to(ranks.compute.device) for name, tensor in batch.items()}
-    mixed = ranks.mesh is None and compute != torch.float32  # FSDP2 casts by itself
+    compute = compute_dtype(config, context)
+    batch = {name: tensor.to(context.device) for name, tensor in batch.items()}
+    mixed = not context.is_distributed and compute != torch.float32  # FSDP2 casts by itself
     return next_token_loss(model, batch, compute, mixed)
 
 
 def local_micro_batches(
-    rows: list[Example], config: Config, inputs: TrainingData, ranks: DistributedContext
+    rows: list[Example], config: Config, inputs: TrainingData, context: DistributedContext
 ) -> list[dict[str, torch.Tensor]]:
     """This rank's micro-batches of a global batch, as many as every other rank's."""
-    place = inputs.pad_id, ranks.data_rank, ranks.data_size
+    place = inputs.pad_id, context.dp_rank, context.dp_size
     if config.packing:
         return packed_micro_batches(rows, config.micro_batch_size, config.max_length, *place)
     return micro_batches(rows, config.micro_batch_size, *place)
 
 
 def accumulate_gradients(
-    model: nn.Module, batch: list[Example], inputs: TrainingData, config: Config, ranks: DistributedContext
+    model: nn.Module, batch: list[Example], inputs: TrainingData, config: Config, context: DistributedContext
 ) -> float:
     """Accumulate the gradient of the global batch's mean loss; returns that loss in nats a token."""
-    tokens, mine = unmasked_tokens(batch), local_micro_batches(batch, config, inputs, ranks)
+    tokens, mine = unmasked_tokens(batch), local_micro_batches(batch, config, inputs, context)
 
     def loss_of(model: nn.Module, micro_batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        return summed_loss(model, micro_batch, config, ranks)
+        return summed_loss(model, micro_batch, config, context)
 
-    losses = accumulate(model, mine, loss_of, ranks.data_size, tokens)
-    mean = ranks.sum(sum(loss.item() for loss in losses)) / tokens
+    losses = accumulate(model, mine, loss_of, context.dp_size, tokens)
+    mean = context.sum(sum(loss.item() for loss in losses)) / tokens
     if not math.isfinite(mean):
         raise RuntimeError(f"the loss is {mean}: lower --lr, or look for rows that break the model")
     return mean
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, inputs: TrainingData, config: Config, ranks: DistributedContext) -> float:
+def evaluate(model: nn.Module, inputs: TrainingData, config: Config, context: DistributedContext) -> float:
     """Mean loss over the unmasked tokens of the evaluation rows, in nats."""
-    mine = local_micro_batches(inputs.evaluation, config, inputs, ranks)
+    mine = local_micro_batches(inputs.evaluation, config, inputs, context)
     with eval_mode(model):
-        total = ranks.sum(sum(summed_loss(model, batch, config, ranks).item() for batch in mine))
+        total = context.sum(sum(summed_loss(model, batch, config, context).item() for batch in mine))
     return total / unmasked_tokens(inputs.evaluation)

@@ -89,7 +89,7 @@ def plan_of(
         reserve_p=config.reserve_p,
         weights=compute if lora else "float32",
         compute=compute,
-        mesh=(shape.dp_replicate, shape.dp_shard, shape.tp),
+        mesh=shape,
         reshard_after_forward=config.reshard_after_forward,
         micro_batch_size=rows,
         max_length=max(tokens, 2),  # a single token has nothing to predict

@@ -14,9 +14,9 @@ from .config import Config, compute_dtype
 from .lora import attach_lora, base_file_name, reset_adapters
 
 
-def load_model(config: Config, source: str, ranks: DistributedContext) -> nn.Module:
+def load_model(config: Config, source: str, context: DistributedContext) -> nn.Module:
     """The model to train: master weights in float32, sharded where there are several ranks."""
-    lora, compute = config.method == "lora", compute_dtype(config, ranks)
+    lora, compute = config.method == "lora", compute_dtype(config, context)
 
     def prepare(model: nn.Module) -> nn.Module:
         if config.activation_checkpointing:
@@ -30,26 +30,26 @@ def load_model(config: Config, source: str, ranks: DistributedContext) -> nn.Mod
         return model.train()
 
     def split(model: nn.Module) -> nn.Module:
-        return apply_parallelism(model, ranks.mesh, ranks.tp_mesh, compute, config.reshard_after_forward)
+        return apply_parallelism(model, context.mesh, context.tp_mesh, compute, config.reshard_after_forward)
 
     def initialise(model: nn.Module) -> None:
         reset_adapters(model, config.seed)
 
     def whole() -> nn.Module:
         model = load_causal_lm(source, dtype=torch.float32)
-        model = prepare(model.to("cpu" if ranks.mesh is not None else ranks.compute.device))
+        model = prepare(model.to("cpu" if context.is_distributed else context.device))
         initialise(model)
         return model
 
-    if ranks.mesh is None:
+    if not context.is_distributed:
         return whole()
     if conversions_on_load(meta_model(source)):  # its files hold other tensors than the model, as with experts
-        return load_from_rank0(lambda: prepare(meta_model(source)), whole, split, ranks.compute.device)
+        return load_from_rank0(lambda: prepare(meta_model(source)), whole, split, context.device)
     return load_sharded_model(
         build_empty=lambda: prepare(meta_model(source)),
         shard=split,
         source=source,
-        device=ranks.compute.device,
+        device=context.device,
         file_name=base_file_name if lora else lambda name: name,
         initialise=initialise,
     )

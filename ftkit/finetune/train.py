@@ -45,44 +45,46 @@ from .optimizers import make_optimizer
 def train(
     config: Config,
     inputs: TrainingData,
-    ranks: DistributedContext,
+    context: DistributedContext,
     preemption: PreemptionHandler,
     told: Estimate | None = None,
 ) -> None:
     output = Path(config.output)
-    model = load_model(config, inputs.source, ranks)
-    optimizer = make_optimizer(config, model, inputs, ranks)  # of the sharded parameters
+    model = load_model(config, inputs.source, context)
+    optimizer = make_optimizer(config, model, inputs, context)  # of the sharded parameters
     if config.packing:  # afterwards, for a forward pass leaves the root's parameters gathered
-        check_no_leak(model, ranks.compute.device)
+        check_no_leak(model, context.device)
     steps = config.max_steps or round(config.epochs * steps_per_epoch(inputs.train, config.batch_size))
     schedule = get_scheduler("linear", optimizer, round(config.warmup_ratio * steps), steps)
     about = {"model": inputs.source, "method": config.method, "optimizer": config.optimizer}
     lora = config.method == "lora"  # whose base comes back from its own files
-    checkpoints = Checkpoints(output / "checkpoints", about, ranks, trainable_only=lora)
+    checkpoints = Checkpoints(output / "checkpoints", about, context, trainable_only=lora)
     first = 0
     if config.resume:
         saved = checkpoints.load(model, optimizer, {"schedule": schedule.state_dict()})
         schedule.load_state_dict(saved["schedule"])
         first = saved["step"]
-    metrics = MetricsFile(output / "metrics.jsonl", first) if ranks.is_first else None
+    metrics = MetricsFile(output / "metrics.jsonl", first) if context.is_main_process else None
     last = min(steps, config.stop_after or steps)
-    progress = tqdm(range(first, last), initial=first, total=last, desc="fine-tune", disable=not ranks.is_first)
-    memory = MemoryMonitor(model, ranks.compute.device)
+    progress = tqdm(
+        range(first, last), initial=first, total=last, desc="fine-tune", disable=not context.is_main_process
+    )
+    memory = MemoryMonitor(model, context.device)
     for step in progress:
         start = time.perf_counter()
         batch = global_batch(inputs.train, step, config.batch_size, config.seed)
         with memory.step(step - first) if told else nullcontext():
-            measured = take_step(model, optimizer, schedule, batch, inputs, config, ranks)
+            measured = take_step(model, optimizer, schedule, batch, inputs, config, context)
         seconds = time.perf_counter() - start
         if told and step - first == 1:
             tqdm.write(compare(told, memory.used))
         row = {"step": step + 1, **measured, "seconds": round(seconds, 4)}
         row["tokens_per_second"] = round(sum(len(r["input_ids"]) for r in batch) / seconds)
-        if stopped := preemption.asked(ranks):
+        if stopped := preemption.asked(context):
             last = step + 1
         done = step + 1 == last
         if inputs.evaluation and (done or (config.eval_every and (step + 1) % config.eval_every == 0)):
-            row["eval_loss"] = evaluate(model, inputs, config, ranks)
+            row["eval_loss"] = evaluate(model, inputs, config, context)
         if metrics:
             metrics.write(row)
             progress.set_postfix(loss=f"{measured['loss']:.3f}")
@@ -92,8 +94,8 @@ def train(
             break
     checkpoints.finish()
     if last == steps:
-        export(model, inputs, config, ranks)
-    elif ranks.is_first:
+        export(model, inputs, config, context)
+    elif context.is_main_process:
         print(f"stopped after step {last} of {steps}: run the same command with --resume to go on")
 
 
@@ -104,10 +106,10 @@ def take_step(
     batch: list[Example],
     inputs: TrainingData,
     config: Config,
-    ranks: DistributedContext,
+    context: DistributedContext,
 ) -> dict[str, float]:
     """One step of the optimizer on a global batch; returns its loss, learning rate and gradient norm."""
-    loss = accumulate_gradients(model, batch, inputs, config, ranks)
+    loss = accumulate_gradients(model, batch, inputs, config, context)
     # Clipped before child-tuning masks: the norm is that of the whole gradient, as in every other run.
     norm = clip_grad_norm_(model.parameters(), config.max_grad_norm)
     lr = schedule.get_last_lr()[0]
@@ -120,19 +122,21 @@ def take_step(
 def estimate_run(config: Config, inputs: TrainingData) -> Estimate | None:
     """What this run will use, told by rank 0 before there is a process group."""
     world_size = launch.env_world_size()
-    shape = mesh.parse_parallel_dims(config.mesh, world_size)
-    compute = pick_device(int(os.environ.get("LOCAL_RANK", 0)), world_size)
-    ranks = DistributedContext(0, world_size, compute, None, None, shape)
-    batches = local_micro_batches(global_batch(inputs.train, 1, config.batch_size, config.seed), config, inputs, ranks)
-    cuda = compute.device.type == "cuda"
-    return print_memory_estimate(config, inputs.source, shape, compute_dtype(config, ranks), batches, cuda)
+    shape = mesh.ParallelDims.parse(config.mesh, world_size)
+    device_info = pick_device(int(os.environ.get("LOCAL_RANK", 0)), world_size)
+    context = DistributedContext(0, world_size, device_info, None, None, shape)
+    batches = local_micro_batches(
+        global_batch(inputs.train, 1, config.batch_size, config.seed), config, inputs, context
+    )
+    cuda = device_info.device.type == "cuda"
+    return print_memory_estimate(config, inputs.source, shape, compute_dtype(config, context), batches, cuda)
 
 
-def export(model: nn.Module, inputs: TrainingData, config: Config, ranks: DistributedContext) -> None:
+def export(model: nn.Module, inputs: TrainingData, config: Config, context: DistributedContext) -> None:
     """Write `OUTPUT/model`, an ordinary Hugging Face folder, and of a LoRA run `OUTPUT/adapter` beside it."""
     lora, output = config.method == "lora", Path(config.output)
     state = full_state_dict(model, trainable_only=lora)
-    if not ranks.is_first:
+    if not context.is_main_process:
         return
     if lora:
         options = {"r": config.lora_r, "alpha": config.lora_alpha, "target_modules": config.target_modules}
@@ -166,16 +170,16 @@ def main(arguments: list[str] | None = None) -> None:
 
     told = estimate_run(config, inputs) if launch.env_rank() == 0 else None
 
-    def start(ranks: DistributedContext) -> None:
-        ranks.barrier()  # every rank has seen that the output folder is free
-        if ranks.is_first and not config.resume:
+    def start(context: DistributedContext) -> None:
+        context.barrier()  # every rank has seen that the output folder is free
+        if context.is_main_process and not config.resume:
             output.mkdir(parents=True, exist_ok=True)
             (output / "config.yaml").write_text(yaml.safe_dump(asdict(config), sort_keys=False))
-        if ranks.is_first:
+        if context.is_main_process:
             (output / "launch").write_text(launch.launch_id())
-        ranks.barrier()
+        context.barrier()
         with PreemptionHandler() as preemption:
-            train(config, inputs, ranks, preemption, told)
+            train(config, inputs, context, preemption, told)
 
     launch.run_distributed(start, config.mesh, timedelta(minutes=config.timeout))
 

@@ -27,27 +27,27 @@ def nbytes(tensors) -> int:
     return sum((t.to_local() if isinstance(t, DTensor) else t).nbytes for t in tensors)
 
 
-def measure(config: Config, ranks: mesh.DistributedContext) -> dict[str, int]:
+def measure(config: Config, context: mesh.DistributedContext) -> dict[str, int]:
     """Bytes on this rank: the peak of the second step as the program counts it, and what is held, by kind."""
     update._buffers.buffers.clear()  # what the case before has left
     inputs, gradients = read_training_data(config), []
-    ranks.barrier()
-    if ranks.is_first:
+    context.barrier()
+    if context.is_main_process:
         Path(config.output).mkdir()
-    ranks.barrier()
-    model = load_model(config, inputs.source, ranks)
-    optimizer = make_optimizer(config, model, inputs, ranks)
+    context.barrier()
+    model = load_model(config, inputs.source, context)
+    optimizer = make_optimizer(config, model, inputs, context)
     schedule = torch.optim.lr_scheduler.ConstantLR(optimizer)
     optimizer.register_step_pre_hook(
         lambda *_: gradients.append(nbytes(p.grad for p in model.parameters() if p.grad is not None))
     )
-    watch = MemoryMonitor(model, ranks.compute.device)
+    watch = MemoryMonitor(model, context.device)
     peaks = []
     # Under tensor parallelism a thread of gloo's may let go of a buffer late, in one step of fifty: the least of three.
-    for number in (0, 1, 1, 1) if ranks.tp_mesh is not None else (0, 1):
+    for number in (0, 1, 1, 1) if context.tp_mesh is not None else (0, 1):
         batch = global_batch(inputs.train, number, config.batch_size, config.seed)
         with watch.step(number):
-            take_step(model, optimizer, schedule, batch, inputs, config, ranks)
+            take_step(model, optimizer, schedule, batch, inputs, config, context)
         peaks.append(watch.used)
     kept = [t for state in optimizer.state.values() for t in state.values() if isinstance(t, torch.Tensor)]
     return {
@@ -62,14 +62,14 @@ def measure(config: Config, ranks: mesh.DistributedContext) -> dict[str, int]:
 if __name__ == "__main__":
     cases, found = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
 
-    def main(ranks: mesh.DistributedContext) -> None:
+    def main(context: mesh.DistributedContext) -> None:
         measured = []
-        for case in cases[str(ranks.world_size)]:
+        for case in cases[str(context.world_size)]:
             config = Config(**case)
-            shape = mesh.parse_parallel_dims(config.mesh, ranks.world_size)
-            measured.append(measure(config, mesh.build_context(shape, ranks.compute)))
-        if ranks.is_first:
-            Path(found, f"{ranks.world_size}.json").write_text(json.dumps(measured))
+            shape = mesh.ParallelDims.parse(config.mesh, context.world_size)
+            measured.append(measure(config, mesh.build_context(shape, context.device_info)))
+        if context.is_main_process:
+            Path(found, f"{context.world_size}.json").write_text(json.dumps(measured))
 
     for number in cases:
         run_forked(main, int(number))

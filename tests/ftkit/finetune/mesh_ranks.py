@@ -16,16 +16,16 @@ from ftkit.finetune.train import train
 
 if __name__ == "__main__":
 
-    def main(ranks: mesh.DistributedContext) -> None:
+    def main(context: mesh.DistributedContext) -> None:
         for case in json.loads(Path(sys.argv[1]).read_text()):
             config = Config(**case)
             validate(config)
             inputs = read_training_data(config)
-            ranks.barrier()
-            if ranks.is_first:
+            context.barrier()
+            if context.is_main_process:
                 Path(config.output).mkdir()
-            ranks.barrier()
-            shape = mesh.parse_parallel_dims(config.mesh, ranks.world_size)
-            train(config, inputs, mesh.build_context(shape, ranks.compute), PreemptionHandler())
+            context.barrier()
+            shape = mesh.ParallelDims.parse(config.mesh, context.world_size)
+            train(config, inputs, mesh.build_context(shape, context.device_info), PreemptionHandler())
 
     run_forked(main, int(sys.argv[2]))

@@ -14,7 +14,7 @@ import torch
 from ftkit.batching import global_batch
 from ftkit.child_tuning import load_masks
 from ftkit.distributed.device import pick_device
-from ftkit.distributed.mesh import DistributedContext, parse_parallel_dims
+from ftkit.distributed.mesh import DistributedContext, ParallelDims
 from ftkit.finetune import train
 from ftkit.finetune.config import Config, choices
 from ftkit.finetune.data import read_training_data
@@ -37,7 +37,7 @@ CASES = [(o, frozen, m) for o in ("adamw", "child-tuning", "child-tuning-d") for
 
 def config_of(folder: Path, case: tuple[str, str, str]) -> Config:
     optimizer, freeze, mesh = case
-    size = parse_parallel_dims(mesh, MESHES[mesh])
+    size = ParallelDims.parse(mesh, MESHES[mesh])
     return Config(
         output=str(folder / "-".join((optimizer, "frozen" if freeze else "whole", mesh))),
         model=str(folder / "qwen"),
@@ -85,10 +85,10 @@ def plan_for(folder):
 
     def plan_for(case: tuple[str, str, str]) -> MemoryPlan:
         nonlocal inputs
-        config, shape = config_of(folder, case), parse_parallel_dims(case[2], MESHES[case[2]])
+        config, shape = config_of(folder, case), ParallelDims.parse(case[2], MESHES[case[2]])
         inputs = inputs or read_training_data(replace(config, mesh=""))
-        ranks = DistributedContext(0, MESHES[case[2]], pick_device(), None, None, shape)
-        batches = local_micro_batches(global_batch(inputs.train, 1, config.batch_size, 0), config, inputs, ranks)
+        context = DistributedContext(0, MESHES[case[2]], pick_device(), None, None, shape)
+        batches = local_micro_batches(global_batch(inputs.train, 1, config.batch_size, 0), config, inputs, context)
         return plan_of_step(config, shape, torch.float32, batches, cuda=False)
 
     return plan_for
@@ -159,7 +159,7 @@ def test_every_optimizer_is_known_to_estimates_and_no_other_one(folder):
     assert list(OPTIMIZERS) == choices("optimizer")
     config = replace(config_of(folder, CASES[0]), optimizer="sgd")
     with pytest.raises(ValueError, match=r"memory of optimizer 'sgd' is not known"):
-        plan_of(config, parse_parallel_dims("", 1), torch.float32, 2, 8, 1, False)
+        plan_of(config, ParallelDims.parse("", 1), torch.float32, 2, 8, 1, False)
     model = foreign_model(torch.float32)
     with pytest.raises(ValueError, match="--optimizer is 'sgd': give one of adamw, child-tuning, child-tuning-d"):
         make_optimizer(config, model, None, None)

@@ -9,6 +9,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from ftcourse.studies import memory as study
 from ftkit._compat import fake_tensors
+from ftkit.distributed.device import DeviceInfo
+from ftkit.distributed.mesh import DistributedContext
 from ftkit.finetune.config import Config
 from ftkit.finetune.loss import summed_loss
 from ftkit.memory import MemoryPlan, compare, estimate_memory, measure_memory, published_meta_model, table
@@ -98,7 +100,7 @@ def peak_with(monkeypatch, change) -> float:
     """The estimate of one small step with its states changed, as a part of the measured peak."""
     plan = replace(SMALL, max_length=2, micro_batch_size=1)  # states weigh most
     true = persistent_bytes
-    monkeypatch.setattr(estimate_module, "states", lambda *a: change(true(*a)))
+    monkeypatch.setattr(estimate_module, "persistent_bytes", lambda *a: change(true(*a)))
     estimate = estimate_memory(llama(vocabulary=900), plan)
     return estimate.peak / measure_memory(llama(vocabulary=900), plan).peak
 
@@ -231,12 +233,11 @@ def test_a_step_of_the_program_is_the_step_that_is_estimated():
     """`ftkit.finetune`'s own forward and backward pass, watched, against the estimate."""
     model, plan = foreign_model(torch.float32).train(), SMALL
     estimate = estimate_memory(model, plan)
-    compute = type("Compute", (), {"device": torch.device("cpu"), "compute_dtype": torch.float32})
-    ranks = type("Ranks", (), {"compute": compute, "mesh": None})
+    context = DistributedContext(0, 1, DeviceInfo(torch.device("cpu"), torch.float32, "gloo"), None)
     with MemoryTracker() as live:
         live.label(model.parameters(), "weights")
         batch = make_batch(plan, model.config.vocab_size)  # which is counted, too
-        summed_loss(model, batch, Config(output="x"), ranks).backward()
+        summed_loss(model, batch, Config(output="x"), context).backward()
     told = estimate.peak - estimate.optimizer
     assert max(live.peaks.values()) == pytest.approx(told, rel=TOLERANCE)
 
