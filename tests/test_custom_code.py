@@ -155,7 +155,8 @@ def trusting(text: str) -> list[str]:
 
 
 def test_every_load_of_the_project_says_that_no_code_is_trusted():
-    files = [path for folder in ("ftkit", "ftcourse", "experiments", "notebooks") for path in (ROOT / folder).rglob("*.py")]
+    folders = ("ftkit", "ftcourse", "experiments", "notebooks")
+    files = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
     assert len(files) > 150
     found = {str(path.relative_to(ROOT)): trusting(path.read_text(encoding="utf-8")) for path in files}
     assert {path: lines for path, lines in found.items() if lines} == {}
