@@ -43,8 +43,9 @@ def measure(run: Run, context: DistributedContext) -> dict[str, int]:
     monitor, peaks = MemoryMonitor(model, context.device), []
     # Under tensor parallelism a thread of gloo's may let go of a buffer late, in one step of fifty: the least of three.
     for number in (0, 1, 1, 1) if context.tp_mesh is not None else (0, 1):
+        examples = batches[number]
         with monitor.step(number):
-            take_step(model, optimizer, schedule, batches[number], batches, loss, run.config.max_grad_norm)
+            take_step(model, optimizer, schedule, examples, batches, loss, run.config.max_grad_norm)
         peaks.append(monitor.used)
     kept = [t for state in optimizer.state.values() for t in state.values() if isinstance(t, torch.Tensor)]
     return {
