@@ -144,7 +144,7 @@ def export(model: nn.Module, inputs: TrainingData, config: Config, ranks: Distri
 
 def main(arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
-    parser = HfArgumentParser(Config, prog="python -m ftkit.finetune", description=__doc__.partition("\n")[0])
+    parser = HfArgumentParser(Config, prog="ftkit finetune", description=__doc__.partition("\n")[0])
     try:
         if len(arguments) == 1 and arguments[0].endswith((".yaml", ".yml")):
             (config,) = parser.parse_yaml_file(arguments[0])
