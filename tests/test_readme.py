@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 import tomllib
+from pathlib import Path
 
 import pytest
 
@@ -18,7 +19,7 @@ from tests import ROOT
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 PAGES = [
     *(ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "deploy" / "README.md", ROOT / "experiments" / "README.md"),
-    *(ROOT / "notebooks" / "source" / "README.md", *DOCS),
+    *(ROOT / "notebooks" / "source" / "README.md", ROOT / "data" / "README.md", *DOCS),
 ]
 README, CONTRIBUTING, LIBRARY = (ROOT / name for name in ("README.md", "CONTRIBUTING.md", "docs/library.md"))
 README_BYTES = 10_240
@@ -98,7 +99,7 @@ def not_runnable(text):
                 spec = importlib.util.find_spec(f"{module}.__main__")
         except ModuleNotFoundError:
             spec = None
-        if spec is None or "main()" not in open(spec.origin, encoding="utf-8").read():
+        if spec is None or "main()" not in read(Path(spec.origin)):
             wrong.add(module)
     return wrong
 

@@ -24,7 +24,8 @@ on two lines.
 """
 HELD = Claim("water | ice is wet", "Thales", True, "3 drops of 3", only_if="above 0 °C")
 PAGES = {
-    "README.md": "# x\n<!-- notebooks: a -->\nold\nold\n<!-- end of notebooks -->\n<!-- verdicts -->\n<!-- end of verdicts -->\n",
+    "README.md": "# x\n<!-- notebooks: a -->\nold\nold\n<!-- end of notebooks -->\n"
+    "<!-- verdicts -->\n<!-- end of verdicts -->\n",
     "docs/claims.md": "# y\n<!-- claims: b -->\nold\n<!-- end of claims -->\nkept\n",
     "docs/costs.md": "<!-- bench: c -->\n<!-- end of bench -->\n<!-- drill: d -->\n<!-- end of drill -->\n",
 }
@@ -58,6 +59,18 @@ def course(tmp_path):
 
 def test_files_are_what_the_notebooks_say():
     assert list(ledger.out_of_date()) == [], "python notebooks/build.py writes them"
+    assert ledger.main(["--check"]) == 0
+
+
+def test_check_lists_what_is_out_of_date_and_writes_nothing(course, capsys, monkeypatch):
+    ledger.update(course.root)
+    page = course.root / "docs" / "claims.md"
+    page.write_text(PAGES["docs/claims.md"])
+    monkeypatch.setattr(ledger, "ROOT", course.root)
+    monkeypatch.setattr(ledger.out_of_date, "__defaults__", (course.root,))
+    assert ledger.main(["--check"]) == 1
+    assert capsys.readouterr().out == "docs/claims.md: out of date\n"
+    assert page.read_text() == PAGES["docs/claims.md"]
 
 
 def test_every_ready_notebook_but_the_map_has_claims_and_every_row_is_whole():
