@@ -3,10 +3,10 @@
 import copy
 import json
 
-import ledger
 import pytest
 import torch
 
+import ledger
 from experiments.optimizer_speed import __main__ as command
 from experiments.optimizer_speed import optimizers, report, timing
 from ftkit.child_tuning import gradient_mask

@@ -4,12 +4,12 @@ import json
 import re
 import shutil
 
-import ledger
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 import build
+import ledger
 from ftcourse.claims import VERDICTS, Claim
 
 HEAD = """\
