@@ -1,6 +1,6 @@
 """The settings of a fine-tune: its flags, and what they mean once they are validated."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import MISSING, asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -21,70 +21,56 @@ RESUMABLE_FIELDS = (
 )
 
 
+def flag(default, help: str, choices: list[str] | None = None):
+    """A field of `Config`, as `HfArgumentParser` reads it."""
+    return field(default=default, metadata={"help": help} | ({"choices": choices} if choices else {}))
+
+
 @dataclass
 class Config:
     """Every field is a flag of the same name, or a key of a YAML file."""
 
-    output: str = field(metadata={"help": "folder for metrics, checkpoints and the model; must not exist yet"})
-    model: str = field(default="", metadata={"help": "model name or folder (default: pocket-base)"})
-    data: str = field(default="", metadata={"help": "JSON lines of `messages` (default: the almanac's chats)"})
-    eval_data: str = field(default="", metadata={"help": "held-out JSON lines (default: the almanac's, with its data)"})
-    method: str = field(
-        default="full",
-        metadata={"choices": ["full", "lora"], "help": "what trains: all weights, or adapters"},
+    output: str = flag(MISSING, "folder for metrics, checkpoints and the model; must not exist yet")
+    model: str = flag("", "model name or folder (default: pocket-base)")
+    data: str = flag("", "JSON lines of `messages` (default: the almanac's chats)")
+    eval_data: str = flag("", "held-out JSON lines (default: the almanac's, with its data)")
+    method: str = flag("full", "what trains: all weights, or adapters", choices=["full", "lora"])
+    lora_r: int = flag(8, "LoRA: rank of the adapters")
+    lora_alpha: float = flag(16.0, "LoRA: adapters are scaled by lora_alpha / lora_r")
+    target_modules: str = flag("all-linear", "LoRA: all-linear, or a regular expression for whole names")
+    optimizer: str = flag(
+        "adamw",
+        "optimizer; -d trains only the reserve_p weights of largest Fisher information",
+        choices=list(OPTIMIZERS),
     )
-    lora_r: int = field(default=8, metadata={"help": "LoRA: rank of the adapters"})
-    lora_alpha: float = field(default=16.0, metadata={"help": "LoRA: adapters are scaled by lora_alpha / lora_r"})
-    target_modules: str = field(
-        default="all-linear", metadata={"help": "LoRA: all-linear, or a regular expression for whole names"}
+    reserve_p: float = flag(0.3, "child-tuning: chance that an entry keeps its gradient; -d: share kept")
+    fisher_rows: int = flag(64, "child-tuning-d: examples that score the weights")
+    freeze: str = flag("", "regular expression of the parameter names to freeze")
+    lr: float = flag(5e-05, "peak learning rate")
+    weight_decay: float = flag(0.01, "of matrices; norm weights and biases have none")
+    warmup_ratio: float = flag(0.1, "share of the steps with a rising learning rate")
+    max_grad_norm: float = flag(1.0, "clip the global gradient norm to this")
+    epochs: float = flag(3.0, "passes over the data")
+    max_steps: int = flag(0, "optimizer steps in all (default: from epochs)")
+    batch_size: int = flag(16, "examples per optimizer step, over all ranks")
+    micro_batch_size: int = flag(8, "examples per forward pass on one rank")
+    max_length: int = flag(512, "tokens; longer conversations are truncated")
+    packing: bool = flag(False, "several conversations in a sequence of max_length: no padding")
+    mesh: str = flag("", "dp_replicate,dp_shard,tp; one may be -1 (default: 1,-1,1, FSDP over all ranks)")
+    reshard_after_forward: bool = flag(True, "free unsharded weights after forward: less memory, more communication")
+    compute_dtype: str = flag(
+        "auto",
+        "of activations and unsharded weights (default: bfloat16 where CUDA has it, else float32)",
+        choices=["auto", "float32", "bfloat16"],
     )
-    optimizer: str = field(
-        default="adamw",
-        metadata={
-            "choices": list(OPTIMIZERS),
-            "help": "optimizer; -d trains only the reserve_p weights of largest Fisher information",
-        },
-    )
-    reserve_p: float = field(
-        default=0.3,
-        metadata={"help": "child-tuning: chance that an entry keeps its gradient; -d: share kept"},
-    )
-    fisher_rows: int = field(default=64, metadata={"help": "child-tuning-d: examples that score the weights"})
-    freeze: str = field(default="", metadata={"help": "regular expression of the parameter names to freeze"})
-    lr: float = field(default=5e-5, metadata={"help": "peak learning rate"})
-    weight_decay: float = field(default=0.01, metadata={"help": "of matrices; norm weights and biases have none"})
-    warmup_ratio: float = field(default=0.1, metadata={"help": "share of the steps with a rising learning rate"})
-    max_grad_norm: float = field(default=1.0, metadata={"help": "clip the global gradient norm to this"})
-    epochs: float = field(default=3.0, metadata={"help": "passes over the data"})
-    max_steps: int = field(default=0, metadata={"help": "optimizer steps in all (default: from epochs)"})
-    batch_size: int = field(default=16, metadata={"help": "examples per optimizer step, over all ranks"})
-    micro_batch_size: int = field(default=8, metadata={"help": "examples per forward pass on one rank"})
-    max_length: int = field(default=512, metadata={"help": "tokens; longer conversations are truncated"})
-    packing: bool = field(
-        default=False, metadata={"help": "several conversations in a sequence of max_length: no padding"}
-    )
-    mesh: str = field(
-        default="",
-        metadata={"help": "dp_replicate,dp_shard,tp; one may be -1 (default: 1,-1,1, FSDP over all ranks)"},
-    )
-    reshard_after_forward: bool = field(
-        default=True, metadata={"help": "free unsharded weights after forward: less memory, more communication"}
-    )
-    compute_dtype: str = field(
-        default="auto",
-        metadata={
-            "choices": ["auto", "float32", "bfloat16"],
-            "help": "of activations and unsharded weights (default: bfloat16 where CUDA has it, else float32)",
-        },
-    )
-    activation_checkpointing: bool = field(default=False, metadata={"help": "recompute activations: less memory"})
-    compile: bool = field(default=False, metadata={"help": "torch.compile each decoder layer"})
-    timeout: float = field(default=10.0, metadata={"help": "minutes that a rank waits for the others"})
-    eval_every: int = field(default=0, metadata={"help": "steps between evaluations (default: at the end only)"})
-    save_every: int = field(default=0, metadata={"help": "steps between checkpoints (default: at the end only)"})
-    stop_after: int = field(default=0, metadata={"help": "checkpoint after this step and stop, to resume later"})
-    resume: bool = field(default=False, metadata={"help": "continue from the newest checkpoint in the output folder"})
-    seed: int = field(default=0, metadata={"help": "of the data order and the gradient masks"})
+    activation_checkpointing: bool = flag(False, "recompute activations: less memory")
+    compile: bool = flag(False, "torch.compile each decoder layer")
+    timeout: float = flag(10.0, "minutes that a rank waits for the others")
+    eval_every: int = flag(0, "steps between evaluations (default: at the end only)")
+    save_every: int = flag(0, "steps between checkpoints (default: at the end only)")
+    stop_after: int = flag(0, "checkpoint after this step and stop, to resume later")
+    resume: bool = flag(False, "continue from the newest checkpoint in the output folder")
+    seed: int = flag(0, "of the data order and the gradient masks")
 
 
 @dataclass(frozen=True)
