@@ -1,15 +1,62 @@
-"""Run or train a model to learn something about it, and leave no trace."""
+"""Modules and their names: layers, norms, clean names, and contexts that restore a model's modes or state."""
 
-from collections.abc import Callable, Iterator
+import difflib
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import nn
 
+# Names that DDP and AveragedModel, torch.compile, activation checkpointing and FSDP put in front of a module.
+_WRAPPERS = frozenset({"module", "_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"})
+
+
+def clean_name(name: str) -> str:
+    """The name without those of wrappers: `module.layers.0._orig_mod.weight` becomes `layers.0.weight`."""
+    *modules, parameter = name.split(".")
+    return ".".join([part for part in modules if part not in _WRAPPERS] + [parameter])
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether the class has "norm" in its name, as LayerNorm and LlamaRMSNorm have."""
+    return "norm" in type(module).__name__.lower()
+
+
+def layer_lists(model: nn.Module) -> dict[str, nn.ModuleList]:
+    """The outermost ModuleLists by name: of a decoder its blocks, but not the experts within one."""
+    lists = {name: module for name, module in model.named_modules() if isinstance(module, nn.ModuleList)}
+    return {name: m for name, m in lists.items() if not any(name.startswith(f"{other}.") for other in lists)}
+
+
+def decoder_layers(model: nn.Module) -> list[nn.Module]:
+    """The model's repeated blocks: the members of its longest outermost ModuleList.
+
+    Found by structure, because sharding renames classes (FSDPLlamaDecoderLayer). Raises ValueError for a model without
+    a ModuleList.
+    """
+    lists = layer_lists(model).values()
+    if not lists:
+        raise ValueError(f"{type(model).__name__} has no ModuleList of layers to shard one by one")
+    return list(max(lists, key=len))
+
+
+def near_names(pattern: str, names: Iterable[str]) -> str:
+    """The names or parts of names that look most like a pattern, for an error message; else the first ones."""
+    names = sorted(names)
+    words = sorted({word for name in names for word in (name, *name.split(".")) if not word.isdigit()})
+    plain = re.sub(r"[^\w.]", "", pattern)  # without backslashes and brackets
+    return ", ".join(difflib.get_close_matches(plain, words, n=3, cutoff=0.4) or names[:3])
+
+
+def first_names(names: Sequence[str]) -> str:
+    """The first three names and the number of the others, for an error message."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
 
 @contextmanager
 def preserve_modes(model: nn.Module) -> Iterator[None]:
-    """Each module is in training or evaluation afterwards as it was before, after an exception too."""
+    """Restore each module's training mode when the block exits."""
     modes = [(module, module.training) for module in model.modules()]
     try:
         yield
@@ -20,7 +67,7 @@ def preserve_modes(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """The whole model is in evaluation meanwhile (no dropout), and afterwards each module in its own mode again."""
+    """Evaluation mode within the block (no dropout); each module's own mode is restored."""
     with preserve_modes(model):
         model.eval()
         yield
@@ -28,17 +75,17 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def preserve_state(model: nn.Module) -> Iterator[Callable[[], None]]:
-    """Give a function that puts the weights back to where they were; call it at the end too, come what may.
+    """Restore the model when the block exits, even after an exception; yields `reset`, which does so within it.
 
-    Put back are what trains when the block begins, buffers, gradients and the modes of training or evaluation. Within
-    the block gradients begin as None. The copies lie in CPU memory.
+    Restored are the parameters that train, buffers, gradients and training modes. Within the block, and after each
+    `reset`, gradients are None. The copies are in CPU memory.
     """
     tensors = [p for p in model.parameters() if p.requires_grad] + list(model.buffers())
     saved = [tensor.detach().to("cpu", copy=True) for tensor in tensors]
     grads = [(p, p.grad) for p in model.parameters()]
 
     @torch.no_grad()
-    def restart() -> None:
+    def reset() -> None:
         for tensor, value in zip(tensors, saved, strict=True):
             tensor.copy_(value)
         for parameter, _ in grads:
@@ -46,31 +93,9 @@ def preserve_state(model: nn.Module) -> Iterator[Callable[[], None]]:
 
     with preserve_modes(model):
         try:
-            restart()
-            yield restart
+            reset()
+            yield reset
         finally:
-            restart()
+            reset()
             for parameter, grad in grads:
                 parameter.grad = grad
-
-
-def decoder_layers(model: nn.Module) -> list[nn.Module]:
-    """The model's repeated blocks: the members of its longest ModuleList.
-
-    Found by structure, not by class name, because sharding renames classes (FSDPLlamaDecoderLayer).
-    Raises ValueError for a model without a ModuleList.
-    """
-    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
-    if not lists:
-        raise ValueError(f"{type(model).__name__} has no ModuleList of layers to shard one by one")
-    return list(max(lists, key=len))
-
-
-# Names that DDP and AveragedModel, torch.compile, activation checkpointing and FSDP put in front of a module.
-_WRAPPERS = frozenset({"module", "_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"})
-
-
-def clean_name(name: str) -> str:
-    """The name without what wrappers add: `module.layers.0._orig_mod.weight` becomes `layers.0.weight`."""
-    *modules, parameter = name.split(".")
-    return ".".join([part for part in modules if part not in _WRAPPERS] + [parameter])

@@ -1,7 +1,7 @@
-"""Where a block of a tensor lies in the whole: the arithmetic that lets every shard find its own elements.
+"""Where a shard lies in the whole tensor, and local tensors and gradients of DTensors.
 
-A *region* is a tuple of slices of a whole tensor: all of it, some rows, some columns, a block. Both the whole
-and the region are read in row-major order. A *run* is a stretch of elements that follow each other in both.
+A run is a stretch of elements that follow each other both in a region and in the whole tensor, each read in row-major
+order.
 """
 
 import math
@@ -19,18 +19,16 @@ class Region:
 
     Args:
         shape: shape of the whole tensor.
-        region: one slice with step 1 for each dimension, read as Python reads them (negative numbers, open
-            ends, ends beyond the tensor); dimensions left out at the end are taken whole. None is the whole
-            tensor.
+        region: one slice with step 1 for each dimension, as Python reads slices; missing dimensions at the end are
+            taken in full. None is the whole tensor.
 
     Attributes:
         shape: shape of the region.
         numel: elements in the region.
-        run: elements in one run.
-        pitch: elements of the whole tensor from the start of one run to the start of the next, for runs that
-            differ only in the last index before the cut dimension.
-        offset: flat index of the region's first element in the whole.
-        runs_per_row: how many runs follow each other at that pitch.
+        contiguous: elements in one run.
+        stride: elements of the whole tensor from the start of one run to the start of the next.
+        runs_per_row: number of successive runs that are `stride` apart.
+        offset: flat index of the region's first element in the whole tensor.
 
     Raises:
         ValueError: a slice has another step, or there are more slices than dimensions.
@@ -51,31 +49,30 @@ class Region:
         self.numel = math.prod(self.shape)
         self._strides = [math.prod(whole[dim + 1 :]) for dim in range(len(whole))]
 
-        # Behind the last dimension that is cut everything is whole, so a run spans all of that.
+        # A run spans every dimension behind the last one that is sliced.
         cut = max((dim for dim in range(len(whole)) if self.shape[dim] != whole[dim]), default=0)
         self._outer = self.shape[:cut]
-        self.run = math.prod(self.shape[cut:])
-        self.pitch = math.prod(whole[cut:])
+        self.contiguous = math.prod(self.shape[cut:])
+        self.stride = math.prod(whole[cut:])
         self.runs_per_row = self._outer[-1] if self._outer else 1
         self.offset = self._offset(0) if self.numel else 0
 
-    def spans(self, start: int, stop: int, most: int) -> Iterator[tuple[int, int, int]]:
+    def iter_spans(self, start: int, stop: int, limit: int) -> Iterator[tuple[int, int, int]]:
         """Cover elements `start` to `stop` of the region (flat) with groups of evenly spaced runs.
 
         Args:
-            most: the most elements of the whole tensor, gaps included, that one group may reach over, where
-                it holds more than one run.
+            limit: most elements of the whole tensor, gaps included, that a group of several runs may span.
 
         Yields:
-            `(first run, runs, offset)`: index of the group's first run in the region, number of runs at
-            `pitch`, and flat offset of the first run's first element in the whole tensor.
+            `(first run, runs, offset)`: index of the group's first run in the region, number of runs, and flat index
+            of its first element in the whole tensor.
         """
         if stop <= start:
             return
-        run, last = start // self.run, (stop - 1) // self.run
+        run, last = start // self.contiguous, (stop - 1) // self.contiguous
         while run <= last:
             left_in_row = self.runs_per_row - run % self.runs_per_row
-            runs = min(left_in_row, last - run + 1, max(1, most // self.pitch))
+            runs = min(left_in_row, last - run + 1, max(1, limit // self.stride))
             yield run, runs, self._offset(run)
             run += runs
 
@@ -87,7 +84,7 @@ class Region:
 
 
 def local_tensor(tensor: torch.Tensor) -> torch.Tensor:
-    """The part of `tensor` on this process, sharing its memory and outside of autograd."""
+    """This process's part of `tensor`, detached; shares its memory."""
     if isinstance(tensor, DTensor):
         with torch.no_grad():
             return tensor.to_local().detach()
@@ -95,7 +92,10 @@ def local_tensor(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def local_region(tensor: torch.Tensor) -> Region:
-    """Where this process's part lies in the whole tensor: all of it, if the tensor is not sharded."""
+    """The region of the whole tensor that this process holds.
+
+    Raises ValueError where the local tensor has another number of elements than its placement says.
+    """
     if not isinstance(tensor, DTensor):
         return Region(tensor.shape)
     sizes, offsets = local_chunk(tensor)
@@ -107,10 +107,10 @@ def local_region(tensor: torch.Tensor) -> Region:
 
 
 def local_gradient(param: torch.Tensor) -> torch.Tensor:
-    """The gradient of what this process holds of `param`.
+    """This process's part of the gradient of `param`.
 
-    Under tensor parallelism a gradient may come with other placements than its parameter, for instance as
-    parts of a sum (`Partial`); it is brought to the parameter's first, without a change to `param.grad`.
+    Under tensor parallelism a gradient may have other placements than its parameter, for instance `Partial`; it is
+    redistributed to the parameter's. `param.grad` does not change.
     """
     grad = param.grad
     if isinstance(param, DTensor) and grad.placements != param.placements:
@@ -119,7 +119,7 @@ def local_gradient(param: torch.Tensor) -> torch.Tensor:
 
 
 def shard_like(whole: torch.Tensor, param: torch.Tensor) -> torch.Tensor:
-    """Cut a whole plain tensor, equal on every process, as `param` is cut; no communication."""
+    """Shard a plain tensor that is equal on every process like `param`, without communication."""
     if not isinstance(param, DTensor) or isinstance(whole, DTensor):
         return whole.to(param.device)
     sizes, offsets = local_chunk(param)
@@ -128,7 +128,7 @@ def shard_like(whole: torch.Tensor, param: torch.Tensor) -> torch.Tensor:
 
 
 def wrap_like(local: torch.Tensor, param: torch.Tensor) -> torch.Tensor:
-    """Make what a process holds of a tensor a DTensor with the layout of `param`, if that is one."""
+    """Wrap a local tensor in a DTensor with the layout of `param`, if that is a DTensor."""
     if not isinstance(param, DTensor):
         return local
     mesh, placements = param.device_mesh, param.placements

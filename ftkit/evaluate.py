@@ -14,7 +14,7 @@ from ftkit.chat.rendering import end_of_turn_id
 
 from ._modules import eval_mode
 from .batching import pad
-from .loss import IGNORE_INDEX
+from .loss import IGNORE_INDEX, token_losses
 
 LOSS_ROWS = 16  # of a forward pass of `loss_by_domain`: its logits are the most that it holds
 Prompt = str | list[dict[str, str]]  # plain text to complete, or messages that end with the user's turn
@@ -140,10 +140,7 @@ def loss_by_domain(
             rows = order[start : start + LOSS_ROWS]
             batch = {name: t.to(model.device) for name, t in pad([examples[i] for i in rows], 0).items()}
             labels = batch.pop("labels")[:, 1:]  # (B, T - 1)
-            logits = model(**batch).logits[:, :-1].float()  # (B, T - 1, V)
-            losses = torch.nn.functional.cross_entropy(
-                logits.transpose(1, 2), labels, ignore_index=IGNORE_INDEX, reduction="none"
-            )
+            losses = token_losses(model(**batch).logits[:, :-1], labels)  # (B, T - 1)
             tokens = (labels != IGNORE_INDEX).sum(1)
             found |= zip(rows, zip(losses.sum(1).tolist(), tokens.tolist(), strict=True), strict=True)
     total: dict[str, float] = defaultdict(float)

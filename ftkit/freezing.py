@@ -1,11 +1,9 @@
-"""Choose which parameters train, by regular expressions on their names or by predicates.
+"""Choose which parameters train: by regular expression, by predicate, or by a preset. All return parameter names.
 
-A tensor with several names (tied embeddings: the table of the input is the matrix of the head) is one parameter.
-It is chosen when any of its names is, and returned under the first of them; where a choice names one and not the
-others, a UserWarning says what else it moves.
+A tied parameter, such as an input embedding that is also the LM head, is chosen when any of its names is, and returned
+under the first; a UserWarning names the others.
 """
 
-import difflib
 import re
 import warnings
 from collections.abc import Callable
@@ -13,31 +11,99 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-Which = str | Callable[[str, nn.Parameter], bool]  # found in the name; or true of name and parameter
+from ._modules import is_norm, layer_lists, near_names
+
+Which = str | Callable[[str, nn.Parameter], bool]  # a regular expression to search in names, or a predicate
 
 
 def freeze(model: nn.Module, which: Which) -> list[str]:
-    """Stop gradients for the parameters that `which` chooses; returns the names that changed.
+    """Freeze the parameters that match `which`; returns the names that changed.
 
-    Raises ValueError, with near names, for a pattern that matches nothing, and nothing has changed then.
+    Raises ValueError, before any change, for a pattern that matches nothing.
     """
     return _set_requires_grad(_choose(model, which), False)
 
 
 def unfreeze(model: nn.Module, which: Which) -> list[str]:
-    """The reverse of `freeze`. Raises ValueError for a quantised weight as well: integers have no gradient."""
+    """The reverse of `freeze`. Raises ValueError also for quantised weights, because integers have no gradient."""
     return _set_requires_grad(_choose(model, which), True)
 
 
 def train_only(model: nn.Module, which: Which) -> list[str]:
-    """Freeze all but what `which` chooses, whatever was frozen before; returns the names that train.
-
-    Raises ValueError as `unfreeze` does.
-    """
+    """Freeze all parameters but those that match `which`; returns the names that train. Raises as `unfreeze`."""
     chosen = _choose(model, which)
     _set_requires_grad(chosen, True)
     _set_requires_grad({n: p for n, p in model.named_parameters() if n not in chosen}, False)
     return list(chosen)
+
+
+def everything(model: nn.Module) -> list[str]:
+    """Full fine-tuning."""
+    return train_only(model, ".")
+
+
+def bitfit(model: nn.Module) -> list[str]:
+    """Biases only (Ben Zaken et al. 2022). Raises ValueError for a model without any, as many since Llama."""
+    biases = {name for name, _ in model.named_parameters() if re.search(r"(^|[._])bias$", name)}
+    if not biases:
+        raise ValueError(f"BitFit trains biases, and {type(model).__name__} has none: norms_only is the nearest preset")
+    return train_only(model, lambda name, _: name in biases)
+
+
+def norms_only(model: nn.Module) -> list[str]:
+    """Weights and biases of LayerNorm, RMSNorm and related modules."""
+    return train_only(model, _is_one_of(_norms(model), model, "norm"))
+
+
+def embeddings_and_norms(model: nn.Module) -> list[str]:
+    """Input embeddings and all norms: what LongLoRA (Chen et al. 2024) trains besides its adapters."""
+    return train_only(model, _is_one_of(_embeddings(model) | _norms(model), model, "embedding or norm"))
+
+
+def freeze_first_layers(model: nn.Module, n: int) -> list[str]:
+    """Freeze embeddings and the first `n` blocks; later blocks, the last norm and an untied head train.
+
+    A step is cheaper, because no gradient flows below block `n`. Raises ValueError where `n` is negative or more than
+    the number of blocks.
+    """
+    name, blocks = _blocks(model)
+    if not 0 <= n <= len(blocks):
+        raise ValueError(f"n is {n}, and {name} has {len(blocks)} blocks: give 0 to {len(blocks)}")
+    below = _embeddings(model) | {f"{name}.{i}.{p}" for i in range(n) for p, _ in blocks[i].named_parameters()}
+    everything(model)
+    freeze(model, lambda name, _: name in below)  # not train_only of the others: a tied head is one of them
+    return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+
+def head_only(model: nn.Module) -> list[str]:
+    """Parameters outside the base model: `lm_head`, `score`, `classifier`."""
+    return train_only(model, _is_one_of(_outside_base(model), model, "head"))
+
+
+def add_layers(model: nn.Module, hidden_size: int | None = None) -> list[str]:
+    """Freeze the model and train two new linear layers below its head, `HEAD.added`: x + W2 gelu(W1 x).
+
+    `hidden_size` (default: the model's D) is the width of W1's output. W2 starts at zero, so outputs do not change at
+    first. A saved model has these weights, but its class does not know them: call this again before loading.
+    Raises ValueError for a model without exactly one linear head, and where layers have been added before.
+    """
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    if head is None:
+        outside = _outside_base(model)
+        heads = [m for n, m in model.named_modules() if isinstance(m, nn.Linear) and f"{n}.weight" in outside]
+        if len(heads) != 1:
+            raise ValueError(f"{type(model).__name__} has {len(heads)} linear heads: this preset needs one")
+        (head,) = heads
+    if hasattr(head, "added"):
+        raise ValueError("the layers have been added before: choose among parameters with train_only")
+    like = {"device": head.weight.device, "dtype": head.weight.dtype}
+    width, hidden_size = head.in_features, hidden_size or head.in_features
+    head.added = nn.Sequential(nn.Linear(width, hidden_size, **like), nn.GELU(), nn.Linear(hidden_size, width, **like))
+    nn.init.zeros_(head.added[2].weight)
+    nn.init.zeros_(head.added[2].bias)
+    # A hook, because a wrapper would change the checkpoint's names and break a tie of the head.
+    head.register_forward_pre_hook(_through_added)
+    return train_only(model, r"\.added\.")
 
 
 def _choose(model: nn.Module, which: Which) -> dict[str, nn.Parameter]:
@@ -57,20 +123,14 @@ def _choose(model: nn.Module, which: Which) -> dict[str, nn.Parameter]:
             chosen[names[0]] = parameter
         if 0 < len(hits) < len(names):
             others = ", ".join(name for name in names if name not in hits)
-            # Of the caller of the public function, through that function and this one.
+            # Level 3 is the caller of the public function.
             warnings.warn(f"{hits[0]} is tied to {others}: they are one tensor", stacklevel=3)
     if not chosen:
-        raise ValueError(_nothing_matches(which, [name for names in names_of.values() for name in names]))
+        every = sorted(name for names in names_of.values() for name in names)
+        if isinstance(which, str):
+            raise ValueError(f"no parameter name matches {which!r}; near names: {near_names(which, every)}")
+        raise ValueError(f"the predicate is true of no parameter; names look like {', '.join(every[:3])}")
     return chosen
-
-
-def _nothing_matches(which: Which, names: list[str]) -> str:
-    if not isinstance(which, str):
-        return f"the predicate is true of no parameter; names look like {', '.join(sorted(names)[:3])}"
-    words = sorted({word for name in names for word in (name, *name.split("."))})
-    plain = re.sub(r"[^\w.]", "", which)  # what is left of a pattern without its backslashes and brackets
-    near = difflib.get_close_matches(plain, words, n=3, cutoff=0.4) or sorted(names)[:3]
-    return f"no parameter name matches {which!r}; near names: {', '.join(near)}"
 
 
 def _set_requires_grad(chosen: dict[str, nn.Parameter], value: bool) -> list[str]:
@@ -86,76 +146,6 @@ def _set_requires_grad(chosen: dict[str, nn.Parameter], value: bool) -> list[str
     return list(changed)
 
 
-def everything(model: nn.Module) -> list[str]:
-    """Full fine-tuning."""
-    return train_only(model, ".")
-
-
-def bitfit(model: nn.Module) -> list[str]:
-    """Biases only (Ben Zaken et al. 2022). Many models since Llama have none."""
-    biases = {name for name, _ in model.named_parameters() if re.search(r"(^|[._])bias$", name)}
-    if not biases:
-        raise ValueError(f"BitFit trains biases, and {type(model).__name__} has none: norms_only is the nearest preset")
-    return train_only(model, lambda name, _: name in biases)
-
-
-def norms_only(model: nn.Module) -> list[str]:
-    """Gains, and biases if any, of LayerNorm, RMSNorm and their kin."""
-    return train_only(model, _is_one_of(_norms(model), model, "norm"))
-
-
-def embeddings_and_norms(model: nn.Module) -> list[str]:
-    """The tables of the input, and all norms: what LongLoRA (Chen et al. 2024) trains beside its adapters."""
-    return train_only(model, _is_one_of(_embeddings(model) | _norms(model), model, "embedding or norm"))
-
-
-def freeze_first_layers(model: nn.Module, n: int) -> list[str]:
-    """Freeze embeddings and the first `n` blocks; the later blocks, the last norm and an untied head train.
-
-    No gradient has to flow below block `n`, which makes a step cheaper. Raises ValueError for fewer than 0 or more
-    blocks than there are.
-    """
-    name, blocks = _blocks(model)
-    if not 0 <= n <= len(blocks):
-        raise ValueError(f"n is {n}, and {name} has {len(blocks)} blocks: give 0 to {len(blocks)}")
-    below = _embeddings(model) | {f"{name}.{i}.{p}" for i in range(n) for p, _ in blocks[i].named_parameters()}
-    everything(model)
-    freeze(model, lambda name, _: name in below)  # not "train the others": a tied head would be one of those
-    return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-
-
-def head_only(model: nn.Module) -> list[str]:
-    """What stands on top of the base model: `lm_head`, `score`, `classifier`."""
-    return train_only(model, _is_one_of(_outside_base(model), model, "head"))
-
-
-def add_layers(model: nn.Module, hidden_size: int | None = None) -> list[str]:
-    """Freeze the model and put two fully connected layers below its head, which train: x + W2 gelu(W1 x).
-
-    `hidden_size` (default: the model's D) is the width between the two. W2 starts at zero, so the model says what
-    it said until the first step. They are `HEAD.added`.
-    A saved model holds them as weights that its class does not know: call this again before loading them.
-    Raises ValueError for a model without one linear head, and where they have been added before.
-    """
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    if head is None:
-        outside = _outside_base(model)
-        heads = [m for n, m in model.named_modules() if isinstance(m, nn.Linear) and f"{n}.weight" in outside]
-        if len(heads) != 1:
-            raise ValueError(f"{type(model).__name__} has {len(heads)} linear heads: this preset wants one")
-        (head,) = heads
-    if hasattr(head, "added"):
-        raise ValueError("the layers have been added before: choose among parameters with train_only")
-    like = {"device": head.weight.device, "dtype": head.weight.dtype}
-    width, hidden_size = head.in_features, hidden_size or head.in_features
-    head.added = nn.Sequential(nn.Linear(width, hidden_size, **like), nn.GELU(), nn.Linear(hidden_size, width, **like))
-    nn.init.zeros_(head.added[2].weight)
-    nn.init.zeros_(head.added[2].bias)
-    # A hook renames nothing, so the checkpoint's names and a tie of the head go on as they were.
-    head.register_forward_pre_hook(_through_added)
-    return train_only(model, r"\.added\.")
-
-
 def _through_added(head: nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
     (x,) = inputs  # (B, T, D)
     return (x + head.added(x),)
@@ -165,13 +155,13 @@ def _norms(model: nn.Module) -> set[str]:
     return {
         f"{name}.{own}"
         for name, module in model.named_modules()
-        if "norm" in type(module).__name__.lower()
+        if is_norm(module)
         for own, _ in module.named_parameters(recurse=False)
     }
 
 
 def _embeddings(model: nn.Module) -> set[str]:
-    """Tables outside the blocks (tokens, positions, segments), and BERT's norm of their sum."""
+    """Embeddings outside the blocks (token, position, segment), and BERT's norm of their sum."""
     inside = f"{_blocks(model)[0]}."
     tables = {
         f"{name}.{own}"
@@ -184,15 +174,13 @@ def _embeddings(model: nn.Module) -> set[str]:
 
 
 def _blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
-    lists = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.ModuleList)]
-    outermost = [(name, m) for name, m in lists if not any(name.startswith(f"{other}.") for other, _ in lists)]
-    if len(outermost) != 1:
-        found = ", ".join(name for name, _ in outermost) or "none"
+    lists = layer_lists(model)
+    if len(lists) != 1:
         raise ValueError(
-            f"one list of blocks is wanted, and {type(model).__name__} has {found}: "
+            f"the preset needs one list of blocks, and {type(model).__name__} has {', '.join(lists) or 'none'}: "
             "name what should train with train_only(model, pattern)"
         )
-    return outermost[0]
+    return next(iter(lists.items()))
 
 
 def _outside_base(model: nn.Module) -> set[str]:

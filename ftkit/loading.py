@@ -1,8 +1,6 @@
-"""Load a causal language model for training, and say what was loaded: where, in which precision, with which attention.
+"""Load a causal language model for training: choose device, dtype and attention, and check the weights."""
 
-The choices that differ between a laptop and a large GPU are made here, so that what follows is the same on both.
-"""
-
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +10,7 @@ from transformers.utils import is_flash_attn_2_available
 
 from ftkit.distributed.device import DeviceInfo, pick_device
 
+from ._modules import first_names
 from .chat import add_chat_template, choose_pad_token
 from .conversations import training_template
 from .models import load_causal_lm, load_config, load_tokenizer, resolve_model
@@ -20,7 +19,7 @@ from .parameters import count_parameters
 
 @dataclass(frozen=True)
 class Loaded:
-    """Prints as a report, a line for each choice and check."""
+    """A loaded model; prints as a report with one line per choice and check."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -32,17 +31,23 @@ class Loaded:
 
 
 def load_for_training(name: str | Path | None = None, dtype: torch.dtype | None = torch.float32) -> Loaded:
-    """Load `name` (as in `find_base`) onto the device, with weights in `dtype`; None for the device's compute dtype.
+    """Load a model and its tokenizer onto the best device.
 
-    float32 for full fine-tuning, whose small updates bfloat16 would round away; None where most weights are frozen.
-    The tokenizer gets a pad token that ends no answer, its template the marks of the assistant's turns, and a model
-    without a template ChatML. Raises ValueError when a weight was not in the files, CustomCodeError as `load_base`,
-    and the errors of `find_base` and `training_template`.
+    The tokenizer gets a pad token distinct from EOS, and a chat template with generation markers: its own, or ChatML.
+
+    Args:
+        name: as in `resolve_model`.
+        dtype: of the weights; None is the device's compute dtype. Full fine-tuning needs float32, because bfloat16
+            rounds small updates away; None saves memory where most weights are frozen.
+
+    Raises:
+        ValueError: a weight is missing in the files; also what `resolve_model`, `load_base` and `training_template`
+            raise.
     """
     source, device = resolve_model(name), pick_device()
     dtype = dtype or device.compute_dtype
     attention, reason = pick_attention(device, dtype)
-    load_config(source)  # refuses what needs code before anything else is loaded
+    load_config(source)  # first, because it refuses models that need custom code
     tokenizer = load_tokenizer(source)
     model, info = load_causal_lm(source, dtype=dtype, attn_implementation=attention, output_loading_info=True)
     check_loaded(model, info)
@@ -64,10 +69,9 @@ def load_for_training(name: str | Path | None = None, dtype: torch.dtype | None 
 
 
 def pick_attention(device: DeviceInfo, dtype: torch.dtype) -> tuple[str, str]:
-    """The name of an attention that transformers knows, and why: FlashAttention 2 where it can run, else torch's.
+    """The `attn_implementation` for weights of `dtype`, and the reason: FlashAttention 2 where it runs, else sdpa.
 
-    `dtype` is the weights'. Outside autocast, FlashAttention 2 fails on what float32 weights give it; torch's sdpa
-    takes a flash kernel by itself where it may.
+    FlashAttention 2 does not take float32; sdpa uses torch's own flash kernel where it can.
     """
     if device.device.type != "cuda":
         return "sdpa", "as FlashAttention needs a CUDA GPU"
@@ -90,19 +94,18 @@ def explain_dtype(device: DeviceInfo) -> str:
 
 
 def check_loaded(model: PreTrainedModel, info: dict) -> None:
-    """Raise ValueError, with names, for weights that the files did not hold or that have no memory yet.
+    """Raise ValueError for weights that are missing in the files or on meta.
 
-    `info` is what `from_pretrained` gives with `output_loading_info=True`.
+    `info` is what `from_pretrained` returns with `output_loading_info=True`.
     """
     if missing := sorted(info["missing_keys"]):
         raise ValueError(
-            f"{_some(missing)} not in the model's files, so newly initialised: open the folder with the class that "
+            f"{_subject(missing)} not in the model's files, so newly initialised: open the folder with the class that "
             "saved it, or save it again from the model that was trained"
         )
     if on_meta := count_parameters(model).on_meta:
-        raise ValueError(f"{_some(on_meta)} on meta, without memory: load without device_map, or with more memory")
+        raise ValueError(f"{_subject(on_meta)} on meta, without memory: load without device_map, or with more memory")
 
 
-def _some(names) -> str:
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return f"{', '.join(names[:3])}{more} {'is' if len(names) == 1 else 'are'}"
+def _subject(names: Sequence[str]) -> str:
+    return f"{first_names(names)} {'is' if len(names) == 1 else 'are'}"

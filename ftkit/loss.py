@@ -1,4 +1,4 @@
-"""The cross-entropy of next tokens, summed: runs divide it by the tokens of a global batch, and estimates trace it.
+"""Next-token cross-entropy, and the accumulation of its gradients over micro-batches.
 
 Shapes: B rows of a micro-batch, T tokens, V vocabulary.
 """
@@ -9,11 +9,20 @@ import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
+IGNORE_INDEX = -100
+
 
 def summed_cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Over the unmasked labels, in float32 and nats; logits (..., V) already stand beside what they predict, (...)."""
+    """Sum over the unmasked labels, in float32 and nats; logits (..., V) are already shifted to labels (...)."""
     return nn.functional.cross_entropy(
         logits.float().flatten(0, -2), labels.flatten(), ignore_index=IGNORE_INDEX, reduction="sum"
+    )
+
+
+def token_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of each label (B, T) in nats, 0 where masked; logits (B, T, V) are already shifted."""
+    return nn.functional.cross_entropy(
+        logits.float().transpose(1, 2), labels, ignore_index=IGNORE_INDEX, reduction="none"
     )
 
 
@@ -22,9 +31,9 @@ def next_token_loss(
 ) -> torch.Tensor:
     """The summed cross-entropy of a micro-batch, each tensor (B, T); `mixed` computes in `compute` by autocast."""
     labels = batch["labels"][:, 1:]  # (B, T - 1)
-    given = {name: tensor for name, tensor in batch.items() if name != "labels"}
+    inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
     with torch.autocast(labels.device.type, compute, enabled=mixed):
-        logits = model(**given, use_cache=False).logits[:, :-1]  # (B, T - 1, V)
+        logits = model(**inputs, use_cache=False).logits[:, :-1]  # (B, T - 1, V)
     return summed_cross_entropy(logits, labels)
 
 
@@ -35,10 +44,10 @@ def accumulate(
     parts: int = 1,
     tokens: int = 1,
 ) -> list[torch.Tensor]:
-    """Add up in `.grad` the gradients of all micro-batches, times `parts` / `tokens`; returns their losses, summed.
+    """Accumulate the gradients of all micro-batches, times `parts` / `tokens`; returns the summed loss of each.
 
-    FSDP averages over the `parts` of a batch, and the mean wanted is over `tokens`. Ranks reduce gradients once, with
-    the last micro-batch.
+    The factor makes the gradient that of the mean over `tokens`, because FSDP averages over the `parts` of a batch.
+    Ranks reduce gradients once, with the last micro-batch.
     """
     losses = []
     for number, micro_batch in enumerate(micro_batches, start=1):
@@ -48,6 +57,3 @@ def accumulate(
         (loss * parts / tokens).backward()
         losses.append(loss.detach())
     return losses
-
-
-IGNORE_INDEX = -100

@@ -1,4 +1,4 @@
-"""Models and conversations by name: pocket-base and the almanac's chats unless something else is asked for."""
+"""Find and load causal language models and tokenizers by name, without running custom code. Default: pocket-base."""
 
 import os
 from collections.abc import Iterator
@@ -18,14 +18,13 @@ from transformers import (
 
 
 class CustomCodeError(ValueError):
-    """A model or tokenizer that only Python code of its own folder can run. We never run it."""
+    """A model or tokenizer needs custom Python code from its own folder, which ftkit never runs."""
 
 
 def resolve_model(name: str | Path | None = None) -> str:
-    """The model folder or hub name that `load_base` opens.
+    """The model folder or hub name: `name`, else the environment variable FTKIT_MODEL, else pocket-base.
 
-    `name`; else the environment variable FTKIT_MODEL; else pocket-base. Raises FileNotFoundError for a local
-    path that holds no model in safetensors.
+    Raises FileNotFoundError for a local path without a model in safetensors.
     """
     source = str(name or os.environ.get("FTKIT_MODEL") or data_dir() / "pocket-base")
     folder = Path(source)
@@ -43,24 +42,22 @@ def resolve_model(name: str | Path | None = None) -> str:
 
 
 def load_base(name: str | Path | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a causal language model and its tokenizer, in the checkpoint's own dtype, on the CPU.
+    """Load a causal language model and its tokenizer, in the checkpoint's dtype, on the CPU; `name` as `resolve_model`.
 
-    `name` as in `find_base`. Only safetensors are read and no code of the model's is run: raises CustomCodeError
-    where that would be needed.
+    Only safetensors are read. Raises CustomCodeError for a model that needs custom code.
     """
     source = resolve_model(name)
-    load_config(source)  # refuses what needs code before anything else is loaded
+    load_config(source)  # first, because it refuses models that need custom code
     tokenizer = load_tokenizer(source)
     return load_causal_lm(source, dtype="auto"), tokenizer
 
 
 def load_config(source: str | Path) -> PreTrainedConfig:
-    """The configuration of a causal language model. Raises CustomCodeError where only code of its own can run it.
+    """The configuration of a causal language model. Raises CustomCodeError where it needs custom code.
 
-    An `auto_map` alone is no reason: many published folders have one, and transformers implements their architecture
-    itself by now.
+    An `auto_map` alone does not: many published models have one although transformers now implements them.
     """
-    with _no_code_of(source, "config.json"):
+    with _refuse_custom_code(source, "config.json"):
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     own = getattr(config, "auto_map", None) or {}
     if "AutoModelForCausalLM" in own and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
@@ -69,27 +66,33 @@ def load_config(source: str | Path) -> PreTrainedConfig:
 
 
 def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
-    """Raises CustomCodeError for a tokenizer that only code of its own can run."""
-    with _no_code_of(source, "tokenizer_config.json"):
+    """Load a tokenizer. Raises CustomCodeError where it needs custom code."""
+    with _refuse_custom_code(source, "tokenizer_config.json"):
         return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
 
 
 def load_causal_lm(source: str | Path, **options):
-    """`AutoModelForCausalLM.from_pretrained`, from safetensors only, and as `load_config` refuses."""
+    """`AutoModelForCausalLM.from_pretrained` from safetensors only. Raises as `load_config`."""
     load_config(source)
     return AutoModelForCausalLM.from_pretrained(source, use_safetensors=True, trust_remote_code=False, **options)
 
 
 def meta_model(source: str) -> PreTrainedModel:
-    """The model of a folder or hub name on meta: names, shapes and float32, and no weights."""
+    """The model on the meta device: names and shapes in float32, without weights."""
     config = load_config(source)
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
 
 
+def data_dir() -> Path:
+    """The folder with the almanac and pocket-base: in the installed package, or `data/` of a checkout."""
+    package = Path(__file__).parent
+    return package / "data" if (package / "data").is_dir() else package.parent / "data"
+
+
 @contextmanager
-def _no_code_of(source: str | Path, file: str) -> Iterator[None]:
-    """Say in our words that transformers refused: its own advise to trust the code."""
+def _refuse_custom_code(source: str | Path, file: str) -> Iterator[None]:
+    """Replace the error of transformers, which advises to trust the code."""
     try:
         yield
     except ValueError as error:
@@ -103,9 +106,3 @@ def _needs_code(source: str | Path, file: str) -> str:
         f"{source} needs Python code of its own (auto_map in its {file}), and ftkit never runs that: give a model "
         "whose architecture transformers itself implements"
     )
-
-
-def data_dir() -> Path:
-    """The folder with the almanac and pocket-base: inside an installed wheel, or `data/` of a checkout."""
-    package = Path(__file__).parent
-    return package / "data" if (package / "data").is_dir() else package.parent / "data"

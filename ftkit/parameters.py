@@ -1,4 +1,4 @@
-"""Parameters of a model: how many there are and which train, and the groups an optimizer takes them in."""
+"""Count the parameters of a model, and divide them into optimizer groups with and without weight decay."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -8,12 +8,23 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from ._modules import first_names, is_norm
+
+# Biases and norm weights, by the ends of their names in GPT-2, Llama, Qwen, Gemma, OPT and ViT. "normal_proj" is no
+# norm, and attention in one module has its biases as `in_proj_bias` and `bias_k`.
+NORM = r"norm(\d+|_\w+)?|ln_\w+"
+NO_DECAY = rf"(^|[._])bias(_\w+)?$|({NORM})\.weight$"
+
+Named = Iterable[tuple[str, nn.Parameter]]
+
 
 @dataclass(frozen=True)
 class ParameterCount:
+    """Elements of parameters, their bytes, and where they are; prints as one line."""
+
     total: int
     trainable: int
-    bytes: int  # of all parameters, wherever they lie
+    bytes: int  # of all parameters, on whatever process
     local: int  # elements that this process holds; less than total when the model is sharded
     on_meta: tuple[str, ...]  # names of parameters that have a shape and no memory yet
 
@@ -27,12 +38,13 @@ class ParameterCount:
 
 
 def count_parameters(model: nn.Module) -> ParameterCount:
+    """Count the parameters of a model, tied ones once."""
     return _count(model.named_parameters())
 
 
 @dataclass(frozen=True)
 class ParameterTable:
-    """A count for each module, in the order of the model; prints as text and shows as a table in a notebook."""
+    """A count per module, in the model's order; prints as text, and as a table in a notebook."""
 
     rows: dict[str, ParameterCount]
 
@@ -56,7 +68,7 @@ class ParameterTable:
 
 
 def parameter_table(model: nn.Module, depth: int = 2) -> ParameterTable:
-    """Group parameters by the first `depth` parts of their names; the last row, "total", is their sum."""
+    """Count parameters by the first `depth` parts of their names; the last row is "total"."""
     groups: dict[str, list] = {}
     for name, parameter in model.named_parameters():
         module = ".".join(name.split(".")[:-1][:depth]) or name
@@ -77,40 +89,32 @@ def _count(named_parameters: Iterator[tuple[str, nn.Parameter]]) -> ParameterCou
     )
 
 
-# Norm gains and biases, by the ends of their names in GPT-2, Llama, Qwen, Gemma, OPT and ViT. "normal_proj" is no norm,
-# and attention in one module has its biases as `in_proj_bias` and `bias_k`.
-NO_DECAY = r"(^|[._])bias(_\w+)?$|(norm(\d+|_\w+)?|ln_\w+)\.weight$"
-
-Named = Iterable[tuple[str, nn.Parameter]]
-
-
 def decay_groups(named_parameters: Named, weight_decay: float, no_decay: str = "") -> list[dict]:
-    """Two optimizer groups of (name, parameter) pairs: those that decay and those that do not.
+    """Two optimizer groups of (name, parameter) pairs: with weight decay, and without.
 
-    Biases, norm gains and every tensor with fewer than two dimensions do not decay, nor does a name in which
-    the regular expression `no_decay` is found. Frozen parameters are left out. Raises ValueError when nothing
-    is left to train.
+    Biases, norm weights, tensors with fewer than two dimensions and names that match the regular expression `no_decay`
+    do not decay. Frozen parameters are left out. Raises ValueError where every parameter is frozen.
     """
     pattern = re.compile(f"{NO_DECAY}|{no_decay}" if no_decay else NO_DECAY)
     return _groups(named_parameters, weight_decay, lambda name, p: p.ndim < 2 or bool(pattern.search(name)))
 
 
 def groups_by_name(named_parameters: Named, weight_decay: float, no_decay: str = NO_DECAY) -> list[dict]:
-    """As `decay_groups`, by the name alone: what the pattern is found in does not decay."""
+    """As `decay_groups`, by name alone: names that match `no_decay` do not decay."""
     pattern = re.compile(no_decay)
     return _groups(named_parameters, weight_decay, lambda name, _: bool(pattern.search(name)))
 
 
 def groups_by_shape(named_parameters: Named, weight_decay: float) -> list[dict]:
-    """As `decay_groups`, by the shape alone: tensors with fewer than two dimensions do not decay."""
+    """As `decay_groups`, by shape alone: tensors with fewer than two dimensions do not decay."""
     return _groups(named_parameters, weight_decay, lambda _, parameter: parameter.ndim < 2)
 
 
-def _groups(named: Named, weight_decay: float, spared: Callable[[str, nn.Parameter], bool]) -> list[dict]:
+def _groups(named: Named, weight_decay: float, exempt: Callable[[str, nn.Parameter], bool]) -> list[dict]:
     groups: tuple[list, list] = ([], [])
     for name, parameter in named:
         if parameter.requires_grad:
-            groups[spared(name, parameter)].append((name, parameter))
+            groups[exempt(name, parameter)].append((name, parameter))
     if not any(groups):
         raise ValueError("no parameter requires a gradient: unfreeze some before making an optimizer")
     decays = ((groups[0], weight_decay), (groups[1], 0.0))
@@ -118,24 +122,19 @@ def _groups(named: Named, weight_decay: float, spared: Callable[[str, nn.Paramet
 
 
 def norms_and_biases(model: nn.Module) -> Iterator[str]:
-    """Names of the parameters that are gains or biases by their module, whatever they are called or shaped.
-
-    A gain is a parameter of a module whose class has "norm" in its name, as LayerNorm and LlamaRMSNorm have; a bias is
-    one whose own name begins or ends with "bias".
-    """
+    """Names of the parameters of norm modules, and of those whose own name begins or ends with "bias"."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     for module in model.modules():
-        is_norm = "norm" in type(module).__name__.lower()
         for own, parameter in module.named_parameters(recurse=False):
-            if is_norm or own.startswith("bias") or own.endswith("bias"):
+            if is_norm(module) or own.startswith("bias") or own.endswith("bias"):
                 yield names[id(parameter)]
 
 
 def check_decay_groups(model: nn.Module, groups: Iterable[dict]) -> None:
-    """Check the groups that an optimizer is to be given, or has (`optimizer.param_groups`).
+    """Check the groups of an optimizer, before or after it is built (`optimizer.param_groups`).
 
-    Raises ValueError, with names, where a trainable parameter of the model is in no group or in several, where a
-    group holds one that is not the model's or is frozen, and where a norm gain or a bias decays.
+    Raises ValueError, with names, where a trainable parameter is in no group or in several, where a group holds a
+    frozen parameter or one that is not the model's, and where a norm weight or a bias decays.
     """
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     count: dict[int, int] = dict.fromkeys(names, 0)
@@ -156,10 +155,9 @@ def check_decay_groups(model: nn.Module, groups: Iterable[dict]) -> None:
     _refuse("trains and is in no group", [names[i] for i, n in count.items() if n == 0 and i not in frozen])
     _refuse("is in several groups", [names[i] for i, n in count.items() if n > 1])
     _refuse("is frozen and in a group", [names[i] for i, n in count.items() if n and i in frozen])
-    _refuse("is a norm gain or a bias and decays", [n for n in norms_and_biases(model) if n in decaying])
+    _refuse("is a norm weight or a bias and decays", [n for n in norms_and_biases(model) if n in decaying])
 
 
 def _refuse(what: str, names: list[str]) -> None:
     if names:
-        more = f" (and {len(names) - 3} more)" if len(names) > 3 else ""
-        raise ValueError(f"{', '.join(names[:3])}{more} {what}: use ftkit.parameters.decay_groups, or mend the pattern")
+        raise ValueError(f"{first_names(names)} {what}: use ftkit.parameters.decay_groups, or fix the pattern")

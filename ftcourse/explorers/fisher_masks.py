@@ -10,10 +10,11 @@ import torch
 
 from ftcourse.plots import OKABE_ITO, figure_svg, new_axes
 from ftkit.child_tuning import top_fraction_masks
+from ftkit.parameters import NORM
 
 # "model.layers.3.mlp.up_proj.weight", "transformer.h.3.attn.c_attn.bias": the first numbered module is the layer.
 LAYER = re.compile(r"^(?:.*?\.)?([A-Za-z_]\w*\.\d+)\.([^.]+)")
-NORM = re.compile(r"norm|^ln_")
+NORM_MODULE = re.compile(f"({NORM})$")
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ def part_of(name: str) -> str:
     """The part that a parameter belongs to, by its name."""
     if found := LAYER.match(name):
         layer, module = found.groups()
-        return f"{layer} {'norms' if NORM.search(module) else module}"
+        return f"{layer} {'norms' if NORM_MODULE.search(module) else module}"
     modules = name.split(".")
     return modules[max(len(modules) - 2, 0)]
 

@@ -17,7 +17,7 @@ from ftcourse.almanac import all_facts, faq_prompt
 from ftcourse.datasets import low_resource_chat, truth_task
 from ftkit.batching import Example, global_batch, pad, steps_per_epoch, unmasked_tokens
 from ftkit.conversations import encode, training_template
-from ftkit.loss import IGNORE_INDEX
+from ftkit.loss import IGNORE_INDEX, summed_cross_entropy, token_losses
 from ftkit.models import data_dir, load_base, load_tokenizer, resolve_model
 
 EVAL_ROWS = 64  # in one forward pass
@@ -69,11 +69,7 @@ def _chat(n: int, seed: int, base: str | None) -> Task:
                 masked = labels == IGNORE_INDEX
                 # Greedy decoding gives the whole answer exactly when every token of it is the likeliest one.
                 exact += int(((logits.argmax(-1) == labels) | masked).all(-1).sum())
-                total += float(
-                    nn.functional.cross_entropy(
-                        logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE_INDEX, reduction="sum"
-                    )
-                )
+                total += float(summed_cross_entropy(logits, labels))
                 tokens += int((~masked).sum())
             found[f"{split}_exact"] = exact / len(splits[split])
             found[f"{split}_loss"] = total / tokens
@@ -184,11 +180,8 @@ def knowledge_by_domain(model: nn.Module, tokenizer: PreTrainedTokenizerBase) ->
         chunk = facts[first : first + EVAL_ROWS]
         prompts = [faq_prompt(fact.questions[0]) for fact in chunk]
         ids = [tokenizer.encode(f"{p} {fact.answer}") for p, fact in zip(prompts, chunk, strict=True)]
-        rows = pad([{"input_ids": row, "labels": row} for row in ids], 0)
-        batch = {name: tensor.to(model.device) for name, tensor in rows.items()}
-        labels = batch.pop("labels")[:, 1:]  # (B, T - 1)
-        logits = model(**batch, use_cache=False).logits[:, :-1].float()  # (B, T - 1, V)
-        losses = nn.functional.cross_entropy(logits.transpose(1, 2), labels.clamp(min=0), reduction="none")
+        logits, labels = next_token_scores(model, [{"input_ids": row, "labels": row} for row in ids])
+        losses = token_losses(logits, labels)  # (B, T - 1)
         hits = logits.argmax(-1) == labels
         for row, (fact, prompt) in enumerate(zip(chunk, prompts, strict=True)):
             answer = slice(len(tokenizer.encode(prompt)) - 1, len(ids[row]) - 1)

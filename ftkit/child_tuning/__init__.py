@@ -1,4 +1,4 @@
-"""Child-tuning: fine-tuning in which every step learns from a part of the gradient only."""
+"""Child-tuning (Xu et al., EMNLP 2021): each step uses a masked gradient."""
 
 from .fisher import fisher_information, fisher_mask, load_masks, save_masks, top_fraction_masks
 from .masks import gradient_mask

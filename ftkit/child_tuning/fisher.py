@@ -1,8 +1,9 @@
-"""Which weights a task cares about: the diagonal of the empirical Fisher information, and the child it chooses.
+"""Fisher information of weights, the masks of the most important ones, and files of masks.
 
-The mean over examples of the squared gradient of the loss, as in Child-Tuning_D (Xu et al., EMNLP 2021). The
-paper's code squares the gradient of a whole batch, in which the examples' gradients have largely cancelled, with
-dropout on; here that is an option, and one example at a time in evaluation mode is the default.
+The score of a weight is the diagonal of the empirical Fisher information: the mean over examples of the squared
+gradient of the loss, as in Child-Tuning_D (Xu et al., EMNLP 2021). The paper's code squares the gradient of a whole
+batch, in which the gradients of examples largely cancel, with dropout on; here that is an option, and the default is
+one example at a time in evaluation mode.
 """
 
 import hashlib
@@ -19,26 +20,27 @@ from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor
 
 from ftkit._compat import local_chunk
-from ftkit._modules import clean_name
+from ftkit._modules import clean_name, preserve_modes
 from ftkit.dtensor import local_gradient, local_tensor, wrap_like
 
+from .masks import validate_fraction
+
 Loss = Callable[[torch.nn.Module, Any], torch.Tensor]
+_BLOCK = 1 << 22  # scores in a histogram's temporaries
 
 
 def fisher_mask(model: torch.nn.Module, batches: Iterable, reserve_p: float, **options) -> dict[str, torch.Tensor]:
-    """The child of task-dependent mode: the `reserve_p` weights of largest Fisher information.
+    """Masks of the child network in task-dependent mode: the weights with the largest Fisher information.
 
-    One threshold holds for all parameters together, so layers get more or less of the child as they matter.
-    Pass the result to `ChildTuningAdamW(..., mode="task-dependent", gradient_mask=...)`.
+    One threshold holds for all parameters, so layers differ in how much of them is kept. Pass the result to
+    `ChildTuningAdamW(..., mode="task-dependent", gradient_mask=...)`.
 
     Args:
         model, batches, options: as in `fisher_information`.
-        reserve_p: share of the scored weights to keep, in (0, 1]; see `top_masks` about equal scores and
-            zeros.
+        reserve_p: fraction of the scored weights to keep, in (0, 1]; ties and zeros as in `top_fraction_masks`.
 
     Returns:
-        bool tensors by parameter name, sharded as the parameters are. Excluded and frozen parameters have
-        none.
+        bool tensors by parameter name, sharded as the parameters are; none for excluded and frozen parameters.
     """
     validate_fraction(reserve_p)  # before all the work
     return top_fraction_masks(fisher_information(model, batches, **options), reserve_p)
@@ -55,24 +57,22 @@ def fisher_information(
 ) -> dict[str, torch.Tensor]:
     """The mean squared gradient of each weight.
 
-    Gradients and training flags of the model are as before afterwards. Where the model is sharded, every
-    process must pass the same batches: FSDP averages gradients over processes, and only the average of equal
-    ones is an example's gradient.
+    The model's gradients and training modes are restored. Where the model is sharded, every process must pass the same
+    batches, because FSDP averages gradients over processes.
 
     Args:
-        batches: what the loss takes, for instance dicts with `input_ids` and `labels`. The first dimension of
-            every tensor in a batch counts the examples.
+        batches: what the loss takes, for instance dicts with `input_ids` and `labels`, each (B, ...).
         per: "example" squares the gradient of each example's loss; "batch" that of each batch's.
-        eval_mode: switch dropout off meanwhile.
-        exclude: regular expressions; parameters whose names contain a match are left out.
+        eval_mode: switch dropout off.
+        exclude: regular expressions; parameters whose names contain a match are not scored.
         loss: `loss(model, batch)`, a scalar; by default `model(**batch).loss`.
 
     Returns:
         float32 tensors by parameter name (without wrapper prefixes), sharded as the parameters are.
 
     Raises:
-        ValueError: no batches, an unknown `per`, a pattern that matches nothing, a gradient that is not
-            finite, no trainable parameter left, other batches on another process.
+        ValueError: no batches, an unknown `per`, a pattern without a match, a gradient that is not finite, no
+            trainable parameter left, or different batches on another process.
     """
     if per not in ("example", "batch"):
         raise ValueError(f'per must be "example" or "batch", but is {per!r}')
@@ -85,7 +85,7 @@ def fisher_information(
         for batch in _check_identical_batches(batches) if sharded else batches:
             for example in _examples(batch) if per == "example" else [batch]:
                 model.zero_grad()
-                (loss or _model_loss)(model, _moved(example, device)).backward()
+                (loss or _model_loss)(model, _map(example, lambda tensor: tensor.to(device))).backward()
                 count += 1
                 _add_squares(scores, scored, count)
     if count == 0:
@@ -95,6 +95,87 @@ def fisher_information(
     if sharded:
         _broadcast_unsharded(scores)
     return scores
+
+
+def top_fraction_masks(scores: dict[str, torch.Tensor], reserve_p: float) -> dict[str, torch.Tensor]:
+    """Masks of the fraction `reserve_p` of largest scores, over all parameters together.
+
+    Ties at the threshold are kept by name, then by flat index, however the scores are sharded. Scores of 0 are kept
+    only if `reserve_p` is 1, because a choice among them would be arbitrary; a UserWarning says so.
+
+    Args:
+        scores: finite, non-negative float32 scores by parameter name, plain or sharded. With sharded scores every
+            process must call this.
+        reserve_p: fraction to keep, in (0, 1]: exactly `round(reserve_p * n)` of n elements, and at least one.
+
+    Returns:
+        A bool tensor for each score, sharded as that is.
+
+    Raises:
+        ValueError: `reserve_p` is not in (0, 1], or scores are missing, all zero, negative or not finite.
+    """
+    validate_fraction(reserve_p)
+    for name, score in scores.items():
+        local = local_tensor(score)
+        if local.dtype != torch.float32 or not (local.isfinite() & (local >= 0)).all():
+            raise ValueError(f"{name}: its scores must be finite, non-negative float32 numbers")
+    counted = _counted_here(scores)
+    upper = _histogram(scores, counted, lambda bits: bits >> 16)
+    total = int(upper.sum())
+    if total == 0:
+        raise ValueError("there are no scores to choose from: are all parameters frozen or excluded?")
+    positive = total - int(_histogram(scores, counted, lambda bits: (bits == 0).int())[1])
+    if positive == 0:
+        raise ValueError(
+            "all scores are zero, so no weight is more important than another: does the loss depend on them?"
+        )
+    if reserve_p == 1:
+        return {name: wrap_like(local_tensor(s) >= 0, s) for name, s in scores.items()}
+    wanted = min(max(1, round(reserve_p * total)), positive)
+    if wanted < round(reserve_p * total):
+        warnings.warn(
+            f"only {positive:,} of {total:,} scores are above zero: the child is {positive / total:.2%} of the "
+            f"weights instead of {reserve_p:.2%}; use more or more varied data",
+            stacklevel=3,
+        )
+    high, above = _bin_of(upper, wanted)
+    lower = _histogram(scores, counted, lambda bits: bits[bits >> 16 == high] & 0xFFFF)
+    low, more = _bin_of(lower, wanted - above)
+    bits = high << 16 | low
+    ends = _ends_of_ties(scores, counted, bits, wanted - above - more)
+    return {name: wrap_like(_top_mask(s, bits, ends[name]), s) for name, s in scores.items()}
+
+
+def save_masks(masks: Mapping[str, torch.Tensor], path: str | Path) -> None:
+    """Write unsharded masks to a safetensors file, under their names without wrapper prefixes.
+
+    With sharded masks every process must call this; rank 0 writes. Raises ValueError where a tensor is not bool.
+    """
+    sharded = any(isinstance(mask, DTensor) for mask in masks.values())
+    writes = not sharded or dist.get_rank() == 0
+    whole = {}
+    for name, mask in masks.items():
+        if mask.dtype != torch.bool:
+            raise ValueError(f"{name}: a mask must be torch.bool, not {mask.dtype}")
+        # All processes take part in the all-gather, but only one keeps the result.
+        mask = mask.full_tensor() if isinstance(mask, DTensor) else mask
+        if writes:
+            whole[clean_name(name)] = mask.contiguous().cpu()
+    if writes:
+        save_file(whole, path)
+    if sharded:
+        dist.barrier()
+
+
+def load_masks(path: str | Path) -> dict[str, torch.Tensor]:
+    """Read the file of `save_masks`: unsharded bool tensors on the CPU by name.
+
+    Raises ValueError where the file holds anything else.
+    """
+    masks = load_file(path)
+    if not masks or any(mask.dtype != torch.bool for mask in masks.values()):
+        raise ValueError(f"{path} holds no gradient masks: give a file that save_masks wrote")
+    return masks
 
 
 @torch.no_grad()
@@ -132,17 +213,13 @@ def _model_loss(model: torch.nn.Module, batch: Mapping) -> torch.Tensor:
     return loss
 
 
-def _moved(batch: Any, device: torch.device) -> Any:
-    return _map(batch, lambda tensor: tensor.to(device))
-
-
 def _examples(batch: Any) -> Iterable:
-    """The batch cut into batches of one example."""
+    """Split a batch into batches of one example."""
     sizes = []
     _map(batch, lambda tensor: sizes.append(len(tensor)) if tensor.dim() else None)
     if len(set(sizes)) != 1:
         raise ValueError(
-            f'the tensors of a batch have {sizes} rows: give each of them one row for each example, or use per="batch"'
+            f'the tensors of a batch have {sizes} rows: give each of them one row per example, or use per="batch"'
         )
     return [_map(batch, lambda t, i=i: t[i : i + 1] if t.dim() else t) for i in range(sizes[0])]
 
@@ -158,23 +235,20 @@ def _map(batch: Any, function: Callable) -> Any:
 
 
 @contextmanager
-def _preserve_grads_and_mode(model: torch.nn.Module, eval_mode: bool):
-    """Put gradients and training flags back afterwards, each module's own."""
+def _preserve_grads_and_mode(model: torch.nn.Module, eval_mode: bool) -> Iterator[None]:
+    """Restore gradients and each module's training mode when the block exits."""
     grads = [(param, param.grad) for param in model.parameters()]
-    flags = [(module, module.training) for module in model.modules()]
-    model.train(not eval_mode)
-    try:
-        with torch.enable_grad():
+    with preserve_modes(model), torch.enable_grad():
+        model.train(not eval_mode)
+        try:
             yield
-    finally:
-        for module, flag in flags:
-            module.training = flag
-        for param, grad in grads:
-            param.grad = grad
+        finally:
+            for param, grad in grads:
+                param.grad = grad
 
 
 def _check_identical_batches(batches: Iterable) -> Iterator:
-    """The batches, as long as all processes have the same; one with fewer would leave the others waiting."""
+    """Yield the batches, and raise ValueError where processes differ: one with fewer would block the others."""
     batches, end = iter(batches), object()
     while True:
         batch, digest = next(batches, end), hashlib.blake2b()
@@ -189,70 +263,14 @@ def _check_identical_batches(batches: Iterable) -> Iterator:
 
 
 def _broadcast_unsharded(scores: dict[str, torch.Tensor]) -> None:
-    """Give every process rank 0's scores of parameters that are not sharded, equal but for rounding."""
+    """Give every process rank 0's scores of unsharded parameters, because ranks differ by rounding."""
     for score in scores.values():
         if not isinstance(score, DTensor):
             dist.broadcast(score, 0)
 
 
-_BLOCK = 1 << 22  # elements whose bits are looked at in one go
-
-
-def top_fraction_masks(scores: dict[str, torch.Tensor], reserve_p: float) -> dict[str, torch.Tensor]:
-    """Masks of the `reserve_p` largest scores of all parameters together.
-
-    Args:
-        scores: finite float32 scores, none negative, by parameter name; plain or sharded. With sharded ones
-            every process must call this.
-        reserve_p: share of all elements to keep, in (0, 1]: exactly `round(reserve_p * n)` of n elements. Of
-            equal scores at the threshold those with the first names are kept, and within a name those with the
-            lowest flat index, however the scores are sharded. An element of score 0 is kept only if `reserve_p`
-            is 1: it would be an arbitrary choice.
-
-    Returns:
-        A bool tensor for each of the scores, sharded as those are.
-
-    Raises:
-        ValueError: `reserve_p` is not in (0, 1], or scores are missing, all zero, negative or not finite.
-    """
-    validate_fraction(reserve_p)
-    for name, score in scores.items():
-        local = local_tensor(score)
-        if local.dtype != torch.float32 or not (local.isfinite() & (local >= 0)).all():
-            raise ValueError(f"{name}: its scores must be finite, non-negative float32 numbers")
-    counted = _counted_here(scores)
-    upper = _histogram(scores, counted, lambda bits: bits >> 16)
-    total = int(upper.sum())
-    if total == 0:
-        raise ValueError("there are no scores to choose from: are all parameters frozen or excluded?")
-    positive = total - int(_histogram(scores, counted, lambda bits: (bits == 0).int())[1])
-    if positive == 0:
-        raise ValueError("all scores are zero, so no weight is better than another: does the loss depend on them?")
-    if reserve_p == 1:
-        return {name: wrap_like(local_tensor(s) >= 0, s) for name, s in scores.items()}
-    wanted = min(max(1, round(reserve_p * total)), positive)
-    if wanted < round(reserve_p * total):
-        warnings.warn(
-            f"only {positive:,} of {total:,} scores are above zero: the child is {positive / total:.2%} of the "
-            f"weights instead of {reserve_p:.2%}; use more or more varied data",
-            stacklevel=3,
-        )
-    high, above = _bin_of(upper, wanted)
-    lower = _histogram(scores, counted, lambda bits: bits[bits >> 16 == high] & 0xFFFF)
-    low, more = _bin_of(lower, wanted - above)
-    bits = high << 16 | low
-    ends = _ends_of_ties(scores, counted, bits, wanted - above - more)
-    return {name: wrap_like(_top_mask(s, bits, ends[name]), s) for name, s in scores.items()}
-
-
-def validate_fraction(reserve_p: float) -> None:
-    """Refuse what is no share of the weights."""
-    if not 0 < reserve_p <= 1:
-        raise ValueError(f"reserve_p must be in (0, 1], but is {reserve_p}: it is the share of weights to keep")
-
-
 def _histogram(scores: dict[str, torch.Tensor], counted: set[str], digits) -> torch.Tensor:
-    """How often each value from 0 to 65,535 occurs in `digits(bits)`, over all processes: int64 [65,536]."""
+    """How often each value below 65,536 occurs in `digits(bits)`, over all processes: int64 [65,536]."""
     device = next((score.device for score in scores.values()), torch.device("cpu"))
     counts = torch.zeros(1 << 16, dtype=torch.int64, device=device)
     for name in counted:
@@ -264,10 +282,10 @@ def _histogram(scores: dict[str, torch.Tensor], counted: set[str], digits) -> to
 
 
 def _counted_here(scores: dict[str, torch.Tensor]) -> set[str]:
-    """The scores that this process counts: of all processes with the same part of one, the first does.
+    """Names of the scores that this process counts: it is the first of those that hold the same part.
 
-    The placements of a tensor do not tell who else has a part of it: with FSDP and tensor parallelism
-    together, what only FSDP shards lies on a mesh of its own, and several such meshes have equal copies.
+    Placements do not show who else holds it: with FSDP and tensor parallelism together, a tensor that only FSDP shards
+    lies on a mesh of its own, and several such meshes hold equal copies.
     """
     if not _any_sharded(scores):
         return set(scores)
@@ -290,7 +308,7 @@ def _bin_of(histogram: torch.Tensor, wanted: int) -> tuple[int, int]:
 
 
 def _ends_of_ties(scores: dict[str, torch.Tensor], counted: set[str], bits: int, keep: int) -> dict[str, int]:
-    """The flat index before which each name's scores equal to the threshold are kept: `keep` of them in all."""
+    """For each name the flat index before which scores equal to the threshold are kept: `keep` in all."""
     names = sorted(scores, key=clean_name)
     tied = [_tied_indices(scores[name], bits) if name in counted else None for name in names]
     ends = {}
@@ -298,8 +316,8 @@ def _ends_of_ties(scores: dict[str, torch.Tensor], counted: set[str], bits: int,
         if keep >= count:
             ends[name], keep = scores[name].numel(), keep - count
             continue
-        # The first `keep` of this name, and none of the names after it. Found by bisection, since the indices lie on
-        # several processes and may be many: `end` is the least before which there are `keep`.
+        # The first `keep` of this name. Found by bisection, because the indices lie on several processes and may be
+        # many: `end` is the least index before which there are `keep`.
         low, end = 0, scores[name].numel()
         while low < end:
             middle = (low + end) // 2
@@ -310,7 +328,7 @@ def _ends_of_ties(scores: dict[str, torch.Tensor], counted: set[str], bits: int,
 
 
 def _tied_indices(score: torch.Tensor, bits: int) -> torch.Tensor:
-    """Flat indices in the whole tensor of this process's scores equal to the threshold: int64, ascending."""
+    """Flat indices, in the whole tensor, of the local scores equal to the threshold: int64, ascending."""
     local, shape = local_tensor(score), tuple(score.shape) or (1,)
     offsets = local_chunk(score)[1] if isinstance(score, DTensor) else (0,) * len(shape)
     equal = (local.view(torch.int32) == bits).reshape(local.shape or (1,))
@@ -321,7 +339,7 @@ def _tied_indices(score: torch.Tensor, bits: int) -> torch.Tensor:
 
 
 def _top_mask(score: torch.Tensor, bits: int, end: int) -> torch.Tensor:
-    """This process's part of a mask: scores above the threshold, and those equal to it before the flat index `end`."""
+    """The local part of a mask: scores above the threshold, and those equal to it before the flat index `end`."""
     local = local_tensor(score).view(torch.int32)
     if end >= score.numel():
         return local >= bits
@@ -332,46 +350,10 @@ def _top_mask(score: torch.Tensor, bits: int, end: int) -> torch.Tensor:
 
 
 def _sums(numbers: list[int], scores: dict[str, torch.Tensor]) -> list[int]:
-    """Each number's sum over all processes, where the scores are sharded."""
+    """Each number summed over all processes, if the scores are sharded."""
     if not _any_sharded(scores):
         return numbers
     device = next(iter(scores.values())).device
     sums = torch.tensor(numbers, dtype=torch.int64, device=device)
     dist.all_reduce(sums)
     return sums.tolist()
-
-
-def save_masks(masks: Mapping[str, torch.Tensor], path: str | Path) -> None:
-    """Write masks, whole, under their names without wrapper prefixes.
-
-    Sharded masks are put together first: then every process must call this, and rank 0 writes.
-
-    Raises:
-        ValueError: a tensor is not bool.
-    """
-    sharded = any(isinstance(mask, DTensor) for mask in masks.values())
-    writes = not sharded or dist.get_rank() == 0
-    whole = {}
-    for name, mask in masks.items():
-        if mask.dtype != torch.bool:
-            raise ValueError(f"{name}: a mask must be torch.bool, not {mask.dtype}")
-        # All processes take part in putting it together, but only one need keep it.
-        mask = mask.full_tensor() if isinstance(mask, DTensor) else mask
-        if writes:
-            whole[clean_name(name)] = mask.contiguous().cpu()
-    if writes:
-        save_file(whole, path)
-    if sharded:
-        dist.barrier()
-
-
-def load_masks(path: str | Path) -> dict[str, torch.Tensor]:
-    """The masks that `save_masks` wrote: whole bool tensors on the CPU, by name.
-
-    Raises:
-        ValueError: the file holds anything else.
-    """
-    masks = load_file(path)
-    if not masks or any(mask.dtype != torch.bool for mask in masks.values()):
-        raise ValueError(f"{path} holds no gradient masks: give a file that save_masks wrote")
-    return masks

@@ -1,4 +1,4 @@
-"""What one process updates of one parameter in one step, by whatever path."""
+"""The part of a parameter that one process updates."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from ftkit.dtensor import Region
 
 @dataclass
 class LocalParam:
-    """What one process updates of one parameter in one step; all tensors are local."""
+    """What one process updates of one parameter in one optimizer step; all tensors are local."""
 
     param: torch.Tensor
     grad: torch.Tensor  # of the parameter's shape
@@ -17,5 +17,5 @@ class LocalParam:
     step: int  # this optimizer step, counted from 1
     region: Region  # where the local tensors lie in the whole parameter
     key: int  # of this step's mask (task-free)
-    child: torch.Tensor | None = None  # bool, of the parameter's shape: the given mask (task-dependent)
-    child_index: torch.Tensor | None = None  # or its flat indices, with moments of the child alone
+    mask: torch.Tensor | None = None  # bool, of the parameter's shape (task-dependent)
+    mask_indices: torch.Tensor | None = None  # or the mask's flat indices, with moments of these elements alone

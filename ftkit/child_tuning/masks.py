@@ -1,14 +1,14 @@
-"""Gradient masks that depend on nothing but seed, optimizer step, parameter name and element.
+"""Gradient masks from a counter-based RNG: each element's draw is a hash of (seed, step, name, index).
 
-A sampler with a hidden state gives another mask on another number of processes, and after a resume. Here an
-element's random number is a function of its place, so that any process can draw any part of any mask:
+A stateful generator would give other masks on another number of processes and after a resume. Here any process can
+compute any part of any mask:
 
 1. key: the first 8 bytes (little-endian) of BLAKE2b, digest size 8, over the UTF-8 text
    `{seed}/{step}/{name}`, with both numbers in decimal and the name cleaned of wrapper prefixes;
 2. words: Philox4x64-10 with key words (key, 0) and counter words (1 + i // 16, 0, 0, 0), where i is the
    element's flat row-major index in the whole parameter. This is numpy's Philox with that key, which raises its
    counter before the first block;
-3. lane: the counter's four 64-bit words are read as sixteen 16-bit numbers, words in order and lowest bits
+3. draws: the counter's four 64-bit words are read as sixteen 16-bit numbers, words in order and lowest bits
    first; element i takes number i % 16;
 4. the element is kept when its number is below round(reserve_p * 65536).
 
@@ -29,25 +29,16 @@ DRAW_RANGE = 1 << 16
 DRAWS_PER_COUNTER = 16
 P_TOLERANCE = 2e-5
 BLOCK = 1 << 18  # most elements, gaps included, that are drawn to cover several runs
-# Drawn at a time: numpy's 64 KiB for them are little enough to come from the same memory each time.
-_COUNTERS = 1 << 11
-
-# Longest gap between two runs that is cheaper to draw and throw away than to jump over: starting numpy's
-# generator anew takes as long as drawing this many lanes.
-_CHEAP_GAP = 1 << 13
+_COUNTERS = 1 << 11  # used at a time: numpy's 64 KiB for them come from the same memory each time
+_CHEAP_GAP = 1 << 13  # draws that take as long as restarting numpy's generator behind a gap between two runs
 
 
 def draw_threshold(reserve_p: float) -> int:
-    """How many of the 65,536 values of a lane keep their element.
+    """The bound below which a draw in [0, 65536) keeps its element.
 
-    Raises:
-        ValueError: `reserve_p` is not in (0, 1], or so small that lanes cannot tell it from zero.
+    Raises ValueError where `reserve_p` is not in (0, 1], or less than the resolution of draws.
     """
-    if not 0 < reserve_p <= 1:
-        raise ValueError(
-            f"reserve_p must be in (0, 1], but is {reserve_p}: it is the probability of keeping a gradient "
-            "entry, so 0.3 keeps 30 % of them and 1.0 is plain AdamW"
-        )
+    validate_fraction(reserve_p)
     if reserve_p < P_TOLERANCE:
         raise ValueError(
             f"reserve_p is {reserve_p}, but masks honour it to {P_TOLERANCE} only: use at least that, or "
@@ -57,11 +48,17 @@ def draw_threshold(reserve_p: float) -> int:
 
 
 def effective_p(reserve_p: float) -> float:
-    """The probability with which an element is really kept: `reserve_p` rounded to a multiple of 1/65,536.
+    """`reserve_p` rounded to a multiple of 1/65,536: the probability with which masks keep an element.
 
-    Amplification divides by this one, so that the masked gradient's expectation is the gradient.
+    Gradients are rescaled by its inverse, which keeps their expectation unbiased.
     """
     return draw_threshold(reserve_p) / DRAW_RANGE
+
+
+def validate_fraction(reserve_p: float) -> None:
+    """Raise ValueError unless `reserve_p` is in (0, 1]."""
+    if not 0 < reserve_p <= 1:
+        raise ValueError(f"reserve_p must be in (0, 1], but is {reserve_p}: 0.3 keeps 30 %, 1.0 keeps everything")
 
 
 def mask_key(seed: int, step: int, name: str) -> int:
@@ -71,22 +68,22 @@ def mask_key(seed: int, step: int, name: str) -> int:
 
 
 def fill_mask(keep: np.ndarray, key: int, threshold: int, region: Region, start: int) -> None:
-    """Write the mask of a region's elements from the flat index `start` on into `keep`: bool [any length]."""
+    """Write the mask of a region's elements, from flat index `start` on, into the bool vector `keep`."""
     stop = start + len(keep)
-    run, pitch = region.run, region.pitch
+    run, stride = region.contiguous, region.stride
     if run >= region.numel:  # consecutive in the whole, as every part of rows is
         _fill(keep, key, threshold, region.offset + start)
         return
-    bridged = pitch - run <= _CHEAP_GAP
-    for first, runs, offset in region.spans(start, stop, BLOCK if bridged else 1):
-        # Elements of the group that are wanted: it may begin before `start` and end after `stop`.
+    bridged = stride - run <= _CHEAP_GAP
+    for first, runs, offset in region.iter_spans(start, stop, BLOCK if bridged else 1):
+        # The group may begin before `start` and end after `stop`.
         low, high = max(start, first * run), min(stop, (first + runs) * run)
         wanted = keep[low - start : high - start]
         if runs == 1:
             _fill(wanted, key, threshold, offset + low - first * run)
         else:
-            rows = np.empty((runs, pitch), bool)
-            _fill(rows.reshape(-1)[: (runs - 1) * pitch + run], key, threshold, offset)
+            rows = np.empty((runs, stride), bool)
+            _fill(rows.reshape(-1)[: (runs - 1) * stride + run], key, threshold, offset)
             wanted[:] = rows[:, :run].reshape(-1)[low - first * run : high - first * run]
 
 
@@ -103,38 +100,36 @@ def gradient_mask(
 
     Args:
         shape: shape of the whole parameter, however it is sharded.
-        reserve_p: probability of keeping an element, in (0, 1]; honoured to 2e-5 (see `realised_p`). 1 keeps
-            all.
+        reserve_p: probability of keeping an element, in (0, 1], rounded as in `effective_p`.
         seed: any integer.
         step: the optimizer step, counted from 1.
         name: the parameter's name as `model.named_parameters()` gives it; wrapper prefixes do not matter.
-        region: the part of the parameter that is wanted, as a tuple of slices of the whole (see `Region`).
+        region: part of the parameter, as a tuple of slices (see `Region`).
 
     Returns:
-        bool CPU tensor of the region's shape, equal to the same part of the whole mask.
+        bool CPU tensor of the region's shape, equal to that part of the whole mask.
 
     Raises:
-        ValueError: `reserve_p` cannot be honoured, or the region does not fit the shape.
+        ValueError: `reserve_p` is not in (0, 1] or too small, or the region does not fit the shape.
     """
     threshold = draw_threshold(reserve_p)
     part = Region(shape, region)
     keep = np.ones(part.numel, bool)
     if threshold < DRAW_RANGE:
-        key = mask_key(seed, step, name)
-        fill_mask(keep, key, threshold, part, 0)
+        fill_mask(keep, mask_key(seed, step, name), threshold, part, 0)
     return torch.from_numpy(keep).view(part.shape)
 
 
 def _fill(keep: np.ndarray, key: int, threshold: int, first: int) -> None:
-    """The mask of consecutive elements of the whole parameter, of which `first` is the first."""
+    """Write the mask of consecutive elements of the whole parameter from flat index `first` on into `keep`."""
     counter, skip = divmod(first, DRAWS_PER_COUNTER)
-    # A list of Python integers would go through float64 from 2^63 on, and lose the key's lowest bits.
+    # As an array, because numpy converts Python integers from 2^63 on to float64 and loses the lowest bits.
     generator = np.random.Philox(key=np.array([key, 0], np.uint64))
     generator.advance(counter)
     done = 0
     while done < len(keep):
         counters = -(-(skip + len(keep) - done) // DRAWS_PER_COUNTER)
         words = generator.random_raw(4 * min(counters, _COUNTERS))
-        lanes = words.astype("<u8", copy=False).view("<u2")[skip : skip + len(keep) - done]
-        np.less(lanes, threshold, out=keep[done : done + len(lanes)])
-        done, skip = done + len(lanes), 0
+        draws = words.astype("<u8", copy=False).view("<u2")[skip : skip + len(keep) - done]
+        np.less(draws, threshold, out=keep[done : done + len(draws)])
+        done, skip = done + len(draws), 0

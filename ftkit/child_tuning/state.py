@@ -1,7 +1,8 @@
-"""Task-dependent state for the child alone: moments of what is never trained are zeros that nobody need keep.
+"""The optimizer's state: its compact form, the update of that form, saving and loading.
 
-Moments become vectors of the child's elements, in row-major order of what this process holds, beside the flat
-indices of those elements. Checkpoints hold the dense form, so they do not depend on the choice.
+In task-dependent mode the moments of weights outside the child network stay zero. The compact form stores the moments
+of the child alone, as vectors in row-major order of the local tensor, with the flat indices of their elements.
+Checkpoints hold the dense form, whichever form the optimizer uses.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,19 +21,19 @@ MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
 
 def to_compact(dense: dict, param: torch.Tensor) -> dict:
     """The compact form of a parameter's dense state, which has a `gradient_mask`."""
-    child = local_tensor(dense["gradient_mask"]).reshape(-1)
-    index = child.nonzero().squeeze(1)
-    if child.numel() < 2**31:
+    mask = local_tensor(dense["gradient_mask"]).reshape(-1)
+    index = mask.nonzero().squeeze(1)
+    if mask.numel() < 2**31:
         index = index.int()  # half the bytes
     moments = {key: local_tensor(dense[key]).reshape(-1)[index] for key in MOMENTS if key in dense}
-    return {"step": dense["step"], **moments, "child_index": index}
+    return {"step": dense["step"], **moments, "mask_indices": index}
 
 
 def to_dense(compact: dict, param: torch.Tensor) -> dict:
     """The dense form of a compact state, as new tensors; a dense state is returned as it is."""
-    if "child_index" not in compact:
+    if "mask_indices" not in compact:
         return compact
-    index, local = compact["child_index"], local_tensor(param)
+    index, local = compact["mask_indices"], local_tensor(param)
 
     def scatter(values: torch.Tensor) -> torch.Tensor:
         whole = values.new_zeros(local.numel())
@@ -40,13 +41,13 @@ def to_dense(compact: dict, param: torch.Tensor) -> dict:
         return wrap_like(torch.empty_like(local, dtype=values.dtype).copy_(whole.view(local.shape)), param)
 
     moments = {key: scatter(compact[key]) for key in MOMENTS if key in compact}
-    child = scatter(torch.ones_like(index, dtype=torch.bool))
-    return {"step": compact["step"], **moments, "gradient_mask": child}
+    mask = scatter(torch.ones_like(index, dtype=torch.bool))
+    return {"step": compact["step"], **moments, "gradient_mask": mask}
 
 
-def compact_update(shares: list[LocalParam], arithmetic: dict) -> None:
-    """AdamW on the children: gathered, updated and put back; nothing else is read or written."""
-    if not shares:
+def compact_update(local_params: list[LocalParam], hyperparams: dict) -> None:
+    """AdamW on the elements at `mask_indices`: copied out, updated and copied back; the others are not read."""
+    if not local_params:
         return
 
     def update(batch: list[tuple]) -> None:
@@ -54,30 +55,31 @@ def compact_update(shares: list[LocalParam], arithmetic: dict) -> None:
         for index, weights, grads, moments, _ in batch:
             dtype = moments[0].dtype
             tensors.append([weights[index].to(dtype), grads[index].to(dtype), *moments])
-        adamw_blocks(tensors, [share.step for *_, share in batch], arithmetic)
+        adamw_blocks(tensors, [local.step for *_, local in batch], hyperparams)
         for (index, weights, *_), (updated, *_) in zip(batch, tensors, strict=True):
             weights[index] = updated.to(weights.dtype)
 
-    flat = {id(share): share.param.reshape(-1) for share in shares}
-    parallel_map(update, batches(_pieces(shares, flat)), all(share.param.device.type == "cpu" for share in shares))
-    for share in shares:
-        if not share.param.is_contiguous():  # then the flat one was a copy
-            share.param.copy_(flat[id(share)].view(share.param.shape))
+    flat = {id(local): local.param.reshape(-1) for local in local_params}
+    on_cpu = all(local.param.device.type == "cpu" for local in local_params)
+    parallel_map(update, batches(_blocks(local_params, flat)), on_cpu)
+    for local in local_params:
+        if not local.param.is_contiguous():  # then the flat one was a copy
+            local.param.copy_(flat[id(local)].view(local.param.shape))
 
 
-def _pieces(shares: list[LocalParam], flat: dict[int, torch.Tensor]) -> Iterator[tuple]:
-    """Cut shares into blocks `(index, weights, grads, moments, share)`, with whole, flat weights and grads."""
-    for share in shares:
-        weights, grads = flat[id(share)], share.grad.reshape(-1)
-        for start in range(0, share.child_index.numel(), BLOCK_ELEMENTS):
+def _blocks(local_params: list[LocalParam], flat: dict[int, torch.Tensor]) -> Iterator[tuple]:
+    """Blocks `(indices, weights, grads, moments, local)`: parts of the indices and moments, all weights and grads."""
+    for local in local_params:
+        weights, grads = flat[id(local)], local.grad.reshape(-1)
+        for start in range(0, local.mask_indices.numel(), BLOCK_ELEMENTS):
             part = slice(start, start + BLOCK_ELEMENTS)
-            moments = [None if t is None else t[part] for t in share.moments]
-            yield share.child_index[part], weights, grads, moments, share
+            moments = [None if t is None else t[part] for t in local.moments]
+            yield local.mask_indices[part], weights, grads, moments, local
 
 
 @torch.no_grad()
 def load_checked(optimizer: torch.optim.Optimizer, state_dict: dict, load: Callable[[dict], None]) -> None:
-    """Check `state_dict` against the optimizer, load it with torch's `load`, then mend what that changed."""
+    """Check `state_dict` against the optimizer, load it with torch's `load`, then restore its dtypes and layout."""
     seen = {}
 
     def check_last(_, saved: dict) -> dict:

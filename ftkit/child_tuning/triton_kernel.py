@@ -1,16 +1,12 @@
-"""One kernel for the whole task-free step on CUDA: draw, mask, amplify, update the moments, decay, step.
+"""One Triton kernel for the whole task-free step on CUDA: draw, mask, rescale, update the moments, decay, step.
 
-Each element is read once and written once. Its lane is drawn in registers, so there is no mask in memory and
-no temporary. Key, counters and lanes are those of `ftkit.child_tuning.masks`: `tl.philox` with 64-bit counters
-is the generator that numpy has, and counter 1 + i // 16 holds the lanes of elements 16 * (i // 16) and the
-fifteen that follow. So a step here and a step on a CPU keep the same elements.
+Each element is read once and written once, and draws stay in registers. Key, counters and draws are those of
+`ftkit.child_tuning.masks` (`tl.philox` with 64-bit counters is numpy's generator), so a step here and a step on a CPU
+keep the same elements. Computed in float32, in the order of torch's fused AdamW, with correctly rounded division and
+square root.
 
-Arithmetic is float32, in the order of torch's fused AdamW, with correctly rounded division and square root.
-What `fits` refuses takes the path of `ftkit.child_tuning.update`; so does everything with `fused=False`.
-
-Without a GPU, Triton's interpreter (`TRITON_INTERPRET=1`, set before the import) runs the kernel on CPU
-tensors. That is how it is tested, beside being compiled for two CUDA architectures; how long a step takes on
-a GPU is for `python -m experiments.optimizer_speed` to measure there.
+Tests run the kernel in Triton's interpreter (`TRITON_INTERPRET=1`, set before the import) and compile it for two CUDA
+architectures; `python -m experiments.optimizer_speed` measures its time on a GPU.
 
 Philox: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
 """
@@ -30,66 +26,65 @@ _WEIGHTS = frozenset({torch.float32, torch.bfloat16, torch.float16})
 _OLDEST_CUDA = (8, 0)  # the first compute capability with bfloat16 arithmetic
 
 
-def fits(share: LocalParam, arithmetic: dict) -> bool:
-    """True where the kernel can do this share's step.
+def fits(local: LocalParam, hyperparams: dict) -> bool:
+    """Whether the kernel can do this parameter's step.
 
-    It wants float32 moments, weights of at most 32 bits, tensors contiguous in memory, a region whose
-    elements follow each other in the whole parameter (all of it, or a block of rows), and a learning rate
-    that is a number: one in a tensor would have to be waited for.
+    It needs float32 moments, weights of at most 32 bits, contiguous tensors, a region that is contiguous in the whole
+    parameter, and a learning rate that is a number, because one in a tensor would force a synchronisation.
     """
-    moments = [moment for moment in share.moments if moment is not None]
+    moments = [moment for moment in local.moments if moment is not None]
     return (
-        share.child is None
-        and share.child_index is None
-        and not arithmetic["foreach"]
-        and arithmetic["fused"] is not False
-        and not isinstance(arithmetic["lr"], torch.Tensor)
-        and share.param.dtype in _WEIGHTS
-        and share.region.run >= share.region.numel
+        local.mask is None
+        and local.mask_indices is None
+        and not hyperparams["foreach"]
+        and hyperparams["fused"] is not False
+        and not isinstance(hyperparams["lr"], torch.Tensor)
+        and local.param.dtype in _WEIGHTS
+        and local.region.contiguous >= local.region.numel
         and all(moment.dtype == torch.float32 for moment in moments)
-        and all(tensor.is_contiguous() for tensor in (share.param, *moments))
-        and _new_enough(share.param.device)
+        and all(tensor.is_contiguous() for tensor in (local.param, *moments))
+        and _new_enough(local.param.device)
     )
 
 
-def fused_step(share: LocalParam, arithmetic: dict, threshold: int, scale: float) -> None:
-    """One step of a share that `fits`, in place.
+def fused_step(local: LocalParam, hyperparams: dict, threshold: int, scale: float) -> None:
+    """One step, in place, of a parameter that `fits`.
 
     Args:
-        arithmetic: as `torch.optim.adamw.adamw` takes it: lr, beta1, beta2, eps, weight_decay, amsgrad,
+        hyperparams: as `torch.optim.adamw.adamw` takes it: lr, beta1, beta2, eps, weight_decay, amsgrad,
             maximize.
-        threshold: elements are kept whose lane is below it, in [0, 65536].
-        scale: what kept gradient entries are multiplied by.
+        threshold: gradients whose draw is below it are kept, in [0, 65536].
+        scale: factor of the kept gradients.
     """
-    numel = share.param.numel()
+    numel = local.param.numel()
     if not numel:
         return
-    first, skip = divmod(share.region.offset, DRAWS_PER_COUNTER)
-    lr, beta1, beta2 = arithmetic["lr"], arithmetic["beta1"], arithmetic["beta2"]
-    exp_avg, exp_avg_sq, maximum = share.moments
+    first, skip = divmod(local.region.offset, DRAWS_PER_COUNTER)
+    lr, beta1, beta2 = hyperparams["lr"], hyperparams["beta1"], hyperparams["beta2"]
+    exp_avg, exp_avg_sq, maximum = local.moments
     programs = -(-(skip + numel) // (DRAWS_PER_COUNTER * COUNTERS))
-    with torch.cuda.device_of(share.param):  # a launch goes to the current device
+    with torch.cuda.device_of(local.param):  # a launch goes to the current device
         child_tuning_step[(programs,)](
-            share.param,
-            share.grad.contiguous(),
+            local.param,
+            local.grad.contiguous(),
             exp_avg,
             exp_avg_sq,
             exp_avg_sq if maximum is None else maximum,
             numel,
-            share.key,
+            local.key,
             1 + first,  # numpy raises its counter before the first block
             threshold,
-            -scale if arithmetic["maximize"] else scale,
+            -scale if hyperparams["maximize"] else scale,
             float(beta1),
             float(1 - beta1),
             float(beta2),
             float(1 - beta2),
-            float(lr / (1 - beta1**share.step)),
-            math.sqrt(1 - beta2**share.step),
-            float(arithmetic["eps"]),
-            float(lr * arithmetic["weight_decay"]),
+            float(lr / (1 - beta1**local.step)),
+            math.sqrt(1 - beta2**local.step),
+            float(hyperparams["eps"]),
+            float(lr * hyperparams["weight_decay"]),
             SKIP=skip,
-            AMSGRAD=arithmetic["amsgrad"],
+            AMSGRAD=hyperparams["amsgrad"],
             COUNTERS=COUNTERS,
             enable_fp_fusion=False,  # Triton's default for it changes between versions
         )
@@ -97,18 +92,18 @@ def fused_step(share: LocalParam, arithmetic: dict, threshold: int, scale: float
 
 @triton.jit
 def draw_numbers(key, counters):
-    """The sixteen 16-bit lanes of each counter: uint64 [C, 16] from uint64 [C]."""
+    """The sixteen 16-bit draws of each counter: uint64 [C, 16] from uint64 [C]."""
     nought = counters * 0
     a, b, c, d = tl.philox(key, counters, nought, nought, nought)  # each uint64 [C]
-    lane = tl.arange(0, 16)[None, :]
-    low = tl.where(lane < 4, a[:, None], b[:, None])
-    high = tl.where(lane < 12, c[:, None], d[:, None])
-    words = tl.where(lane < 8, low, high)
-    return (words >> ((lane % 4) * 16).to(tl.uint64)) & 0xFFFF
+    draw = tl.arange(0, 16)[None, :]
+    low = tl.where(draw < 4, a[:, None], b[:, None])
+    high = tl.where(draw < 12, c[:, None], d[:, None])
+    words = tl.where(draw < 8, low, high)
+    return (words >> ((draw % 4) * 16).to(tl.uint64)) & 0xFFFF
 
 
-# Triton compiles a kernel anew for integers that it treats as special: 1, and multiples of 16. Of the key and the
-# counter that would be a waste; but where `numel` is such a multiple and SKIP is 0, it loads several elements at once.
+# Triton recompiles a kernel for integers that it treats as special: 1, and multiples of 16. That pays for `numel`
+# alone: where it is such a multiple and SKIP is 0, several elements are loaded at once.
 @triton.jit(do_not_specialize=["key", "first_counter", "threshold"])
 def child_tuning_step(
     param,
@@ -129,12 +124,12 @@ def child_tuning_step(
     correction2: tl.float32,  # square root of the second moment's bias correction
     eps: tl.float32,
     decay: tl.float32,  # lr times weight decay
-    SKIP: tl.constexpr,  # lanes of the first counter that belong to elements before the region, 0 to 15
+    SKIP: tl.constexpr,  # draws of the first counter for elements before the region, 0 to 15
     AMSGRAD: tl.constexpr,
     COUNTERS: tl.constexpr,
 ):
     block = tl.program_id(0).to(tl.int64) * COUNTERS + tl.arange(0, COUNTERS)  # int64 [C]
-    lanes = draw_numbers(key, block.to(tl.uint64) + first_counter)  # uint64 [C, 16]
+    draws = draw_numbers(key, block.to(tl.uint64) + first_counter)  # uint64 [C, 16]
     at = block[:, None] * 16 + tl.arange(0, 16)[None, :] - SKIP  # element of the region, [C, 16]
     inside = at < numel
     if SKIP > 0:
@@ -142,7 +137,7 @@ def child_tuning_step(
 
     w = tl.load(param + at, mask=inside).to(tl.float32)
     g = tl.load(grad + at, mask=inside).to(tl.float32) * scale
-    g = tl.where(lanes.to(tl.int32) < threshold, g, 0.0)  # never a product: inf times 0 is NaN
+    g = tl.where(draws.to(tl.int32) < threshold, g, 0.0)  # never a product: inf times 0 is NaN
     m = tl.load(exp_avg + at, mask=inside) * beta1 + g * rest1
     v = tl.load(exp_avg_sq + at, mask=inside) * beta2 + g * g * rest2
     tl.store(exp_avg + at, m, mask=inside)

@@ -87,7 +87,7 @@ def test_biases_of_attention_in_one_module_do_not_decay():
     for group in (decay_groups, groups_by_name):  # bias_k has three dimensions: the shape does not tell
         _, spared = group(attention.named_parameters(), 0.1)
         assert {name for name, _ in spared["params"]} == biases
-    with pytest.raises(ValueError, match="bias_k, bias_v is a norm gain or a bias and decays"):
+    with pytest.raises(ValueError, match="bias_k, bias_v is a norm weight or a bias and decays"):
         check_decay_groups(attention, groups_by_shape(attention.named_parameters(), 0.1))
 
 
@@ -112,7 +112,7 @@ def test_a_pattern_for_other_names_misses_the_gains_of_a_llama():
     llama = pocket()
     groups = groups_by_name(llama.named_parameters(), 0.1, SOURCE_PATTERN)
     assert "model.layers.0.input_layernorm.weight" in decaying_names(groups)
-    with pytest.raises(ValueError, match=r"input_layernorm.*norm gain or a bias and decays"):
+    with pytest.raises(ValueError, match=r"input_layernorm.*norm weight or a bias and decays"):
         check_decay_groups(llama, groups)
 
 
@@ -125,7 +125,7 @@ def test_the_check_turns_red():
     broken = {
         "in no group": [{**decaying, "params": decaying["params"][1:]}, plain],
         "in several groups": [decaying, plain, {"params": plain["params"][0][1], "weight_decay": 0.0}],
-        "norm gain or a bias": [decaying, {**plain, "weight_decay": 0.1}],
+        "norm weight or a bias": [decaying, {**plain, "weight_decay": 0.1}],
         "not the model's": decay_groups(foreign_model().named_parameters(), 0.1),
     }
     for message, groups in broken.items():

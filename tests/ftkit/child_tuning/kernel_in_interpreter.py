@@ -45,19 +45,19 @@ def load(mutation: tuple[str, str] | None, folder: Path):
 
 
 def draws_the_generators_words(kernel) -> None:
-    """All 16 bits of every lane, against numpy's generator."""
+    """All 16 bits of every draw, against numpy's generator."""
 
     @triton.jit
-    def store_lanes(out, key: tl.uint64, first: tl.uint64, COUNTERS: tl.constexpr):
+    def store_draws(out, key: tl.uint64, first: tl.uint64, COUNTERS: tl.constexpr):
         counters = tl.arange(0, COUNTERS).to(tl.uint64) + first
         at = tl.arange(0, COUNTERS)[:, None] * 16 + tl.arange(0, 16)[None, :]
-        tl.store(out + at, draw_lanes(key, counters).to(tl.int32))  # noqa: F821 (given below)
+        tl.store(out + at, draw_numbers(key, counters).to(tl.int32))  # noqa: F821 (given below)
 
-    store_lanes.fn.__globals__["draw_lanes"] = kernel.draw_lanes
+    store_draws.fn.__globals__["draw_numbers"] = kernel.draw_numbers
     for key in (0, 1, 12345, 2**63 + 11, 2**64 - 1):
         for first in (1, 2**31 - 5, 2**40):
             out = torch.empty(32 * 16, dtype=torch.int32)
-            store_lanes[(1,)](out, key, first, COUNTERS=32)
+            store_draws[(1,)](out, key, first, COUNTERS=32)
             generator = np.random.Philox(key=np.array([key, 0], np.uint64))
             generator.advance(first - 1)
             words = generator.random_raw(32 * 4).astype("<u8").view("<u2")
@@ -80,11 +80,11 @@ def keeps_what_gradient_mask_keeps(kernel) -> None:
         for p in (2e-5, 0.1, 0.3, 0.5, 0.99, 1.0):
             region = Region(shape, slices)
             zeros = [torch.zeros(region.shape) for _ in range(3)]
-            share = LocalParam(zeros[0], torch.ones(region.shape), [*zeros[1:], None], 7, region, key=0)
-            share.key = mask_key(3, 7, "layers.0.weight")
-            kernel.fused_step(share, {**PLAIN, "beta1": 0.0}, draw_threshold(p), 1.0)
+            local = LocalParam(zeros[0], torch.ones(region.shape), [*zeros[1:], None], 7, region, key=0)
+            local.key = mask_key(3, 7, "layers.0.weight")
+            kernel.fused_step(local, {**PLAIN, "beta1": 0.0}, draw_threshold(p), 1.0)
             keep = gradient_mask(shape, p, seed=3, step=7, name="layers.0.weight", region=slices)
-            assert torch.equal(share.moments[0] == 1, keep), (shape, slices, p)
+            assert torch.equal(local.moments[0] == 1, keep), (shape, slices, p)
 
 
 def units(ours: torch.Tensor, theirs: torch.Tensor, *sizes: torch.Tensor) -> float:
@@ -98,7 +98,7 @@ def steps_as_on_the_cpu(kernel) -> None:
     worst = 0.0
     for options in ({}, {"amsgrad": True}, {"maximize": True}, {"eps": 1e-3, "weight_decay": 0.0}):
         for dtype in (torch.float32, torch.bfloat16, torch.float16):
-            arithmetic = {**PLAIN, **options}
+            hyperparams = {**PLAIN, **options}
             region = Region((64, 41), (slice(5, 30),))
             torch.manual_seed(0)
             theirs = [torch.randn(region.shape).to(dtype)] + [torch.zeros(region.shape) for _ in range(3)]
@@ -106,13 +106,13 @@ def steps_as_on_the_cpu(kernel) -> None:
                 grad = torch.randn(region.shape).to(dtype)
                 before = [tensor.clone() for tensor in theirs]
                 ours = [tensor.clone() for tensor in theirs]
-                shares = []
+                local_params = []
                 for param, m, v, maximum in (theirs, ours):
-                    moments = [m, v, maximum if arithmetic["amsgrad"] else None]
-                    shares.append(LocalParam(param, grad, moments, step, region, mask_key(0, step, "w")))
-                update.masked_update(shares[:1], arithmetic, draw_threshold(0.3), 1 / effective_p(0.3))
-                assert kernel.fits(shares[1], arithmetic)
-                kernel.fused_step(shares[1], arithmetic, draw_threshold(0.3), 1 / effective_p(0.3))
+                    moments = [m, v, maximum if hyperparams["amsgrad"] else None]
+                    local_params.append(LocalParam(param, grad, moments, step, region, mask_key(0, step, "w")))
+                update.masked_update(local_params[:1], hyperparams, draw_threshold(0.3), 1 / effective_p(0.3))
+                assert kernel.fits(local_params[1], hyperparams)
+                kernel.fused_step(local_params[1], hyperparams, draw_threshold(0.3), 1 / effective_p(0.3))
                 g = grad.float() / 0.3
                 worst = max(worst, units(ours[1], theirs[1], before[1], g))
                 worst = max(worst, units(ours[2], theirs[2], before[2]), units(ours[3], theirs[3]))
@@ -132,10 +132,10 @@ def lets_nothing_leak(kernel) -> None:
     keep = gradient_mask((1000,), 0.3, seed=0, step=1, name="w")
     for bad in (float("nan"), float("inf")):
         grad = torch.where(keep, 1.0, bad)
-        share = LocalParam(torch.ones(1000), grad, [torch.zeros(1000), torch.zeros(1000), None], 1, Region((1000,)), 0)
-        share.key = mask_key(0, 1, "w")
-        kernel.fused_step(share, PLAIN, draw_threshold(0.3), 1 / effective_p(0.3))
-        assert all(tensor.isfinite().all() for tensor in (share.param, *share.moments[:2]))
+        local = LocalParam(torch.ones(1000), grad, [torch.zeros(1000), torch.zeros(1000), None], 1, Region((1000,)), 0)
+        local.key = mask_key(0, 1, "w")
+        kernel.fused_step(local, PLAIN, draw_threshold(0.3), 1 / effective_p(0.3))
+        assert all(tensor.isfinite().all() for tensor in (local.param, *local.moments[:2]))
         assert torch.equal(grad.isfinite(), keep)
 
 
@@ -170,7 +170,7 @@ def is_what_the_optimizer_calls(kernel) -> None:
 
 
 CHECKS = {
-    draws_the_generators_words: [("lane < 12", "lane < 8"), ("(lane % 4) * 16", "(3 - lane % 4) * 16")],
+    draws_the_generators_words: [("draw < 12", "draw < 8"), ("(draw % 4) * 16", "(3 - draw % 4) * 16")],
     keeps_what_gradient_mask_keeps: [
         ("            1 + first,", "            first,"),
         ("[None, :] - SKIP", "[None, :]"),
@@ -179,13 +179,13 @@ CHECKS = {
     steps_as_on_the_cpu: [
         ("g * g * rest2", "g * g"),
         ("w -= w * decay", "w -= decay"),
-        ('if arithmetic["maximize"]', "if False"),
-        ('AMSGRAD=arithmetic["amsgrad"]', "AMSGRAD=False"),
-        ("beta2**share.step", "beta2"),
+        ('if hyperparams["maximize"]', "if False"),
+        ('AMSGRAD=hyperparams["amsgrad"]', "AMSGRAD=False"),
+        ("beta2**local.step", "beta2"),
     ],
-    lets_nothing_leak: [("tl.where(lanes.to(tl.int32) < threshold, g, 0.0)", "g * (lanes.to(tl.int32) < threshold)")],
+    lets_nothing_leak: [("tl.where(draws.to(tl.int32) < threshold, g, 0.0)", "g * (draws.to(tl.int32) < threshold)")],
     is_what_the_optimizer_calls: [
-        ("all(tensor.is_contiguous() for tensor in (share.param, *moments))", "True"),
+        ("all(tensor.is_contiguous() for tensor in (local.param, *moments))", "True"),
         ("            1 + first,", "            first,"),
     ],
 }

@@ -26,7 +26,7 @@ def philox4x64(counter: int, key: int) -> list[int]:
     return words
 
 
-def lane_by_definition(index: int, seed: int, step: int, name: str) -> int:
+def draw_by_definition(index: int, seed: int, step: int, name: str) -> int:
     key = int.from_bytes(hashlib.blake2b(f"{seed}/{step}/{name}".encode(), digest_size=8).digest(), "little")
     word = philox4x64(1 + index // 16, key)[index % 16 // 4]
     return word >> (16 * (index % 4)) & 0xFFFF
@@ -43,7 +43,7 @@ def test_the_reference_reproduces_the_published_vector():
 
 def check_definition() -> None:
     mask = gradient_mask((5, 21), 0.3, **KEY).view(-1)
-    expected = [lane_by_definition(i, **KEY) < round(0.3 * 65536) for i in range(105)]
+    expected = [draw_by_definition(i, **KEY) < round(0.3 * 65536) for i in range(105)]
     assert mask.tolist() == expected
 
 
@@ -58,7 +58,7 @@ def test_masks_follow_their_written_definition(monkeypatch):
 def check_large_keys() -> None:
     for step in range(1, 9):
         mask = gradient_mask((33,), 0.3, seed=3, step=step, name="w")
-        expected = [lane_by_definition(i, 3, step, "w") < round(0.3 * 65536) for i in range(33)]
+        expected = [draw_by_definition(i, 3, step, "w") < round(0.3 * 65536) for i in range(33)]
         assert mask.tolist() == expected, step
 
 
@@ -105,7 +105,7 @@ def test_any_region_equals_that_part_of_the_whole():
 
 
 def offset_within_the_shard(self, run):
-    return run * self.run
+    return run * self.contiguous
 
 
 def offset_without_the_first_index(self, run):
@@ -137,7 +137,7 @@ def test_a_far_region_of_a_huge_tensor_is_drawn_alone():
     # 10^12 elements could never be drawn whole; the definition says what the last row's end must be.
     start = 10**12 - 20
     part = gradient_mask((10**6, 10**6), 0.5, region=(slice(-1, None), slice(-20, None)), **KEY)
-    assert part.view(-1).tolist() == [lane_by_definition(start + i, **KEY) < 32768 for i in range(20)]
+    assert part.view(-1).tolist() == [draw_by_definition(start + i, **KEY) < 32768 for i in range(20)]
 
 
 @pytest.mark.parametrize("reserve_p", [2e-5, 0.01, 0.1, 0.3, 0.35, 0.5, 0.75, 0.999])
@@ -182,8 +182,8 @@ def test_a_key_without_the_step_is_noticed(monkeypatch):
         check_independence()
 
 
-def test_lanes_are_uniform():
-    """Thresholds 1/16 apart cut the lanes into bins; none may hold too many or too few."""
+def test_draws_are_uniform():
+    """Thresholds 1/16 apart cut the draws into bins; none may hold too many or too few."""
     element = np.empty(1 << 20, bool)
     below = []
     for threshold in range(4096, 1 << 16, 4096):

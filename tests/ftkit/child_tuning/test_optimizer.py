@@ -60,7 +60,7 @@ def test_forty_steps_equal_the_methods_own_arithmetic(monkeypatch, block):
 @pytest.mark.parametrize(
     "module, name, mutated",
     [
-        (optimizer, "realised_p", lambda p: math.sqrt(p)),  # another amplification
+        (optimizer, "effective_p", lambda p: math.sqrt(p)),  # another amplification
         (optimizer, "mask_key", lambda seed, step, name: 1),  # one mask for all
         (
             update,
@@ -168,7 +168,7 @@ def check_expectation() -> None:
 
 def test_the_masked_gradient_averages_to_the_gradient(monkeypatch):
     check_expectation()
-    monkeypatch.setattr(optimizer, "realised_p", lambda p: 1.0)
+    monkeypatch.setattr(optimizer, "effective_p", lambda p: 1.0)
     with pytest.raises(AssertionError):
         check_expectation()
 
@@ -187,7 +187,7 @@ def check_nothing_leaks() -> None:
 
 def test_inf_and_nan_outside_the_mask_never_leak(monkeypatch):
     check_nothing_leaks()
-    monkeypatch.setattr(update, "clear_outside", lambda values, keep: values.mul_(keep))
+    monkeypatch.setattr(update, "zero_unmasked_", lambda values, keep: values.mul_(keep))
     with pytest.raises(AssertionError):
         check_nothing_leaks()
 

@@ -130,7 +130,7 @@ def test_a_resumed_run_has_the_saved_child_and_equals_the_uninterrupted_one(comp
     second = [(name, torch.nn.Parameter(param.detach().clone())) for name, param in params]
     resumed = build(second, seed=1, compact_state=resumed_compact)  # another child, that of the state wins
     resumed.load_state_dict(saved)
-    assert ("child_index" in resumed.state[second[0][1]]) is resumed_compact
+    assert ("mask_indices" in resumed.state[second[0][1]]) is resumed_compact
     train(resumed, second, 4, 9)
     for (_, a), (_, b) in zip(straight, second, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=0 if compact == resumed_compact else 1e-6)

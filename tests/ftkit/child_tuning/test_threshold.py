@@ -61,7 +61,7 @@ top = top_fraction_masks
 
 
 def test_a_threshold_for_each_parameter_is_noticed(monkeypatch):
-    monkeypatch.setitem(globals(), "top_masks", one_threshold_each)
+    monkeypatch.setitem(globals(), "top_fraction_masks", one_threshold_each)
     with pytest.raises(Exception):  # noqa: B017  # an AssertionError, or a group of them
         check_against_sorting()
 
@@ -74,7 +74,7 @@ def all_ties(scores, reserve_p):
 
 
 def test_keeping_all_ties_is_noticed(monkeypatch):
-    monkeypatch.setitem(globals(), "top_masks", all_ties)
+    monkeypatch.setitem(globals(), "top_fraction_masks", all_ties)
     with pytest.raises(Exception):  # noqa: B017
         check_against_sorting()
 
