@@ -485,7 +485,7 @@ Markdown("\n".join(tables))
 # %%
 def by_seed(task, value):
     return {
-        name: [value(run) for run in table.judged(RUNS, task, name)] for name in table.ROWS
+        name: [value(run) for run in table.judged(RUNS, task, name)] for name in table.ARMS
     }
 
 
