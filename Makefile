@@ -1,5 +1,9 @@
-# Two commands matter: `make lab` (learn) and `make test` (prove). `make help` lists the rest.
+# Two commands matter: `make lab` (learn) and `make test` (check). `make help` lists the rest.
 PYTHON ?= python3
+TORCH ?=
+# `TORCH=cpu` when .venv is set up: the CPU build of torch (about 200 MB to download) in place of pip's default, which
+# on Linux is a CUDA build (2.7 GB, 4.6 GB unpacked).
+CPU_INDEX := https://download.pytorch.org/whl/cpu
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -7,6 +11,10 @@ PYTEST := $(BIN)/pytest -n 2 --dist loadfile --nbval --nbval-current-env --nbval
 	--nbval-sanitize-with tests/sanitize.cfg
 PROCESSORS := native avx2 sse4 two-threads
 NEWS := @jupyterlab/apputils-extension:announcements  # neither Lab's news nor its update check
+
+ifneq ($(filter-out cpu,$(TORCH)),)
+$(error TORCH is $(TORCH): give TORCH=cpu for the CPU build of torch, or leave it out for the build that pip takes)
+endif
 
 .PHONY: help lab test quick portable notebooks pocket bench drill lint clean
 .DEFAULT_GOAL := help
@@ -18,11 +26,12 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "ftkit needs Python 3.11 or newer: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
+	$(if $(filter cpu,$(TORCH)),$(BIN)/pip install "$$(grep '^torch==' constraints.txt)" --index-url $(CPU_INDEX))
 	$(BIN)/pip install -c constraints.txt -e '.[lab,test]'
 	$(BIN)/jupyter labextension disable --level=sys_prefix $(NEWS)  # it asks, and fetches, on each start
 	touch $@
 
-lab: $(READY)  ## set up .venv and open JupyterLab on the first notebook (localhost, token on)
+lab: $(READY)  ## set up .venv (TORCH=cpu: with the CPU build of torch) and open JupyterLab on the first notebook
 	@$(BIN)/jupyter trust notebooks/*.ipynb >/dev/null  # else Lab shows no stored pictures
 	$(BIN)/jupyter lab --ServerApp.ip=127.0.0.1 --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb $(if $(filter 0,$(shell id -u)),--allow-root)
 
@@ -43,11 +52,11 @@ notebooks: $(READY)  ## rebuild the notebooks whose source changed
 pocket: $(READY)  ## retrain the embedded base model, pocket-base (minutes)
 	$(BIN)/python -m experiments.pretrain_pocket
 
-bench: $(READY)  ## time a step of child-tuning beside AdamW (minutes, on a quiet machine) and store the record
+bench: $(READY)  ## time an optimizer step beside AdamW's (minutes, on a quiet machine) and store the record
 	$(BIN)/python -m experiments.optimizer_speed
 	$(BIN)/python notebooks/ledger.py
 
-drill: $(READY)  ## kill ranks of a tiny fine-tune at random points (minutes), compare, and store the record
+drill: $(READY)  ## fault injection: kill ranks of a tiny fine-tune (minutes), compare, and store the record
 	OMP_NUM_THREADS=1 $(BIN)/python -m experiments.fault_injection
 	$(BIN)/python notebooks/ledger.py
 

@@ -11,8 +11,8 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from stable import fixed
 
+from stable import fixed
 from tests import warm
 
 DURATIONS = Path(__file__).resolve().parent / "tests" / "durations.json"

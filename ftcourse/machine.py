@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 
+from ftkit._arguments import parse
+
 
 @dataclass(frozen=True)
 class Machine:
@@ -221,11 +223,11 @@ def _fits(version: str, specifier: str) -> bool:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m ftcourse.machine",
+        prog="ftkit machine",
         description="Check this machine: a line for each thing the course needs. "
         "Exit status 1 if something is missing; too little of something is only said.",
     )
-    parser.parse_args(arguments)
+    parse(parser, arguments)
     try:
         findings = check_machine()
     except ModuleNotFoundError as error:  # of the two libraries that the check itself needs

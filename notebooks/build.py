@@ -21,13 +21,14 @@ import tomllib
 from pathlib import Path
 
 import jupytext
-import ledger
 import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nbformat.v4 import new_markdown_cell
-from stable import METADATA, ROOT, kernel_environment, normalise, warm_up
 from tqdm import tqdm
+
+import ledger
+from stable import METADATA, ROOT, kernel_environment, normalise, warm_up
 
 HERE = Path(__file__).resolve().parent
 CELL_TIMEOUT = 300  # seconds

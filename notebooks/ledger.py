@@ -1,28 +1,35 @@
-"""Write down what the notebooks say: what each promises, and the claims ledger. Nothing here is typed by hand.
+"""Collect what the built notebooks state, and write the generated tables of the README and of docs/.
 
-    python notebooks/ledger.py           write data/notebooks.json, data/claims.json and the README's tables
-    python notebooks/ledger.py --check   say which of them are out of date; write nothing
+    python notebooks/ledger.py           write what is out of date
+    python notebooks/ledger.py --check   list what is out of date and write nothing; exit status 1 if there is any
+
+It writes data/notebooks.json and data/claims.json, and the parts between markers of three pages:
+
+- README.md: the table of notebooks and the number of claims by verdict
+- docs/claims.md: the claims ledger
+- docs/costs.md: step times (data/results/bench_*.json) and fault injection (data/results/drill.json)
 
 A notebook's first cell gives its promise, hardware and time; its recap, printed by ftcourse.claims.show_claims, gives
-its claims. `make notebooks` does this before it builds the map, which shows both. The README's table of step times
-is made from the records that `make bench` stores, and `make bench` does this too.
+its claims. `make notebooks` runs this before it builds 00_start_here, which shows both; `make bench` and `make drill`
+run it after they stored their records.
 """
 
 import argparse
 import json
 import re
 import sys
+from collections import Counter
 from pathlib import Path
 
 import nbformat
 
-from experiments.fault_injection.faults import table as drill_table
-from experiments.optimizer_speed.report import markdown
-from ftcourse.claims import read_claims
+from experiments.fault_injection.faults import table as fault_table
+from experiments.optimizer_speed.report import markdown as speed_table
+from ftcourse.claims import VERDICTS, read_claims
 
 ROOT = Path(__file__).resolve().parent.parent
-MAP = "00_start_here"
-WALK = {  # part -> notebook -> its topic in a word or two; a notebook is planned until it is built
+MAP = "00_start_here"  # shows what the others state, so it is built last
+CONTENTS = {  # part -> notebook -> its topic in a word or two; a notebook without an .ipynb is planned
     "Which weights move": {
         "01_gradient_masks": "gradient masks",
         "02_child_tuning": "child-tuning",
@@ -51,11 +58,38 @@ WALK = {  # part -> notebook -> its topic in a word or two; a notebook is planne
 
 
 class LedgerError(Exception):
-    """A notebook that does not say what the ledger needs. The message is for the author of its source."""
+    """A notebook or page lacks what the ledger needs; the message says what to add."""
+
+
+def read_notebooks(folder):
+    """Read every built notebook.
+
+    Returns:
+        (rows of data/notebooks.json, rows of data/claims.json), in the order of CONTENTS.
+
+    Raises:
+        LedgerError: a notebook is not in CONTENTS, its first cell is incomplete, or it states a claim twice.
+    """
+    places = [(part, name, topic) for part, names in CONTENTS.items() for name, topic in names.items()]
+    built = {path.stem for path in folder.glob("*.ipynb")} - {MAP}
+    if unknown := sorted(built - {name for _, name, _ in places}):
+        raise LedgerError(f"not in CONTENTS of notebooks/ledger.py: {', '.join(unknown)}")
+    notebooks, claims = [], []
+    for part, name, topic in places:
+        row = {"notebook": name, "part": part, "topic": topic, "ready": name in built}
+        if name in built:
+            nb = nbformat.read(folder / f"{name}.ipynb", as_version=4)
+            row |= read_head(nb, name)
+            found = [claim for cell in nb.cells for claim in claims_of(cell)]
+            if len({claim["claim"] for claim in found}) < len(found):
+                raise LedgerError(f"{name} gives a verdict on the same claim twice")
+            claims += [{"notebook": name, **claim} for claim in found]
+        notebooks.append(row)
+    return notebooks, claims
 
 
 def read_head(nb, name):
-    """Title, promise, hardware and time, as the first cell of a built notebook gives them."""
+    """Title, promise, hardware and time, from the first cell of a built notebook. Raises LedgerError without one."""
     head = nb.cells[0].source if nb.cells else ""
     parts = {
         "title": r"\A# \d\d · (.+)",
@@ -69,98 +103,19 @@ def read_head(nb, name):
     return {part: " ".join(match[1].split()).rstrip(".") for part, match in found.items()}
 
 
-def read_notebooks(folder):
-    """(rows of data/notebooks.json, rows of data/claims.json), in the order of the walk.
-
-    Raises LedgerError for a notebook that the walk does not know, that lacks its head, or that says the same
-    claim twice.
-    """
-    places = [(part, name, topic) for part, names in WALK.items() for name, topic in names.items()]
-    built = {path.stem for path in folder.glob("*.ipynb")} - {MAP}
-    if strangers := sorted(built - {name for _, name, _ in places}):
-        raise LedgerError(f"not in WALK of notebooks/ledger.py: {', '.join(strangers)}")
-    notebooks, claims = [], []
-    for part, name, topic in places:
-        row = {"notebook": name, "part": part, "topic": topic, "ready": name in built}
-        if name in built:
-            nb = nbformat.read(folder / f"{name}.ipynb", as_version=4)
-            row |= read_head(nb, name)
-            said = [claim for cell in nb.cells for claim in claims_of(cell)]
-            if len({claim["claim"] for claim in said}) < len(said):
-                raise LedgerError(f"{name} gives a verdict on the same claim twice")
-            claims += [{"notebook": name, **claim} for claim in said]
-        notebooks.append(row)
-    return notebooks, claims
-
-
 def claims_of(cell):
-    """The claims that a cell printed; none where its output is not compared by the tests."""
+    """The claims that a cell printed. None from a cell whose output the tests do not compare."""
     if "nbval-ignore-output" in cell.metadata.get("tags", []):
         return []
     printed = [out.text for out in cell.get("outputs", []) if out.output_type == "stream" and out.name == "stdout"]
     return read_claims("".join(printed))
 
 
-def table(head, rows):
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(text.replace('|', chr(92) + '|') for text in line)} |" for line in lines)
-
-
-def notebook_table(notebooks):
-    rows = []
-    for row in notebooks:
-        name = row["notebook"]
-        if row["ready"]:
-            rows.append([f"[{name}](notebooks/{name}.ipynb)", row["promise"], row["hardware"], row["time"]])
-        else:
-            rows.append([name, f"*planned:* {row['topic']}", "", ""])
-    return table(["notebook", "what it is about", "hardware", "time"], rows)
-
-
-def claim_table(claims):
-    rows = []
-    for row in claims:
-        verdict = f"{row['verdict']} ({row['because']})" if row["because"] else row["verdict"]
-        link = f"[{row['notebook'][:2]}](notebooks/{row['notebook']}.ipynb)"
-        rows.append([f"**{verdict}**", row["claim"], row["source"], row["measured"], link])
-    return table(["verdict", "claim", "who says so", "measured", "in"], rows)
-
-
-def bench_tables(folder):
-    """The stored benchmark records as tables, one for each kind of device."""
-    records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("bench_*.json"))]
-    return "\n\n".join(map(markdown, records)) or "No record is stored: `make bench` measures your machine."
-
-
-def between_markers(text, name, content):
-    """`text` with `content` between the lines `<!-- name … -->` and `<!-- end of name -->`."""
-    pattern = rf"(<!-- {name}\b.*-->\n)(?:.*\n)*?(<!-- end of {name} -->)"
-    if len(re.findall(pattern, text)) != 1:
-        raise LedgerError(f"README.md needs one pair of markers for {name}")
-    return re.sub(pattern, lambda marks: f"{marks[1]}{content}\n{marks[2]}", text)
-
-
-def written(root=ROOT):
-    """What each file should hold: a dict from path to text."""
-    notebooks, claims = read_notebooks(root / "notebooks")
-    readme = (root / "README.md").read_text(encoding="utf-8")
-    readme = between_markers(readme, "notebooks", notebook_table(notebooks))
-    readme = between_markers(readme, "claims", claim_table(claims))
-    if "<!-- bench" in readme:
-        readme = between_markers(readme, "bench", bench_tables(root / "data" / "results"))
-    if "<!-- drill" in readme:
-        record = json.loads((root / "data" / "results" / "drill.json").read_text(encoding="utf-8"))
-        readme = between_markers(readme, "drill", drill_table(record))
-    texts = {"data/notebooks.json": notebooks, "data/claims.json": claims}
-    texts = {name: json.dumps(rows, indent=1, ensure_ascii=False) + "\n" for name, rows in texts.items()}
-    return {root / name: text for name, text in {**texts, "README.md": readme}.items()}
-
-
 def out_of_date(root=ROOT):
-    """The files that do not hold what they should, with what they should hold."""
+    """Files whose content is not what it should be: a dict from path to the text that belongs there."""
     return {
         path: text
-        for path, text in written(root).items()
+        for path, text in expected_files(root).items()
         if not path.exists() or path.read_text(encoding="utf-8") != text
     }
 
@@ -173,9 +128,75 @@ def update(root=ROOT):
     return list(stale)
 
 
+def expected_files(root=ROOT):
+    """What each file should hold: a dict from path to text. Raises LedgerError for a page without its markers."""
+    notebooks, claims = read_notebooks(root / "notebooks")
+    results = root / "data" / "results"
+    faults = json.loads((results / "drill.json").read_text(encoding="utf-8"))
+    pages = {
+        "README.md": {"notebooks": notebook_table(notebooks), "verdicts": verdict_counts(claims)},
+        "docs/claims.md": {"claims": claim_table(claims)},
+        "docs/costs.md": {"bench": speed_tables(results), "drill": fault_table(faults)},
+    }
+    rows = {"data/notebooks.json": notebooks, "data/claims.json": claims}
+    texts = {name: json.dumps(found, indent=1, ensure_ascii=False) + "\n" for name, found in rows.items()}
+    for page, parts in pages.items():
+        texts[page] = (root / page).read_text(encoding="utf-8")
+        for name, content in parts.items():
+            texts[page] = between_markers(texts[page], name, content, page)
+    return {root / name: text for name, text in texts.items()}
+
+
+def between_markers(text, name, content, page):
+    """`text` with `content` between the lines `<!-- name … -->` and `<!-- end of name -->`."""
+    pattern = rf"(<!-- {name}\b.*-->\n)(?:.*\n)*?(<!-- end of {name} -->)"
+    if len(re.findall(pattern, text)) != 1:
+        raise LedgerError(f"{page} needs one pair of markers for {name}")
+    return re.sub(pattern, lambda marks: f"{marks[1]}{content}\n{marks[2]}", text)
+
+
+def notebook_table(notebooks):
+    """The README's table: link, promise, and minutes with exercises. The notebooks give hardware and run time."""
+    rows = []
+    for row in notebooks:
+        name = row["notebook"]
+        if row["ready"]:
+            minutes = re.search(r"\d+ minutes|an hour|\d+ hours", row["time"])
+            rows.append([f"[{name}](notebooks/{name}.ipynb)", row["promise"], minutes[0] if minutes else row["time"]])
+        else:
+            rows.append([name, f"*planned:* {row['topic']}", ""])
+    return table(["notebook", "what it is about", "time"], rows)
+
+
+def verdict_counts(claims):
+    """How many claims have each verdict, in one line."""
+    counts = Counter(row["verdict"] for row in claims)
+    return " · ".join([f"{len(claims)} claims", *(f"{name} {counts[name]}" for name in VERDICTS if counts[name])])
+
+
+def claim_table(claims):
+    rows = []
+    for row in claims:
+        verdict = f"{row['verdict']} ({row['because']})" if row["because"] else row["verdict"]
+        link = f"[{row['notebook'][:2]}](../notebooks/{row['notebook']}.ipynb)"
+        rows.append([f"**{verdict}**", row["claim"], row["source"], row["measured"], link])
+    return table(["verdict", "claim", "source", "measured", "in"], rows)
+
+
+def speed_tables(folder):
+    """The stored records of optimizer step times as tables, one for each kind of device."""
+    records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("bench_*.json"))]
+    return "\n\n".join(map(speed_table, records)) or "No record is stored: `make bench` measures your machine."
+
+
+def table(head, rows):
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(text.replace('|', chr(92) + '|') for text in line)} |" for line in lines)
+
+
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a file is out of date")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a file is out of date")
     options = parser.parse_args(arguments)
     try:
         stale = list(out_of_date()) if options.check else update()
@@ -185,7 +206,7 @@ def main(arguments=None):
     for path in stale:
         print(f"{path.relative_to(ROOT)}: {'out of date' if options.check else 'written'}")
     if any(path.suffix == ".json" for path in stale):
-        print(f"then rebuild the map, which shows them: python notebooks/build.py {MAP}")
+        print(f"then rebuild 00_start_here, which shows them: python notebooks/build.py {MAP}")
     return 1 if options.check and stale else 0
 
 

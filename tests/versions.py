@@ -18,10 +18,15 @@ import tomllib
 from contextlib import nullcontext
 from pathlib import Path
 
-from tests import ROOT
+ROOT = Path(__file__).resolve().parent.parent
 
 TESTS = (
-    *("tests/ftkit/test_compat.py", "tests/ftkit/finetune/test_memory.py", "tests/memory", "tests/adapters"),
+    *(
+        "tests/ftkit/test_compat.py",
+        "tests/ftkit/finetune/test_memory.py",
+        "tests/ftkit/memory",
+        "tests/ftkit/adapters",
+    ),
     *("tests/ftkit/distributed/test_checkpoint.py", "tests/ftcourse/live_ranks/test_live.py"),
     "tests/ftkit/distributed/test_loading.py",
 )

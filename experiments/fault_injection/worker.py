@@ -102,7 +102,7 @@ def note_resumption(folder: Path, forget: bool) -> None:
         if forget:
             for state in optimizer.state.values():
                 state["exp_avg"].zero_()
-        if self.ranks.is_first:
+        if self.context.is_main_process:
             (folder / "resumed.json").write_text(json.dumps({"step": saved["step"], "time": time.time()}))
         return saved
 

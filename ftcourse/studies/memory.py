@@ -15,7 +15,6 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch.distributed.device_mesh import init_device_mesh
 from torch.nn import Module
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrainedConfig, Qwen3Config
 
@@ -133,19 +132,19 @@ def predict(case: tuple[str, dict]) -> dict:
     return {**kinds, "phase": found.phase, "at_peak": found.at_peak, "phases": found.phases}
 
 
-def measure_here(ranks: DistributedContext, numbers: list[int]) -> list[list[dict]]:
+def measure_here(context: DistributedContext, numbers: list[int]) -> list[list[dict]]:
     """The cases of this number of ranks with these numbers: what each rank has measured."""
     torch.set_num_threads(1)
     found = []
-    for case in (CASES[ranks.world_size][number] for number in numbers):
+    for case in (CASES[context.world_size][number] for number in numbers):
         plan = plan_of(case)
         mesh = None
-        if ranks.world_size > 1:
-            mesh = init_device_mesh("cpu", plan.mesh, mesh_dim_names=("dp_replicate", "dp_shard", "tp"))
+        if context.world_size > 1:
+            mesh = plan.mesh.build_mesh("cpu")
         mine = asdict(measure_memory(build(CONFIGS[case[0]](), "cpu"), plan, mesh, mask_for(case)))
         everyone = [mine]
-        if ranks.world_size > 1:
-            everyone = [None] * ranks.world_size
+        if context.world_size > 1:
+            everyone = [None] * context.world_size
             dist.all_gather_object(everyone, mine)
         found.append(everyone)
     return found
@@ -193,9 +192,9 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     if given.measure:
 
-        def write(ranks: DistributedContext) -> None:
-            found = measure_here(ranks, given.numbers)
-            if ranks.is_first:
+        def write(context: DistributedContext) -> None:
+            found = measure_here(context, given.numbers)
+            if context.is_main_process:
                 print(f"\n{MEASURED}{json.dumps(found)}", flush=True)
 
         run_forked(write, given.measure)

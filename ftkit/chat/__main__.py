@@ -12,6 +12,7 @@ import sys
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ftkit._arguments import parse
 from ftkit.conversations import read_conversations
 from ftkit.models import CustomCodeError, load_base, resolve_model
 
@@ -45,7 +46,7 @@ def load(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m ftkit.chat",
+        prog="ftkit chat",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -55,7 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--max_length", type=int, default=512, help="where training cuts a row, in tokens (%(default)s)"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a report")
-    given = parser.parse_args(arguments)
+    given = parse(parser, arguments)
     if given.max_length < 1:
         parser.error(f"--max_length is {given.max_length}: give a positive number of tokens")
     try:

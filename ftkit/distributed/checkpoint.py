@@ -44,12 +44,12 @@ class Checkpoints:
     """
 
     def __init__(
-        self, folder: Path, about: dict, ranks: DistributedContext, keep: int = 1, trainable_only: bool = False
+        self, folder: Path, about: dict, context: DistributedContext, keep: int = 1, trainable_only: bool = False
     ):
-        self.folder, self.about, self.ranks, self.keep = Path(folder), about, ranks, keep
+        self.folder, self.about, self.context, self.keep = Path(folder), about, context, keep
         self.trainable_only = trainable_only
         # Of its own: the writing thread must not mix its messages with those of the training step.
-        several = ranks.mesh is not None
+        several = context.is_distributed
         self.group = dist.new_group(backend="gloo", timeout=WRITE_TIMEOUT) if several else None
         if not several:  # and not only around a call: the writing thread warns when it likes
             warnings.filterwarnings("ignore", "torch.distributed is disabled")
@@ -71,7 +71,7 @@ class Checkpoints:
         model_state, optimizer_state = self._states(model, optimizer)
         state = {"model": model_state, "optimizer": optimizer_state, "extra": {**extra, "step": step}}
         writing = dcp.async_save(state, checkpoint_id=temporary, process_group=self.group, no_dist=self.group is None)
-        about = {"step": step, "ranks": self.ranks.world_size, **model_signature(self.about, model)}
+        about = {"step": step, "ranks": self.context.world_size, **model_signature(self.about, model)}
         # A daemon, so that a rank which fails meanwhile can end without waiting for the others.
         self._thread = threading.Thread(target=self._complete, args=(writing, final, about), daemon=True)
         self._thread.start()
@@ -129,7 +129,7 @@ class Checkpoints:
         try:
             temporary = final.with_suffix(".incomplete")
             failed = writing.exception()
-            files = {path.name: path.stat().st_size for path in temporary.glob(f"__{self.ranks.rank}_*")}
+            files = {path.name: path.stat().st_size for path in temporary.glob(f"__{self.context.rank}_*")}
             reports = self._gather((_cause(failed), files))
             self._on_rank0(lambda: commit(final, about, reports, self.keep))
             self.written = about["step"]
@@ -139,14 +139,14 @@ class Checkpoints:
     def _gather(self, mine: Any) -> list[Any]:
         if self.group is None:
             return [mine]
-        everyone = [None] * self.ranks.world_size
+        everyone = [None] * self.context.world_size
         dist.all_gather_object(everyone, mine, group=self.group)
         return everyone
 
     def _on_rank0(self, decide: Callable[[], Any]) -> Any:
         """What `decide` returns or raises on rank 0, returned or raised on every rank."""
         outcome: list[Any] = [None, None]
-        if self.ranks.is_first:
+        if self.context.is_main_process:
             try:
                 outcome[0] = decide()
             except Exception as error:

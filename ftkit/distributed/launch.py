@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from .device import pick_device
-from .mesh import DistributedContext, build_context, parse_parallel_dims
+from .mesh import DistributedContext, ParallelDims, build_context
 from .rendezvous import RendezvousError, init_process_group_with_retry
 
 
@@ -94,6 +94,11 @@ def env_rank() -> int:
     return int(os.environ.get("RANK", 0))
 
 
+def env_local_rank() -> int:
+    """As `env_rank`, counted on this machine alone."""
+    return int(os.environ.get("LOCAL_RANK", 0))
+
+
 def env_world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", 1))
 
@@ -108,20 +113,20 @@ def run_distributed(main: Callable[[DistributedContext], None], mesh: str = "", 
     one that has failed wait for the others.
     """
     world_size = env_world_size()
-    shape = parse_parallel_dims(mesh, world_size)
-    compute = pick_device(int(os.environ.get("LOCAL_RANK", 0)), world_size)
-    if compute.device.type == "cuda":
-        torch.cuda.set_device(compute.device)
+    parallel_dims = ParallelDims.parse(mesh, world_size)
+    device_info = pick_device(env_local_rank(), world_size)
+    if device_info.device.type == "cuda":
+        torch.cuda.set_device(device_info.device)
     if world_size == 1:
-        main(DistributedContext(0, 1, compute, None))
+        main(DistributedContext(0, 1, device_info, None))
         return
     try:
-        init_process_group_with_retry(compute.backend, timeout)
+        init_process_group_with_retry(device_info.backend, timeout)
     except RendezvousError as error:
         raise SystemExit(f"error: {error}") from None
     code = 0
     try:
-        main(build_context(shape, compute))
+        main(build_context(parallel_dims, device_info))
         dist.barrier()
         dist.destroy_process_group()
     except BaseException as error:

@@ -34,6 +34,6 @@ class PreemptionHandler:
     def _set(self, number: int, frame: FrameType | None) -> None:
         self.signalled = True
 
-    def asked(self, ranks: DistributedContext) -> bool:
+    def asked(self, context: DistributedContext) -> bool:
         """Whether any rank was signalled; the same on all ranks, which must all ask at the same place."""
-        return ranks.sum(float(self.signalled)) > 0
+        return context.sum(float(self.signalled)) > 0

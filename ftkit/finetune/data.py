@@ -1,16 +1,19 @@
-"""What a fine-tune works on: found, read, tokenised and checked, before a model is loaded or a file written."""
+"""The data of a run: found, read, tokenised and checked before a model is loaded or a file is written."""
 
 from dataclasses import dataclass
 
+import torch
 from transformers import PreTrainedTokenizerBase
 
-from ftkit.batching import Example, read_rows
+from ftkit.batching import Example, global_batch, micro_batches, packed_micro_batches, read_rows, steps_per_epoch
 from ftkit.conversations import find_chat
-from ftkit.distributed import launch, mesh, tensor_parallel
+from ftkit.distributed.launch import env_rank
+from ftkit.distributed.mesh import DistributedContext
+from ftkit.distributed.tensor_parallel import validate_tp_degree
 from ftkit.freezing import freeze
 from ftkit.models import load_config, load_tokenizer, meta_model, resolve_model
 
-from .config import Config
+from .config import Run
 from .lora import attach_lora
 
 
@@ -23,14 +26,50 @@ class TrainingData:
 
     @property
     def pad_id(self) -> int:
-        """What fills rows up; attention and loss mask hide it, so a missing pad token is no harm here."""
+        """What fills sequences up. Attention and loss mask hide it, so a missing pad token does no harm here."""
         return self.tokenizer.pad_token_id or 0
 
 
-def read_training_data(config: Config) -> TrainingData:
-    """Find, read and tokenise; raises ValueError or OSError for anything that cannot be trained on."""
+@dataclass(frozen=True)
+class Batches:
+    """The global batch of each step, the same on every rank, and this rank's micro-batches of it."""
+
+    examples: list[Example]
+    batch_size: int  # examples, over all ranks
+    micro_batch_size: int
+    max_length: int  # tokens of a packed sequence
+    packing: bool
+    seed: int
+    pad_id: int
+    dp_rank: int
+    dp_size: int
+
+    def __getitem__(self, step: int) -> list[Example]:
+        return global_batch(self.examples, step, self.batch_size, self.seed)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return steps_per_epoch(self.examples, self.batch_size)
+
+    def local(self, examples: list[Example]) -> list[dict[str, torch.Tensor]]:
+        """This rank's micro-batches of `examples`: as many as every other rank's."""
+        place = self.pad_id, self.dp_rank, self.dp_size
+        if self.packing:
+            return packed_micro_batches(examples, self.micro_batch_size, self.max_length, *place)
+        return micro_batches(examples, self.micro_batch_size, *place)
+
+
+def make_batches(run: Run, data: TrainingData, context: DistributedContext) -> Batches:
+    config = run.config
+    sizes = config.batch_size, config.micro_batch_size, config.max_length, config.packing
+    return Batches(data.train, *sizes, config.seed, data.pad_id, context.dp_rank, context.dp_size)
+
+
+def read_training_data(run: Run) -> TrainingData:
+    """Find, read and tokenise. Raises ValueError or OSError for anything that cannot be trained on."""
+    config = run.config
     source = resolve_model(config.model)
-    model_config = load_config(source)  # before the tokenizer, for it refuses what needs code
+    model_config = load_config(source)  # before the tokenizer, because it refuses models that need code
     tokenizer = load_tokenizer(source)
     vocabulary = model_config.get_text_config().vocab_size
     if len(tokenizer) > vocabulary:
@@ -38,13 +77,12 @@ def read_training_data(config: Config) -> TrainingData:
             f"{source}: the tokenizer has {len(tokenizer)} tokens and the model embeds {vocabulary}: "
             "call model.resize_token_embeddings(len(tokenizer)) and save it"
         )
-    shape = mesh.parse_parallel_dims(config.mesh, launch.env_world_size())
-    if shape.tp > 1:
-        tensor_parallel.validate_tp_degree(model_config, shape.tp)
-    if config.method == "lora":
-        attach_lora(meta_model(source), config.lora_r, config.lora_alpha, config.target_modules)
+    if run.dims.tp > 1:
+        validate_tp_degree(model_config, run.dims.tp)
+    if run.lora:
+        attach_lora(meta_model(source), **run.lora_options)
     elif config.freeze:
-        check_freeze(config.freeze, source)
+        validate_freeze(config.freeze, source)
     files = find_chat(config.data)
     paths = [files.get("train"), config.eval_data or files.get("test")]
     if paths[0] is None:
@@ -52,19 +90,19 @@ def read_training_data(config: Config) -> TrainingData:
     sets = []
     for path in paths:
         encoded = read_rows(path, tokenizer, config.max_length) if path else None
-        if encoded and encoded.truncated and launch.env_rank() == 0:
-            print(f"{path}: {encoded.truncated} conversations lost their end at --max_length {config.max_length}")
+        if encoded and encoded.truncated and env_rank() == 0:
+            print(f"{path}: {encoded.truncated} conversations were truncated at --max_length {config.max_length}")
         sets.append(encoded.rows if encoded else [])
-    rows, parts = min(len(sets[0]), config.batch_size), shape.dp_replicate * shape.dp_shard
-    if parts > rows:
+    batch, parts = min(len(sets[0]), config.batch_size), run.dims.dp_replicate * run.dims.dp_shard
+    if parts > batch:
         raise ValueError(
-            f"{parts} ranks share a batch of {rows} rows ({paths[0]} has {len(sets[0])}): "
+            f"{parts} ranks share a batch of {batch} examples ({paths[0]} has {len(sets[0])}): "
             "start fewer ranks, raise --batch_size or bring more data"
         )
     return TrainingData(source, tokenizer, *sets)
 
 
-def check_freeze(pattern: str, source: str) -> None:
+def validate_freeze(pattern: str, source: str) -> None:
     """Raise ValueError for a pattern that freezes nothing, or everything, of the model at `source`."""
     model = meta_model(source)
     try:

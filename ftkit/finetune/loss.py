@@ -1,62 +1,49 @@
-"""The loss of a run: the mean over all unmasked tokens of a global batch, whatever number of ranks share it.
-
-Shapes: B rows of a micro-batch, T tokens, V vocabulary.
-"""
+"""The loss of a run: the mean over all unmasked tokens of a global batch, however many ranks share it."""
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from ftkit._modules import eval_mode
-from ftkit.batching import Example, micro_batches, packed_micro_batches, unmasked_tokens
+from ftkit.batching import Example, unmasked_tokens
 from ftkit.distributed.mesh import DistributedContext
 from ftkit.loss import accumulate, next_token_loss
 
-from .config import Config, compute_dtype
-from .data import TrainingData
+from .data import Batches
 
 
-def summed_loss(
-    model: nn.Module, batch: dict[str, torch.Tensor], config: Config, ranks: DistributedContext
-) -> torch.Tensor:
-    """Cross-entropy summed over the unmasked tokens of a micro-batch, in nats."""
-    compute = compute_dtype(config, ranks)
-    batch = {name: tensor.to(ranks.compute.device) for name, tensor in batch.items()}
-    mixed = ranks.mesh is None and compute != torch.float32  # FSDP2 casts by itself
-    return next_token_loss(model, batch, compute, mixed)
+@dataclass(frozen=True)
+class Loss:
+    """The cross-entropy of a micro-batch, summed over its unmasked tokens, in nats."""
+
+    context: DistributedContext
+    compute_dtype: torch.dtype
+
+    def __call__(self, model: nn.Module, micro_batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        micro_batch = {name: tensor.to(self.context.device) for name, tensor in micro_batch.items()}
+        # FSDP2 casts by itself.
+        mixed = not self.context.is_distributed and self.compute_dtype != torch.float32
+        return next_token_loss(model, micro_batch, self.compute_dtype, mixed)
 
 
-def local_micro_batches(
-    rows: list[Example], config: Config, inputs: TrainingData, ranks: DistributedContext
-) -> list[dict[str, torch.Tensor]]:
-    """This rank's micro-batches of a global batch, as many as every other rank's."""
-    place = inputs.pad_id, ranks.data_rank, ranks.data_size
-    if config.packing:
-        return packed_micro_batches(rows, config.micro_batch_size, config.max_length, *place)
-    return micro_batches(rows, config.micro_batch_size, *place)
+def accumulate_gradients(model: nn.Module, examples: list[Example], batches: Batches, loss: Loss) -> float:
+    """Accumulate the gradient of the global batch's mean loss in `.grad`; returns that loss, in nats per token.
 
-
-def accumulate_gradients(
-    model: nn.Module, batch: list[Example], inputs: TrainingData, config: Config, ranks: DistributedContext
-) -> float:
-    """Accumulate the gradient of the global batch's mean loss; returns that loss in nats a token."""
-    tokens, mine = unmasked_tokens(batch), local_micro_batches(batch, config, inputs, ranks)
-
-    def loss_of(model: nn.Module, micro_batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        return summed_loss(model, micro_batch, config, ranks)
-
-    losses = accumulate(model, mine, loss_of, ranks.data_size, tokens)
-    mean = ranks.sum(sum(loss.item() for loss in losses)) / tokens
+    Raises RuntimeError for a loss that is not finite.
+    """
+    tokens = unmasked_tokens(examples)
+    losses = accumulate(model, batches.local(examples), loss, loss.context.dp_size, tokens)
+    mean = loss.context.sum(sum(part.item() for part in losses)) / tokens
     if not math.isfinite(mean):
-        raise RuntimeError(f"the loss is {mean}: lower --lr, or look for rows that break the model")
+        raise RuntimeError(f"the loss is {mean}: lower --lr, or look for examples that break the model")
     return mean
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, inputs: TrainingData, config: Config, ranks: DistributedContext) -> float:
-    """Mean loss over the unmasked tokens of the evaluation rows, in nats."""
-    mine = local_micro_batches(inputs.evaluation, config, inputs, ranks)
+def evaluate(model: nn.Module, examples: list[Example], batches: Batches, loss: Loss) -> float:
+    """Mean loss over the unmasked tokens of the examples, in nats, without dropout."""
     with eval_mode(model):
-        total = ranks.sum(sum(summed_loss(model, batch, config, ranks).item() for batch in mine))
-    return total / unmasked_tokens(inputs.evaluation)
+        total = loss.context.sum(sum(loss(model, batch).item() for batch in batches.local(examples)))
+    return total / unmasked_tokens(examples)

@@ -1,7 +1,7 @@
-"""A run's own memory: told before it starts, and held against what its second step used.
+"""A run's peak memory: estimated before training, and compared with step 2.
 
-The second, because the first has no moments yet. On CUDA "used" is what the allocator gave out at most, elsewhere
-the bytes of tensors that were alive at most.
+Step 1 is skipped because AdamW allocates its moments during it. Measured is, on CUDA, the most that the allocator gave
+out; elsewhere, the most bytes of tensors that lived at the same time.
 """
 
 from collections.abc import Iterator
@@ -11,109 +11,96 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from ftkit.distributed.mesh import ParallelDims
 from ftkit.memory import Estimate, MemoryPlan, estimate_memory
 from ftkit.memory.estimate import size
 from ftkit.memory.trace import Trace
 from ftkit.memory.tracker import MemoryTracker
 from ftkit.models import meta_model
 
-from .config import Config
+from .config import Run
 from .optimizers import OPTIMIZERS
 
 Batch = dict[str, torch.Tensor]
 
 
-def print_memory_estimate(
-    config: Config, source: str, shape: ParallelDims, dtype: torch.dtype, second_step: list[Batch], cuda: bool
-) -> Estimate | None:
-    """Print the peak of a rank for rows of `max_length`; returns the estimate for the second step's own rows.
+def print_memory_estimate(run: Run, source: str, second_step: list[Batch]) -> Estimate | None:
+    """Print the estimated peak of a rank for sequences of `max_length`.
 
-    `dtype` is what is computed in, `second_step` the micro-batches of rank 0. A model that cannot be traced costs the
-    prediction, not the run: then None, and the reason is printed.
+    Args:
+        source: model name or folder.
+        second_step: the micro-batches of rank 0 in step 2.
+
+    Returns the estimate for `second_step` itself, or None, after printing the reason, for a model that cannot be
+    traced: the run goes on without it.
     """
-    longest = plan_of(config, shape, dtype, config.micro_batch_size, config.max_length, 2, cuda)
-    own = plan_of_step(config, shape, dtype, second_step, cuda)
+    config = run.config
+    longest = plan_of(run, config.micro_batch_size, config.max_length, 2)
+    own = plan_of_step(run, second_step)
     try:
-        told = _estimate(source, longest)
+        estimate = _estimate(source, longest)
         print(
-            f"peak memory of a rank: {size(told.peak)} told for micro-batches of {config.micro_batch_size} rows "
-            f"with {config.max_length} tokens",
+            f"estimated peak memory per rank: {size(estimate.peak)} for micro-batches of {config.micro_batch_size} "
+            f"sequences of {config.max_length} tokens",
             flush=True,
         )
-        return told if own == longest else _estimate(source, own)
+        return estimate if own == longest else _estimate(source, own)
     except Exception as error:
-        print(f"memory cannot be told of this model: {error}", flush=True)
+        print(f"the memory of this model cannot be estimated: {error}", flush=True)
         return None
 
 
-_traces: dict[str, Trace] = {}  # of this process, by design of the model and plan
+def plan_of(run: Run, sequences: int, tokens: int, accumulation: int) -> MemoryPlan:
+    """The memory plan of a run with micro-batches of this size, of which a step accumulates `accumulation`.
 
-
-def _estimate(source: str, plan: MemoryPlan) -> Estimate:
-    """Runs in one process, as in a notebook, may differ in their optimizer alone: they share a trace."""
-    model = meta_model(source)
-    step = replace(plan, optimizer="adamw", child_state="task-free", reserve_p=1.0, kernel="loop")
-    key = f"{model.config.to_json_string(use_diff=False)} {step}"
-    told = estimate_memory(model, plan, traced=_traces.get(key))
-    _traces[key] = told.traced
-    return told
-
-
-def plan_of(
-    config: Config,
-    shape: ParallelDims,
-    dtype: torch.dtype,
-    rows: int,
-    tokens: int,
-    accumulation: int,
-    cuda: bool,
-) -> MemoryPlan:
-    """What `ftkit.finetune` does with micro-batches of `rows` and `tokens`, of which a step has `accumulation`.
-
-    Attention is taken to have a mask: where no row needs padding it has none, and a run uses some percent less.
-
-    Raises ValueError for an optimizer that nothing is known of here.
+    Attention is assumed to have a mask: a micro-batch without padding has none, and uses up to 5 % less.
     """
-    if config.optimizer not in OPTIMIZERS:
-        raise ValueError(
-            f"the memory of optimizer {config.optimizer!r} is not known: add it to ftkit.finetune.optimizers.OPTIMIZERS"
-        )
-    lora, compute = config.method == "lora", str(dtype).removeprefix("torch.")
+    config = run.config
+    compute = str(run.compute_dtype).removeprefix("torch.")
     options = {"r": config.lora_r, "lora_alpha": config.lora_alpha, "target_modules": config.target_modules}
     return MemoryPlan(
-        method="lora" if lora else "frozen" if config.freeze else "full",
-        options=options if lora else {},
+        method="lora" if run.lora else "frozen" if config.freeze else "full",
+        options=options if run.lora else {},
         freeze=config.freeze,
-        **OPTIMIZERS[config.optimizer],
+        **OPTIMIZERS[config.optimizer].memory,
         reserve_p=config.reserve_p,
-        weights=compute if lora else "float32",
+        weights=compute if run.lora else "float32",
         compute=compute,
-        mesh=(shape.dp_replicate, shape.dp_shard, shape.tp),
+        mesh=run.dims,
         reshard_after_forward=config.reshard_after_forward,
-        micro_batch_size=rows,
+        micro_batch_size=sequences,
         max_length=max(tokens, 2),  # a single token has nothing to predict
         accumulation=accumulation,
         activation_checkpointing=config.activation_checkpointing,
-        kernel="foreach" if cuda else "loop",
+        kernel="foreach" if run.device_info.device.type == "cuda" else "loop",
     )
 
 
-def plan_of_step(
-    config: Config, shape: ParallelDims, dtype: torch.dtype, micro_batches: list[Batch], cuda: bool
-) -> MemoryPlan:
-    """As `plan_of`, of the micro-batches of one step on one rank: of the largest, with gradients from one before it."""
-    rows, tokens = max((batch["input_ids"].shape for batch in micro_batches), key=lambda s: s[0] * s[1])
-    # From the second micro-batch on all have the same peak.
-    return plan_of(config, shape, dtype, rows, tokens, min(2, len(micro_batches)), cuda)
+def plan_of_step(run: Run, micro_batches: list[Batch]) -> MemoryPlan:
+    """As `plan_of`, for the micro-batches of one step on one rank: for the largest, after one that left gradients."""
+    sequences, tokens = max((batch["input_ids"].shape for batch in micro_batches), key=lambda s: s[0] * s[1])
+    # From the second micro-batch on, the peak is the same.
+    return plan_of(run, sequences, tokens, min(2, len(micro_batches)))
+
+
+_traces: dict[str, Trace] = {}  # of this process, by model configuration and plan
+
+
+def _estimate(source: str, plan: MemoryPlan) -> Estimate:
+    """As `estimate_memory`. Runs in one process, as in a notebook, share a trace if only their optimizers differ."""
+    model = meta_model(source)
+    step = replace(plan, optimizer="adamw", child_state="task-free", reserve_p=1.0, kernel="loop")
+    key = f"{model.config.to_json_string(use_diff=False)} {step}"
+    estimate = estimate_memory(model, plan, traced=_traces.get(key))
+    _traces[key] = estimate.traced
+    return estimate
 
 
 class MemoryMonitor:
-    """Watches the first two steps of a run, on one rank: `used` is the most bytes that the second had, None before."""
+    """Watches the first two steps of a run on one rank: `used` is the peak of the second in bytes, None before."""
 
     def __init__(self, model: nn.Module, device: torch.device):
         self.model, self.device, self.used = model, device, None
-        self.live = MemoryTracker()
+        self.tracker = MemoryTracker()
 
     @contextmanager
     def step(self, number: int) -> Iterator[None]:
@@ -124,10 +111,10 @@ class MemoryMonitor:
         cuda = self.device.type == "cuda"
         if cuda:
             torch.cuda.reset_peak_memory_stats(self.device)
-        with nullcontext() if cuda else self.live:
+        with nullcontext() if cuda else self.tracker:
             if number == 0:
-                self.live.label(self.model.parameters(), "weights")
-            self.live.peaks.clear()
+                self.tracker.label(self.model.parameters(), "weights")
+            self.tracker.peaks.clear()
             yield
         if number == 1:
-            self.used = torch.cuda.max_memory_allocated(self.device) if cuda else max(self.live.peaks.values())
+            self.used = torch.cuda.max_memory_allocated(self.device) if cuda else max(self.tracker.peaks.values())

@@ -1,55 +1,89 @@
-"""The model and the optimizer of a run, on one process or on shards."""
+"""The model of a run, whole or sharded, and its optimizer."""
 
 import torch
 from torch import nn
+from tqdm.auto import tqdm
 
 from ftkit._compat import conversions_on_load, enable_activation_checkpointing
+from ftkit.batching import global_batch, micro_batches
+from ftkit.child_tuning import fisher_mask, load_masks, save_masks
 from ftkit.distributed.fsdp import apply_compile, apply_parallelism
 from ftkit.distributed.loading import load_from_rank0, load_sharded_model
 from ftkit.distributed.mesh import DistributedContext
 from ftkit.freezing import freeze
+from ftkit.loss import IGNORE_INDEX
 from ftkit.models import load_causal_lm, meta_model
+from ftkit.parameters import decay_groups
 
-from .config import Config, compute_dtype
+from .config import Run
+from .data import TrainingData
 from .lora import attach_lora, base_file_name, reset_adapters
+from .loss import Loss
+from .optimizers import OPTIMIZERS
 
 
-def load_model(config: Config, source: str, ranks: DistributedContext) -> nn.Module:
-    """The model to train: master weights in float32, sharded where there are several ranks."""
-    lora, compute = config.method == "lora", compute_dtype(config, ranks)
+def load_model(run: Run, source: str, context: DistributedContext) -> nn.Module:
+    """The model to train, with master weights in float32, sharded where there are several ranks."""
+    config = run.config
 
     def prepare(model: nn.Module) -> nn.Module:
         if config.activation_checkpointing:
             enable_activation_checkpointing(model)
         if config.compile:
             apply_compile(model)
-        if lora:  # a frozen base needs no master weights
-            model = attach_lora(model.to(compute), config.lora_r, config.lora_alpha, config.target_modules)
+        if run.lora:  # a frozen base needs no master weights
+            model = attach_lora(model.to(run.compute_dtype), **run.lora_options)
         elif config.freeze:
             freeze(model, config.freeze)
         return model.train()
 
-    def split(model: nn.Module) -> nn.Module:
-        return apply_parallelism(model, ranks.mesh, ranks.tp_mesh, compute, config.reshard_after_forward)
+    def build_meta() -> nn.Module:
+        return prepare(meta_model(source))
 
-    def initialise(model: nn.Module) -> None:
-        reset_adapters(model, config.seed)
+    def parallelize(model: nn.Module) -> nn.Module:
+        return apply_parallelism(model, context.mesh, context.tp_mesh, run.compute_dtype, config.reshard_after_forward)
 
-    def whole() -> nn.Module:
+    def load_whole() -> nn.Module:
         model = load_causal_lm(source, dtype=torch.float32)
-        model = prepare(model.to("cpu" if ranks.mesh is not None else ranks.compute.device))
-        initialise(model)
+        model = prepare(model.to("cpu" if context.is_distributed else context.device))
+        reset_adapters(model, config.seed)
         return model
 
-    if ranks.mesh is None:
-        return whole()
+    if not context.is_distributed:
+        return load_whole()
     if conversions_on_load(meta_model(source)):  # its files hold other tensors than the model, as with experts
-        return load_from_rank0(lambda: prepare(meta_model(source)), whole, split, ranks.compute.device)
+        return load_from_rank0(build_meta, load_whole, parallelize, context.device)
     return load_sharded_model(
-        build_empty=lambda: prepare(meta_model(source)),
-        shard=split,
-        source=source,
-        device=ranks.compute.device,
-        file_name=base_file_name if lora else lambda name: name,
-        initialise=initialise,
+        build_meta,
+        parallelize,
+        source,
+        context.device,
+        file_name=base_file_name if run.lora else lambda name: name,
+        initialise=lambda model: reset_adapters(model, config.seed),
     )
+
+
+def make_optimizer(run: Run, model: nn.Module, data: TrainingData, loss: Loss) -> torch.optim.Optimizer:
+    """The run's optimizer over the (sharded) parameters of `model`, without weight decay on norms and biases."""
+    entry = OPTIMIZERS[run.config.optimizer]
+    groups = decay_groups(model.named_parameters(), run.config.weight_decay)
+    return entry.build(groups, run.config, fisher_masks(run, model, data, loss) if entry.needs_masks else None)
+
+
+def fisher_masks(run: Run, model: nn.Module, data: TrainingData, loss: Loss) -> dict[str, torch.Tensor]:
+    """Masks of the weights with the largest Fisher information on the first examples of the first epoch.
+
+    They are stored in OUTPUT/masks.safetensors, and a resumed run reads them from there.
+    """
+    config, path = run.config, run.output / "masks.safetensors"
+    if not run.resume:
+        examples = global_batch(data.train, 0, min(config.fisher_rows, len(data.train)), config.seed)
+        progress = tqdm(examples, desc="Fisher information", disable=not loss.context.is_main_process)
+        # Every rank takes every example: only the average of equal gradients is an example's gradient.
+        batches = (micro_batches([example], 1, data.pad_id, 0, 1)[0] for example in progress)
+
+        def mean_loss(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+            return loss(model, batch) / (batch["labels"][:, 1:] != IGNORE_INDEX).sum()
+
+        save_masks(fisher_mask(model, batches, config.reserve_p, loss=mean_loss), path)
+    return load_masks(path)

@@ -1,57 +1,44 @@
-from pathlib import Path
+"""The program's optimizers by name: how each is built, and what the memory estimate has to know of it."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import torch
-from torch import nn
-from tqdm.auto import tqdm
 
-from ftkit.batching import global_batch, micro_batches
-from ftkit.child_tuning import ChildTuningAdamW, fisher_mask, load_masks, save_masks
-from ftkit.distributed.mesh import DistributedContext
-from ftkit.loss import IGNORE_INDEX
-from ftkit.parameters import decay_groups
+from ftkit.child_tuning import ChildTuningAdamW
 
-from .config import Config, choices
-from .data import TrainingData
-from .loss import summed_loss
+Groups = list[dict]  # parameter groups, as `ftkit.decay_groups` makes them
+Masks = Mapping[str, torch.Tensor]  # parameter name -> bool tensor, as `fisher_mask` makes them
 
-# What an optimizer of the program is to an estimate: every one that it has, so that a new one cannot pass for another.
+
+@dataclass(frozen=True)
+class OptimizerEntry:
+    """An optimizer that `--optimizer` can name. To add one, add it to OPTIMIZERS.
+
+    `build` takes the parameter groups, the run's `Config` and, where `needs_masks`, Fisher masks. `memory` are the
+    fields of `ftkit.memory.MemoryPlan` that describe its states.
+    """
+
+    build: Callable[..., torch.optim.Optimizer]
+    memory: dict[str, str] = field(default_factory=dict)
+    needs_masks: bool = False
+
+
+def _adamw(groups: Groups, config, masks: None) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(groups, lr=config.lr)
+
+
+def _child_tuning(groups: Groups, config, masks: Masks | None) -> torch.optim.Optimizer:
+    options = {"lr": config.lr, "reserve_p": config.reserve_p, "seed": config.seed}
+    if masks is not None:
+        options |= {"mode": "task-dependent", "gradient_mask": masks}
+    return ChildTuningAdamW(groups, **options)
+
+
 OPTIMIZERS = {
-    "adamw": {"optimizer": "adamw"},
-    "child-tuning": {"optimizer": "child-tuning", "child_state": "task-free"},
-    "child-tuning-d": {"optimizer": "child-tuning", "child_state": "compact"},
+    "adamw": OptimizerEntry(_adamw, {"optimizer": "adamw"}),
+    "child-tuning": OptimizerEntry(_child_tuning, {"optimizer": "child-tuning", "child_state": "task-free"}),
+    "child-tuning-d": OptimizerEntry(
+        _child_tuning, {"optimizer": "child-tuning", "child_state": "compact"}, needs_masks=True
+    ),
 }
-
-
-def make_optimizer(
-    config: Config, model: nn.Module, inputs: TrainingData, ranks: DistributedContext
-) -> torch.optim.Optimizer:
-    """Raises ValueError for an optimizer that is not one of the program's."""
-    groups = decay_groups(model.named_parameters(), config.weight_decay)
-    child = {"lr": config.lr, "reserve_p": config.reserve_p, "seed": config.seed}
-    match config.optimizer:
-        case "adamw":
-            return torch.optim.AdamW(groups, lr=config.lr)
-        case "child-tuning":
-            return ChildTuningAdamW(groups, **child)
-        case "child-tuning-d":
-            masks = child_masks(config, model, inputs, ranks)
-            return ChildTuningAdamW(groups, **child, mode="task-dependent", gradient_mask=masks)
-    raise ValueError(f"--optimizer is {config.optimizer!r}: give one of {', '.join(choices('optimizer'))}")
-
-
-def child_masks(
-    config: Config, model: nn.Module, inputs: TrainingData, ranks: DistributedContext
-) -> dict[str, torch.Tensor]:
-    """The weights of largest Fisher information on the first rows of the first epoch, kept for a resumed run."""
-    path = Path(config.output, "masks.safetensors")
-    if not config.resume:
-        rows = global_batch(inputs.train, 0, min(config.fisher_rows, len(inputs.train)), config.seed)
-        each = tqdm(rows, desc="Fisher information", disable=not ranks.is_first)
-        # Every rank takes every row: only the average of equal gradients is an example's gradient.
-        batches = (micro_batches([row], 1, inputs.pad_id, 0, 1)[0] for row in each)
-
-        def loss(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-            return summed_loss(model, batch, config, ranks) / (batch["labels"][:, 1:] != IGNORE_INDEX).sum()
-
-        save_masks(fisher_mask(model, batches, config.reserve_p, loss=loss), path)
-    return load_masks(path)

@@ -1,196 +1,216 @@
 """Fine-tune a causal language model on conversations: one process on a CPU, or N GPUs on M nodes.
 
-    python -m ftkit.finetune --output runs/first
+    ftkit finetune --output runs/first
     torchrun --nproc-per-node 2 -m ftkit.finetune --output runs/sharded --optimizer child-tuning
     torchrun --nproc-per-node 8 -m ftkit.finetune run.yaml
 
-The batch size is global, and the loss is the mean over all unmasked tokens of the global batch: any number
-of ranks, on any mesh, computes the same thing.
+The batch size is global, and the loss is the mean over all unmasked tokens of the global batch: any number of ranks, on
+any mesh, computes the same thing.
 """
 
-import json
-import os
 import sys
 import time
 from contextlib import nullcontext
 from dataclasses import asdict
 from datetime import timedelta
-from pathlib import Path
 
 import torch
 import yaml
 from torch import nn
-from tqdm.auto import tqdm
 from transformers import HfArgumentParser, get_scheduler
 
-from ftkit.batching import Example, check_no_leak, global_batch, steps_per_epoch
-from ftkit.distributed import launch, mesh
-from ftkit.distributed.checkpoint import Checkpoints, full_state_dict, latest_checkpoint
-from ftkit.distributed.device import pick_device
-from ftkit.distributed.fsdp import check_compiler
+from ftkit._arguments import describe_unknown
+from ftkit.batching import Example, check_no_leak
+from ftkit.distributed.checkpoint import Checkpoints, full_state_dict
 from ftkit.distributed.grad_clip import clip_grad_norm_
+from ftkit.distributed.launch import env_rank, launch_id, run_distributed
 from ftkit.distributed.mesh import DistributedContext
 from ftkit.distributed.preemption import PreemptionHandler
 from ftkit.memory import Estimate, compare
 
-from .config import Config, compute_dtype, validate
-from .data import TrainingData, read_training_data
+from .config import Config, Run, validate
+from .data import Batches, TrainingData, make_batches, read_training_data
 from .export import export_lora, export_weights
-from .loss import accumulate_gradients, evaluate, local_micro_batches
+from .loss import Loss, accumulate_gradients, evaluate
 from .memory import MemoryMonitor, print_memory_estimate
-from .model import load_model
-from .optimizers import make_optimizer
+from .metrics import Logger, MetricsFile
+from .model import load_model, make_optimizer
+
+Schedule = torch.optim.lr_scheduler.LRScheduler
 
 
-def train(
-    config: Config,
-    inputs: TrainingData,
-    ranks: DistributedContext,
+def fine_tune(
+    run: Run,
+    data: TrainingData,
+    context: DistributedContext,
     preemption: PreemptionHandler,
-    told: Estimate | None = None,
+    estimate: Estimate | None = None,
 ) -> None:
-    output = Path(config.output)
-    model = load_model(config, inputs.source, ranks)
-    optimizer = make_optimizer(config, model, inputs, ranks)  # of the sharded parameters
-    if config.packing:  # afterwards, for a forward pass leaves the root's parameters gathered
-        check_no_leak(model, ranks.compute.device)
-    steps = config.max_steps or round(config.epochs * steps_per_epoch(inputs.train, config.batch_size))
+    """A whole run on this rank: load, train, checkpoint, export.
+
+    Args:
+        preemption: asked after every step whether the run should checkpoint and stop.
+        estimate: of the peak memory of step 2, which is then measured and compared.
+    """
+    config, loss = run.config, Loss(context, run.compute_dtype)
+    model = load_model(run, data.source, context)
+    optimizer = make_optimizer(run, model, data, loss)  # of the sharded parameters
+    if config.packing:  # afterwards, because a forward pass leaves the root's parameters unsharded
+        check_no_leak(model, context.device)
+    batches = make_batches(run, data, context)
+    steps = config.max_steps or round(config.epochs * batches.steps_per_epoch)
     schedule = get_scheduler("linear", optimizer, round(config.warmup_ratio * steps), steps)
-    about = {"model": inputs.source, "method": config.method, "optimizer": config.optimizer}
-    lora = config.method == "lora"  # whose base comes back from its own files
-    checkpoints = Checkpoints(output / "checkpoints", about, ranks, trainable_only=lora)
+    metadata = {"model": data.source, "method": config.method, "optimizer": config.optimizer}
+    # The frozen base of a LoRA run comes back from its own files.
+    checkpoints = Checkpoints(run.checkpoints, metadata, context, trainable_only=run.lora)
     first = 0
-    if config.resume:
+    if run.resume:
         saved = checkpoints.load(model, optimizer, {"schedule": schedule.state_dict()})
         schedule.load_state_dict(saved["schedule"])
         first = saved["step"]
-    metrics = MetricsFile(output / "metrics.jsonl", first) if ranks.is_first else None
     last = min(steps, config.stop_after or steps)
-    progress = tqdm(range(first, last), initial=first, total=last, desc="fine-tune", disable=not ranks.is_first)
-    memory = MemoryMonitor(model, ranks.compute.device)
-    for step in progress:
+    file = MetricsFile(run.output / "metrics.jsonl", first) if context.is_main_process else None
+    logger = Logger(file, first, last)
+    done = train(
+        model,
+        optimizer,
+        schedule,
+        batches,
+        loss,
+        checkpoints,
+        logger,
+        steps=range(first, last),
+        max_grad_norm=config.max_grad_norm,
+        evaluation=data.evaluation,
+        eval_every=config.eval_every,
+        save_every=config.save_every,
+        preemption=preemption,
+        estimate=estimate,
+    )
+    checkpoints.finish()
+    logger.close()
+    if done == steps:
+        export(run, model, data, context)
+    elif context.is_main_process:
+        print(f"stopped after step {done} of {steps}: run the same command with --resume to continue")
+
+
+def train(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    schedule: Schedule,
+    batches: Batches,
+    loss: Loss,
+    checkpoints: Checkpoints,
+    logger: Logger,
+    *,
+    steps: range,
+    max_grad_norm: float,
+    evaluation: list[Example],
+    eval_every: int,
+    save_every: int,
+    preemption: PreemptionHandler,
+    estimate: Estimate | None = None,
+) -> int:
+    """The training loop, for `steps` of the run or until it is preempted. Returns the number of steps done in all.
+
+    It evaluates and checkpoints every so many steps (0: never) and after the last one.
+    """
+    monitor, done = MemoryMonitor(model, loss.context.device), steps.start
+    for step in steps:
         start = time.perf_counter()
-        batch = global_batch(inputs.train, step, config.batch_size, config.seed)
-        with memory.step(step - first) if told else nullcontext():
-            measured = take_step(model, optimizer, schedule, batch, inputs, config, ranks)
+        examples = batches[step]
+        with monitor.step(step - steps.start) if estimate else nullcontext():
+            measured = take_step(model, optimizer, schedule, examples, batches, loss, max_grad_norm)
         seconds = time.perf_counter() - start
-        if told and step - first == 1:
-            tqdm.write(compare(told, memory.used))
-        row = {"step": step + 1, **measured, "seconds": round(seconds, 4)}
-        row["tokens_per_second"] = round(sum(len(r["input_ids"]) for r in batch) / seconds)
-        if stopped := preemption.asked(ranks):
-            last = step + 1
-        done = step + 1 == last
-        if inputs.evaluation and (done or (config.eval_every and (step + 1) % config.eval_every == 0)):
-            row["eval_loss"] = evaluate(model, inputs, config, ranks)
-        if metrics:
-            metrics.write(row)
-            progress.set_postfix(loss=f"{measured['loss']:.3f}")
-        if done or (config.save_every and (step + 1) % config.save_every == 0):
-            checkpoints.save(step + 1, model, optimizer, {"schedule": schedule.state_dict()})
+        if estimate and step - steps.start == 1:
+            logger.say(compare(estimate, monitor.used))
+        done = step + 1
+        record = {"step": done, **measured, "seconds": round(seconds, 4)}
+        record["tokens_per_second"] = round(sum(len(example["input_ids"]) for example in examples) / seconds)
+        stopped = preemption.asked(loss.context)
+        ends = stopped or done == steps.stop
+        if evaluation and (ends or (eval_every and done % eval_every == 0)):
+            record["eval_loss"] = evaluate(model, evaluation, batches, loss)
+        logger.log(record)
+        if ends or (save_every and done % save_every == 0):
+            checkpoints.save(done, model, optimizer, {"schedule": schedule.state_dict()})
         if stopped:
             break
-    checkpoints.finish()
-    if last == steps:
-        export(model, inputs, config, ranks)
-    elif ranks.is_first:
-        print(f"stopped after step {last} of {steps}: run the same command with --resume to go on")
+    return done
 
 
 def take_step(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LRScheduler,
-    batch: list[Example],
-    inputs: TrainingData,
-    config: Config,
-    ranks: DistributedContext,
+    schedule: Schedule,
+    examples: list[Example],
+    batches: Batches,
+    loss: Loss,
+    max_grad_norm: float,
 ) -> dict[str, float]:
-    """One step of the optimizer on a global batch; returns its loss, learning rate and gradient norm."""
-    loss = accumulate_gradients(model, batch, inputs, config, ranks)
-    # Clipped before child-tuning masks: the norm is that of the whole gradient, as in every other run.
-    norm = clip_grad_norm_(model.parameters(), config.max_grad_norm)
+    """One optimizer step on a global batch; returns its loss, learning rate and gradient norm."""
+    mean = accumulate_gradients(model, examples, batches, loss)
+    # Clipped before child-tuning masks: the norm is that of the whole gradient, as with every other optimizer.
+    norm = clip_grad_norm_(model.parameters(), max_grad_norm)
     lr = schedule.get_last_lr()[0]
     optimizer.step()
     schedule.step()
     optimizer.zero_grad()
-    return {"loss": loss, "lr": lr, "grad_norm": norm}
+    return {"loss": mean, "lr": lr, "grad_norm": norm}
 
 
-def estimate_run(config: Config, inputs: TrainingData) -> Estimate | None:
-    """What this run will use, told by rank 0 before there is a process group."""
-    world_size = launch.env_world_size()
-    shape = mesh.parse_parallel_dims(config.mesh, world_size)
-    compute = pick_device(int(os.environ.get("LOCAL_RANK", 0)), world_size)
-    ranks = DistributedContext(0, world_size, compute, None, None, shape)
-    batches = local_micro_batches(global_batch(inputs.train, 1, config.batch_size, config.seed), config, inputs, ranks)
-    cuda = compute.device.type == "cuda"
-    return print_memory_estimate(config, inputs.source, shape, compute_dtype(config, ranks), batches, cuda)
+def estimate_run(run: Run, data: TrainingData) -> Estimate | None:
+    """Print what this run will use at most, and estimate its step 2, before there is a process group."""
+    batches = make_batches(run, data, run.context_before_launch())
+    return print_memory_estimate(run, data.source, batches.local(batches[1]))
 
 
-def export(model: nn.Module, inputs: TrainingData, config: Config, ranks: DistributedContext) -> None:
-    """Write `OUTPUT/model`, an ordinary Hugging Face folder, and of a LoRA run `OUTPUT/adapter` beside it."""
-    lora, output = config.method == "lora", Path(config.output)
-    state = full_state_dict(model, trainable_only=lora)
-    if not ranks.is_first:
+def export(run: Run, model: nn.Module, data: TrainingData, context: DistributedContext) -> None:
+    """Write OUTPUT/model, an ordinary Hugging Face folder, and for a LoRA run OUTPUT/adapter beside it."""
+    state = full_state_dict(model, trainable_only=run.lora)
+    if not context.is_main_process:
         return
-    if lora:
-        options = {"r": config.lora_r, "alpha": config.lora_alpha, "target_modules": config.target_modules}
-        folders = output / "adapter", output / "model"
-        print(export_lora(state, options, inputs.source, inputs.tokenizer, inputs.train[:2], *folders))
+    if run.lora:
+        folders = run.output / "adapter", run.output / "model"
+        print(export_lora(state, run.lora_options, data.source, data.tokenizer, data.train[:2], *folders))
     else:
-        export_weights(state, inputs.source, inputs.tokenizer, output / "model")
+        export_weights(state, data.source, data.tokenizer, run.output / "model")
+
+
+def parse_config(arguments: list[str]) -> Config:
+    """The settings on a command line, or in the one YAML file that it names."""
+    parser = HfArgumentParser(Config, prog="ftkit finetune", description=__doc__.partition("\n")[0])
+    if len(arguments) == 1 and arguments[0].endswith((".yaml", ".yml")):
+        return parser.parse_yaml_file(arguments[0])[0]
+    config, unknown = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True)
+    if unknown:
+        raise ValueError(describe_unknown(parser, unknown))
+    return config
 
 
 def main(arguments: list[str] | None = None) -> None:
-    arguments = sys.argv[1:] if arguments is None else arguments
-    parser = HfArgumentParser(Config, prog="python -m ftkit.finetune", description=__doc__.partition("\n")[0])
     try:
-        if len(arguments) == 1 and arguments[0].endswith((".yaml", ".yml")):
-            (config,) = parser.parse_yaml_file(arguments[0])
-        else:
-            (config,) = parser.parse_args_into_dataclasses(arguments)
-        output = Path(config.output)
-        again = launch.is_same_launch(output) and latest_checkpoint(output / "checkpoints") is not None
-        config.resume = config.resume or again
-        validate(config)
-        if config.compile:
-            check_compiler(pick_device().device)
-        inputs = read_training_data(config)
+        run = validate(parse_config(sys.argv[1:] if arguments is None else arguments))
+        data = read_training_data(run)
     except (ValueError, OSError) as error:
-        if launch.env_rank() == 0:
+        if env_rank() == 0:
             print(f"error: {error}", file=sys.stderr, flush=True)
         else:
             time.sleep(3)  # torchrun ends every rank when the first one fails: let rank 0 speak
         raise SystemExit(2) from None
 
-    told = estimate_run(config, inputs) if launch.env_rank() == 0 else None
+    estimate = estimate_run(run, data) if env_rank() == 0 else None
 
-    def start(ranks: DistributedContext) -> None:
-        ranks.barrier()  # every rank has seen that the output folder is free
-        if ranks.is_first and not config.resume:
-            output.mkdir(parents=True, exist_ok=True)
-            (output / "config.yaml").write_text(yaml.safe_dump(asdict(config), sort_keys=False))
-        if ranks.is_first:
-            (output / "launch").write_text(launch.launch_id())
-        ranks.barrier()
+    def start(context: DistributedContext) -> None:
+        context.barrier()  # every rank has seen that the output folder is free
+        if context.is_main_process and not run.resume:
+            run.output.mkdir(parents=True, exist_ok=True)
+            (run.output / "config.yaml").write_text(yaml.safe_dump(asdict(run.config), sort_keys=False))
+        if context.is_main_process:
+            (run.output / "launch").write_text(launch_id())
+        context.barrier()
         with PreemptionHandler() as preemption:
-            train(config, inputs, ranks, preemption, told)
+            fine_tune(run, data, context, preemption, estimate)
 
-    launch.run_distributed(start, config.mesh, timedelta(minutes=config.timeout))
-
-
-class MetricsFile:
-    """Opened for a run that goes on after `first_step`: lines of steps that it will do again are dropped."""
-
-    def __init__(self, path: Path, first_step: int):
-        self.path = path
-        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-        # A crash can leave half a line at the end.
-        rows = [json.loads(line) for line in lines if line.endswith("}\n")]
-        kept = [json.dumps(row) + "\n" for row in rows if row["step"] <= first_step]
-        path.write_text("".join(kept))
-
-    def write(self, row: dict) -> None:
-        with self.path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+    run_distributed(start, run.config.mesh, timedelta(minutes=run.config.timeout))

@@ -12,6 +12,8 @@ import json
 import logging
 import sys
 
+from ftkit._arguments import parse
+
 from .estimate import GIB, Estimate, estimate_memory, table
 from .plan import CHILD_STATES, DTYPES, KERNELS, METHODS, OPTIMIZERS, SIZES, MemoryPlan, published_meta_model
 
@@ -19,7 +21,7 @@ from .plan import CHILD_STATES, DTYPES, KERNELS, METHODS, OPTIMIZERS, SIZES, Mem
 def parser() -> argparse.ArgumentParser:
     plan = MemoryPlan()
     made = argparse.ArgumentParser(
-        prog="python -m ftkit.memory",
+        prog="ftkit memory",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -78,7 +80,7 @@ def as_json(found: Estimate, given: argparse.Namespace) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     made = parser()
-    given = made.parse_args(arguments)
+    given = parse(made, arguments)
     logging.disable(logging.WARNING)  # transformers warns of tokens that a tiny vocabulary lacks
     try:
         found = estimate_memory(published_meta_model(given.model), plan_of(given), every_layer=given.every_layer)

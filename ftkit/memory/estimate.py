@@ -25,7 +25,7 @@ from .tracker import KINDS
 
 def communication(model: nn.Module, plan: MemoryPlan) -> dict[str, int]:
     """Bytes sent a step by operation, of a model whose training parts are chosen, whole."""
-    replicate, shard, tp = plan.mesh
+    replicate, shard, tp = plan.mesh.sizes
     sent = Counter()
     layers = [parameter for layer in decoder_layers(model) for parameter in layer.parameters()]
     in_layers = {id(parameter) for parameter in layers}
@@ -91,7 +91,7 @@ def block(length: int, parts: int, index: int) -> slice:
 
 def region(shape: torch.Size, plan: MemoryPlan, rank: int, along: int | None = None) -> tuple[slice, ...]:
     """Where a rank's part of a parameter lies; tensor parallelism cuts `along`, then `fully_shard` by rows."""
-    _, shard, tp = plan.mesh
+    shard, tp = plan.mesh.dp_shard, plan.mesh.tp
     cuts = [slice(0, length) for length in shape]
     if along is not None:
         cuts[along] = block(shape[along], tp, rank % tp)
@@ -110,7 +110,7 @@ def numel(cuts: tuple[slice, ...]) -> int:
 
 def parts(model: nn.Module, plan: MemoryPlan, rank: int) -> Iterator[tuple[str, nn.Parameter, tuple[slice, ...]]]:
     """Name, whole parameter and the rank's region of it; tied weights once."""
-    along = tp_shard_dims(model) if plan.mesh[2] > 1 else {}
+    along = tp_shard_dims(model) if plan.mesh.tp > 1 else {}
     for name, parameter in model.named_parameters():
         yield name, parameter, region(parameter.shape, plan, rank, along.get(id(parameter)))
 
@@ -291,7 +291,7 @@ def validate(model: nn.Module, plan: MemoryPlan) -> None:
     positions = getattr(config, "n_positions", None)  # a table of them: rotary models compute any
     if positions and plan.max_length > positions:
         raise ValueError(f"max_length is {plan.max_length}, and the model has {positions} positions")
-    tp = plan.mesh[2]
+    tp = plan.mesh.tp
     if tp == 1:
         return
     if plan.method == "lora":
@@ -313,7 +313,7 @@ def size(count: int) -> str:
 def table(estimate: Estimate) -> str:
     """Held between passes, the peak and its parts, and what a rank sends in a step."""
     plan = estimate.plan
-    ranks = "×".join(map(str, plan.mesh))
+    ranks = "×".join(map(str, plan.mesh.sizes))
     lines = [f"bytes on one of {plan.world_size} rank(s), mesh {ranks} (dp_replicate × dp_shard × tp)"]
     held = {"weights": estimate.weights, "gradients": estimate.gradients, "optimizer": estimate.optimizer}
     lines += [f"  {kind:14} {size(count):>14}" for kind, count in held.items()]

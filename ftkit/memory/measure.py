@@ -45,7 +45,7 @@ def measure_memory(
     validate(model, plan)
     if plan.moments not in ("", "float32" if plan.child_tuning else plan.weights):
         raise ValueError(f"moments in {plan.moments} can be estimated; no optimizer here keeps them: leave it out")
-    if plan.world_size > 1 and (mesh is None or mesh.shape != plan.mesh):
+    if plan.world_size > 1 and (mesh is None or mesh.shape != plan.mesh.sizes):
         raise ValueError(f"the plan's mesh is {plan.mesh}, and the one given is {mesh and mesh.shape}")
     device = next(model.parameters()).device
     vocabulary = unwrap_peft(model).config.get_text_config().vocab_size

@@ -1,6 +1,5 @@
 """What a training step is planned to be: everything besides the model that decides about its bytes."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +8,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from ftkit.distributed.mesh import ParallelDims
 from ftkit.models import CustomCodeError, load_config, resolve_model
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -35,7 +35,7 @@ class MemoryPlan:
     compute: str = "float32"  # of gathered weights and of activations
     moments: str = ""  # of AdamW's two moments; "" for what the optimizer does by itself
     master_copy: bool = False  # a float32 copy of what trains, for weights in fewer bits
-    mesh: tuple[int, int, int] = (1, 1, 1)  # ranks: dp_replicate, dp_shard, tp
+    mesh: ParallelDims = field(default_factory=ParallelDims)  # or a tuple dp_replicate, dp_shard, tp
     ddp: bool = False  # replicas are DistributedDataParallel's, which ftkit.finetune never uses: it has fully_shard
     reshard_after_forward: bool = True  # free a layer's gathered weights after its forward pass
     micro_batch_size: int = 8  # rows of a forward pass on one rank
@@ -53,7 +53,10 @@ class MemoryPlan:
         for name in ("weights", "compute", "moments"):
             if getattr(self, name) not in (*DTYPES, *([""] if name == "moments" else [])):
                 raise ValueError(f"{name} is {getattr(self, name)!r}: give one of {', '.join(DTYPES)}")
-        if len(self.mesh) != 3 or any(not isinstance(size, int) or size < 1 for size in self.mesh):
+        if not isinstance(self.mesh, ParallelDims) and len(self.mesh) == 3:
+            object.__setattr__(self, "mesh", ParallelDims(*self.mesh))
+        sizes = self.mesh.sizes if isinstance(self.mesh, ParallelDims) else ()
+        if not sizes or any(not isinstance(size, int) or size < 1 for size in sizes):
             raise ValueError(
                 f"mesh is {self.mesh}: give three whole numbers from 1, dp_replicate,dp_shard,tp, as in 1,8,1"
             )
@@ -66,7 +69,7 @@ class MemoryPlan:
             raise ValueError(f"loss_chunk is {self.loss_chunk}: give a number of tokens, or 0 for all at once")
         if not 0 < self.reserve_p <= 1:
             raise ValueError(f"reserve_p is {self.reserve_p}: give a probability above 0 and at most 1")
-        if self.ddp and self.mesh[1:] != (1, 1):
+        if self.ddp and self.mesh.sizes[1:] != (1, 1):
             raise ValueError(
                 f"ddp copies the model to every rank, and mesh {self.mesh} cuts it: give a mesh such as 4,1,1"
             )
@@ -81,7 +84,7 @@ class MemoryPlan:
 
     @property
     def world_size(self) -> int:
-        return math.prod(self.mesh)
+        return self.mesh.world_size
 
     @property
     def sharded(self) -> bool:

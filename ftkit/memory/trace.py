@@ -12,11 +12,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
 
 from ftkit._compat import fake_ranks, fake_tensors, fill_from_meta
 from ftkit._modules import decoder_layers
-from ftkit.distributed.mesh import DIMENSIONS
 
 from . import step
 from .plan import MemoryPlan
@@ -88,7 +86,7 @@ def extrapolate(model: nn.Module, plan: MemoryPlan, layers: int) -> Trace:
     if plan.world_size == 1 or plan.ddp:  # DDP's own buffers are added where states are
         return _run(small, plan, None, vocabulary)
     with fake_ranks(plan.world_size):
-        mesh = init_device_mesh("cpu", plan.mesh, mesh_dim_names=DIMENSIONS)
+        mesh = plan.mesh.build_mesh("cpu")
         return _run(small, plan, mesh, vocabulary)
 
 
@@ -110,7 +108,7 @@ def _run(model: nn.Module, plan: MemoryPlan, mesh, vocabulary: int) -> Trace:
         fill_from_meta(model)
         step.mark_layers(model, live)
         step.label_gradients(model, live)
-        if plan.mesh[2] > 1:  # DTensor plans each operation when it first meets it, with tensors of its own
+        if plan.mesh.tp > 1:  # DTensor plans each operation when it first meets it, with tensors of its own
             step.forward_and_backward(model, plan, vocabulary)
             model.zero_grad()
         with live:

@@ -639,19 +639,19 @@ from ftkit.child_tuning import ChildTuningAdamW
 from ftkit.distributed import launch
 
 
-def main(ranks):
+def main(context):
     model = baby_model()
-    fully_shard(model, mesh=ranks.mesh)  # first
+    fully_shard(model, mesh=context.mesh)  # first
     named = model.named_parameters()  # of the sharded model
     optimizer = ChildTuningAdamW(named, lr=0.01, weight_decay=0.1, reserve_p=0.3, seed=7)
-    inputs, targets = (part.chunk(ranks.world_size)[ranks.rank] for part in toy_batch())
+    inputs, targets = (part.chunk(context.world_size)[context.rank] for part in toy_batch())
     for _ in range(20):
         backward(model, inputs, targets)
         optimizer.step()
     rows = [len(weight.to_local()) for weight in model.parameters()]
-    print(f"rank {ranks.rank} holds rows of each tensor: {rows}", flush=True)
+    print(f"rank {context.rank} holds rows of each tensor: {rows}", flush=True)
     weights = {name: p.detach().full_tensor() for name, p in model.named_parameters()}
-    if ranks.is_first:
+    if context.is_main_process:
         save_file(weights, "sharded.safetensors")
 
 
@@ -822,11 +822,11 @@ from ftkit.child_tuning import ChildTuningAdamW
 from ftkit.distributed import launch
 
 
-def train(ranks, reserve_p, own_masks):
+def train(context, reserve_p, own_masks):
     model = torch.nn.parallel.DistributedDataParallel(baby_model())
-    torch.manual_seed(7 + ranks.rank)  # so that dropout would differ
+    torch.manual_seed(7 + context.rank)  # so that dropout would differ
     optimizer = ChildTuningAdamW(model.named_parameters(), lr=0.01, reserve_p=reserve_p)
-    inputs, targets = (part.chunk(ranks.world_size)[ranks.rank] for part in toy_batch())
+    inputs, targets = (part.chunk(context.world_size)[context.rank] for part in toy_batch())
     for _ in range(20):
         backward(model, inputs, targets)
         for weight in model.parameters() if own_masks else []:
@@ -836,10 +836,10 @@ def train(ranks, reserve_p, own_masks):
     return model.module.state_dict()
 
 
-def main(ranks):
+def main(context):
     # With reserve_p = 1 the optimizer is AdamW, and the masks are the rank's own.
-    save_file(train(ranks, 1.0, own_masks=True), f"own-{ranks.rank}.safetensors")
-    save_file(train(ranks, 0.3, own_masks=False), f"keyed-{ranks.rank}.safetensors")
+    save_file(train(context, 1.0, own_masks=True), f"own-{context.rank}.safetensors")
+    save_file(train(context, 0.3, own_masks=False), f"keyed-{context.rank}.safetensors")
 
 
 launch.run_distributed(main)

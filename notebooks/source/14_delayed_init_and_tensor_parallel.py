@@ -172,12 +172,12 @@ from ftkit.models import meta_model
 full = partial(load, dtype=torch.float32)
 
 
-def routes(ranks):
+def routes(context):
     """Each way to load, as a function without arguments; the last two shard nothing."""
     start, cut, cpu = (
         partial(meta_model, "big"),
-        partial(apply_fsdp, mesh=ranks.mesh),
-        ranks.compute.device,
+        partial(apply_fsdp, mesh=context.mesh),
+        context.device,
     )
     return {
         "every rank": lambda: cut(full()),
@@ -203,18 +203,18 @@ from ftkit.distributed.launch import run_forked
 ids = torch.arange(32).view(2, 16)
 
 
-def main(ranks):
+def main(context):
     measured = {}
-    for name, route in routes(ranks).items():
+    for name, route in routes(context).items():
         with peak_own_bytes() as peak:
             model = route()
         with torch.no_grad():
             loss = model(input_ids=ids, labels=ids).loss.item()
         del model
-        peaks = [None] * ranks.world_size
+        peaks = [None] * context.world_size
         dist.all_gather_object(peaks, peak[0] / 1e6)
         measured[name] = {"MB": peaks, "loss": loss}
-    if ranks.is_first:
+    if context.is_main_process:
         Path("peaks.json").write_text(json.dumps(measured))
 
 
@@ -579,16 +579,16 @@ def whole(tensor):
     return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().clone()
 
 
-def step(model, ids, name, ranks):
+def step(model, ids, name, context):
     """One step of SGD; rank 0 saves mean loss, gradients, their norm and the weights."""
     loss = model(input_ids=ids, labels=ids).loss
     loss.backward()
-    found = {"loss": torch.tensor(ranks.sum(loss.item()) / ranks.data_size)}
+    found = {"loss": torch.tensor(context.sum(loss.item()) / context.dp_size)}
     found |= {f"grad {n}": whole(p.grad) for n, p in model.named_parameters()}
     found["norm"] = torch.tensor(clip_grad_norm_(model.parameters(), 0.5))
     torch.optim.SGD(model.parameters(), lr=0.1).step()
     found |= {f"weight {n}": whole(p) for n, p in model.named_parameters()}
-    if ranks.is_first:
+    if context.is_main_process:
         save_file(found, f"{name}.safetensors")
 
 
@@ -634,16 +634,16 @@ from torch.distributed.tensor.debug import CommDebugMode
 from ftkit.distributed.launch import run_forked
 
 
-def main(ranks):
+def main(context):
     ids = torch.arange(256).view(8, 32)
-    step(by_hand(ranks.tp_mesh, output_layouts=Partial()), ids, "no_sum", ranks)
-    model = by_hand(ranks.tp_mesh)
-    step(model, ids, "by_hand", ranks)
+    step(by_hand(context.tp_mesh, output_layouts=Partial()), ids, "no_sum", context)
+    model = by_hand(context.tp_mesh)
+    step(model, ids, "by_hand", context)
     with CommDebugMode() as forward:
         out = model.model.layers[0].mlp(torch.ones(4, 128, requires_grad=True))
     with CommDebugMode() as backward:
         out.sum().backward()
-    if ranks.is_first:
+    if context.is_main_process:
         sums = {"forward": forward.get_total_counts(), "backward": backward.get_total_counts()}
         Path("sums.json").write_text(json.dumps(sums))
 
@@ -671,14 +671,14 @@ from ftkit.distributed.tensor_parallel import apply_tensor_parallel
 from ftkit.models import meta_model, resolve_model
 
 
-def both_cuts(ranks):
+def both_cuts(context):
     """The base model of which each rank has read its part, cut by the model's own plan and by FSDP2."""
 
     def cut(model):
-        return apply_fsdp(apply_tensor_parallel(model, ranks.tp_mesh), ranks.mesh)
+        return apply_fsdp(apply_tensor_parallel(model, context.tp_mesh), context.mesh)
 
     base = resolve_model()
-    return load_sharded_model(lambda: meta_model(base), cut, base, ranks.compute.device)
+    return load_sharded_model(lambda: meta_model(base), cut, base, context.device)
 
 
 # %%
@@ -692,18 +692,18 @@ from step import step
 from ftkit.distributed.launch import run_forked
 
 
-def main(ranks):
-    rows = torch.arange(256).view(8, 32).chunk(ranks.data_size)
-    step(both_cuts(ranks), rows[0], "same_rows", ranks)
-    model = both_cuts(ranks)
-    step(model, rows[ranks.data_rank], "two_d", ranks)
+def main(context):
+    rows = torch.arange(256).view(8, 32).chunk(context.dp_size)
+    step(both_cuts(context), rows[0], "same_rows", context)
+    model = both_cuts(context)
+    step(model, rows[context.dp_rank], "two_d", context)
     w = model.model.layers[0].self_attn.o_proj.weight
     said = f"o_proj lies {w.placements}, {tuple(w.to_local().shape)} of {tuple(w.shape)}"
     try:
         torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
     except RuntimeError as error:
         said += f"\ntorch's clip_grad_norm_: {str(error).splitlines()[0]}"
-    if ranks.is_first:
+    if context.is_main_process:
         Path("said.txt").write_text(said)
 
 

@@ -70,19 +70,19 @@ folder, steps, save_every, kill_at = Path(sys.argv[1]), *map(int, sys.argv[2:])
 folder.mkdir(exist_ok=True)
 
 
-def main(ranks):
+def main(context):
     model = load_base()[0]
-    if ranks.mesh:
-        apply_fsdp(model, ranks.mesh)
+    if context.is_distributed:
+        apply_fsdp(model, context.mesh)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     about = {"model": "pocket-base", "optimizer": "adamw"}
-    checkpoints = Checkpoints(folder / "checkpoints", about, ranks, keep=9)
+    checkpoints = Checkpoints(folder / "checkpoints", about, context, keep=9)
     first = checkpoints.load(model, optimizer, {})["step"] if checkpoints.latest() else 0
     with PreemptionHandler() as preemption:
         for step in range(first + 1, steps + 1):
-            loss = one_step(folder, model, optimizer, step, ranks, kill_at)
-            leave = preemption.asked(ranks)
-            note(folder, ranks, step=step, loss=loss, left=leave)
+            loss = one_step(folder, model, optimizer, step, context, kill_at)
+            leave = preemption.asked(context)
+            note(folder, context, step=step, loss=loss, left=leave)
             if step % save_every == 0 or step == steps or leave:
                 checkpoints.save(step, model, optimizer, {})
             if leave:
@@ -110,23 +110,23 @@ from ftkit.distributed.launch import run_forked
 ATTEMPT = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))  # torchrun's count of restarts
 
 
-def one_step(folder, model, optimizer, step, ranks, kill_at):
+def one_step(folder, model, optimizer, step, context, kill_at):
     ids = torch.randint(0, 1024, (4, 16), generator=torch.Generator().manual_seed(step))
-    mine = ids[ranks.rank :: ranks.world_size]
+    mine = ids[context.rank :: context.world_size]
     loss = model(input_ids=mine, labels=mine).loss
     loss.backward()
-    if step == kill_at and ranks.rank == 1 and ATTEMPT == 0:
+    if step == kill_at and context.rank == 1 and ATTEMPT == 0:
         time.sleep(2)  # a larger model's steps last: the checkpoint before this one is whole
-        note(folder, ranks, killed=step)
+        note(folder, context, killed=step)
         os.kill(os.getpid(), signal.SIGKILL)
     optimizer.step()
     optimizer.zero_grad()
-    return ranks.sum(loss.item()) / ranks.world_size
+    return context.sum(loss.item()) / context.world_size
 
 
-def note(folder, ranks, **event):
-    event |= {"rank": ranks.rank, "attempt": ATTEMPT, "time": time.time()}
-    with (folder / f"events-{ranks.rank}.jsonl").open("a") as file:
+def note(folder, context, **event):
+    event |= {"rank": context.rank, "attempt": ATTEMPT, "time": time.time()}
+    with (folder / f"events-{context.rank}.jsonl").open("a") as file:
         file.write(json.dumps(event) + "\n")
 
 

@@ -90,7 +90,7 @@ from ftkit.child_tuning import gradient_mask
 from ftkit.distributed import tensor_parallel
 from ftkit.distributed.checkpoint import load_weights
 from ftkit.distributed.device import pick_device
-from ftkit.distributed.mesh import parse_parallel_dims
+from ftkit.distributed.mesh import ParallelDims
 from ftkit.evaluate import exact_match, generate_answers, stop_rate
 from ftkit.finetune import train
 from ftkit.memory import MemoryPlan, estimate_memory, published_meta_model
@@ -389,7 +389,7 @@ assert outside and abs(share - RESERVE_P) < 0.01
 
 # %%
 for text in ("1,-1,1", "4,-1,1", "4,-1,2"):
-    shape = parse_parallel_dims(text, world_size=32)
+    shape = ParallelDims.parse(text, world_size=32)
     parts = shape.dp_replicate * shape.dp_shard
     print(
         f"{text:7} on 32 ranks: copies {shape.dp_replicate}, shards {shape.dp_shard}, "
@@ -410,12 +410,12 @@ for text in ("1,-1,1", "4,-1,1", "4,-1,2"):
 tensor_parallel.validate_tp_degree(model.config, 3)
 
 # %% tags=["raises-exception"]
-parse_parallel_dims("1,3,1", world_size=2)
+ParallelDims.parse("1,3,1", world_size=2)
 
 # %%
 tensor_parallel.validate_tp_degree(model.config, 2)
-print(parse_parallel_dims("1,-1,1", world_size=2))
-assert str(parse_parallel_dims("1,-1,1", world_size=2)) == "1,2,1"
+print(ParallelDims.parse("1,-1,1", world_size=2))
+assert str(ParallelDims.parse("1,-1,1", world_size=2)) == "1,2,1"
 
 # %% [markdown]
 # Notice: each message names the numbers and what to change. `ftkit.finetune` checks both before it loads a model.

@@ -3,10 +3,10 @@
 import copy
 import json
 
-import ledger
 import pytest
 import torch
 
+import ledger
 from experiments.optimizer_speed import __main__ as command
 from experiments.optimizer_speed import optimizers, report, timing
 from ftkit.child_tuning import gradient_mask
@@ -126,11 +126,11 @@ def test_the_table_is_made_from_medians():
 
 
 def test_the_readme_shows_every_stored_record(tmp_path):
-    assert "No record" in ledger.bench_tables(tmp_path)
+    assert "No record" in ledger.speed_tables(tmp_path)
     for machine in ("one", "two"):
         stored = json.dumps({**record(), "machine": f"machine {machine}"})
         (tmp_path / f"bench_{machine}.json").write_text(stored, encoding="utf-8")
-    tables = ledger.bench_tables(tmp_path)
+    tables = ledger.speed_tables(tmp_path)
     assert all(text in tables for text in ("machine one", "machine two", *optimizers.NAMES))
 
 

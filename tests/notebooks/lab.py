@@ -16,8 +16,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from playwright.sync_api import sync_playwright
-from stable import kernel_environment
 
+from stable import kernel_environment
 from tests import ROOT
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")

@@ -11,11 +11,11 @@ from pathlib import Path
 import jupytext
 import nbformat
 import pytest
-import stable
 from nbformat.v4 import new_output
 from nbval.plugin import get_sanitize_patterns
 
 import build
+import stable
 
 EXERCISE = '''\
 # %% [markdown]

@@ -1,14 +1,15 @@
-"""The ledger and the README's tables are what the built notebooks say, and nothing else."""
+"""The ledger and the generated tables of the pages are what notebooks and records say, and nothing else."""
 
 import json
 import re
+import shutil
 
-import ledger
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 import build
+import ledger
 from ftcourse.claims import VERDICTS, Claim
 
 HEAD = """\
@@ -22,7 +23,13 @@ on two lines.
   on two cores.
 """
 HELD = Claim("water | ice is wet", "Thales", True, "3 drops of 3", only_if="above 0 °C")
-README = "# x\n<!-- notebooks: a -->\nold\nold\n<!-- end of notebooks -->\n<!-- claims: b -->\n<!-- end of claims -->\n"
+PAGES = {
+    "README.md": "# x\n<!-- notebooks: a -->\nold\nold\n<!-- end of notebooks -->\n"
+    "<!-- verdicts -->\n<!-- end of verdicts -->\n",
+    "docs/claims.md": "# y\n<!-- claims: b -->\nold\n<!-- end of claims -->\nkept\n",
+    "docs/costs.md": "<!-- bench: c -->\n<!-- end of bench -->\n<!-- drill: d -->\n<!-- end of drill -->\n",
+}
+RECORDS = ("bench_cpu.json", "drill.json")
 
 
 def notebook(head=HEAD, printed=f"before\n{HELD}\n", tags=()):
@@ -34,8 +41,12 @@ def notebook(head=HEAD, printed=f"before\n{HELD}\n", tags=()):
 def course(tmp_path):
     """A checkout of one notebook; call it to write another one."""
     (tmp_path / "notebooks").mkdir()
-    (tmp_path / "data").mkdir()
-    (tmp_path / "README.md").write_text(README)
+    (tmp_path / "data" / "results").mkdir(parents=True)
+    (tmp_path / "docs").mkdir()
+    for name, text in PAGES.items():
+        (tmp_path / name).write_text(text)
+    for name in RECORDS:
+        shutil.copy(ledger.ROOT / "data" / "results" / name, tmp_path / "data" / "results" / name)
 
     def write(nb, name="01_gradient_masks"):
         nbformat.write(nb, tmp_path / "notebooks" / f"{name}.ipynb")
@@ -48,6 +59,18 @@ def course(tmp_path):
 
 def test_files_are_what_the_notebooks_say():
     assert list(ledger.out_of_date()) == [], "python notebooks/build.py writes them"
+    assert ledger.main(["--check"]) == 0
+
+
+def test_check_lists_what_is_out_of_date_and_writes_nothing(course, capsys, monkeypatch):
+    ledger.update(course.root)
+    page = course.root / "docs" / "claims.md"
+    page.write_text(PAGES["docs/claims.md"])
+    monkeypatch.setattr(ledger, "ROOT", course.root)
+    monkeypatch.setattr(ledger.out_of_date, "__defaults__", (course.root,))
+    assert ledger.main(["--check"]) == 1
+    assert capsys.readouterr().out == "docs/claims.md: out of date\n"
+    assert page.read_text() == PAGES["docs/claims.md"]
 
 
 def test_every_ready_notebook_but_the_map_has_claims_and_every_row_is_whole():
@@ -86,17 +109,30 @@ def test_rows_give_the_head_and_the_claims_of_the_notebook(course):
     ]
 
 
-def test_update_writes_all_of_it_once_and_keeps_the_rest_of_the_readme(course):
-    names = {path.name for path in ledger.update(course.root)}
-    assert names == {"notebooks.json", "claims.json", "README.md"}
+def test_update_writes_all_of_it_once_and_keeps_the_rest_of_the_pages(course):
+    names = {path.relative_to(course.root).as_posix() for path in ledger.update(course.root)}
+    assert names == {"data/notebooks.json", "data/claims.json", *PAGES}
     assert ledger.update(course.root) == []
-    text = (course.root / "README.md").read_text()
-    assert "\nold\n" not in text
-    assert text.startswith("# x\n<!-- notebooks: a -->\n| notebook |")
-    assert "| [01_gradient_masks](notebooks/01_gradient_masks.ipynb) | One sentence" in text
-    assert "| 02_child_tuning | *planned:* child-tuning |" in text  # planned, so no link
-    assert r"| **holds under conditions (above 0 °C)** | water \| ice is wet | Thales |" in text
+    readme, claims, costs = ((course.root / page).read_text() for page in PAGES)
+    assert "\nold\n" not in readme + claims
+    assert readme.startswith("# x\n<!-- notebooks: a -->\n| notebook |")
+    assert "| [01_gradient_masks](notebooks/01_gradient_masks.ipynb) | One sentence" in readme
+    assert "on two lines | 5 minutes |" in readme  # the run time of its cells is the notebook's to say
+    assert "| 02_child_tuning | *planned:* child-tuning |" in readme  # planned, so no link
+    assert "\n1 claims · holds under conditions 1\n" in readme
+    assert claims.startswith("# y\n") and claims.endswith("\nkept\n")
+    assert r"| **holds under conditions (above 0 °C)** | water \| ice is wet | Thales |" in claims
+    assert "[01](../notebooks/01_gradient_masks.ipynb)" in claims  # from where the page lies
+    assert "| AdamW, fused | " in costs and "| checkpoint rename | " in costs
     assert json.loads((course.root / "data" / "claims.json").read_text())[0]["claim"] == HELD.claim
+
+
+def test_another_record_puts_the_costs_out_of_date(course):
+    ledger.update(course.root)
+    (course.root / "data" / "results" / "bench_cpu.json").unlink()
+    assert list(ledger.out_of_date(course.root)) == [course.root / "docs" / "costs.md"]
+    ledger.update(course.root)
+    assert "No record is stored" in (course.root / "docs" / "costs.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -113,11 +149,13 @@ def test_whatever_a_notebook_says_otherwise_puts_the_files_out_of_date(course, n
     assert ledger.out_of_date(course(nb)) != {}
 
 
-@pytest.mark.parametrize("file", ["data/claims.json", "data/notebooks.json", "README.md"])
+@pytest.mark.parametrize("file", ["data/claims.json", "data/notebooks.json", *PAGES])
 def test_an_edit_by_hand_is_noticed(course, file):
     ledger.update(course.root)
     path = course.root / file
-    path.write_text(path.read_text().replace("Gradient masks", "Magic").replace("holds", "outdated"))
+    path.write_text(
+        path.read_text().replace("Gradient masks", "Magic").replace("holds", "outdated").replace(", fused", "")
+    )
     assert list(ledger.out_of_date(course.root)) == [path]
 
 
@@ -130,14 +168,15 @@ def test_a_head_that_lacks_a_part_is_named(course, part):
         ledger.read_notebooks(course.root / "notebooks")
 
 
-def test_strangers_doubles_and_missing_markers_are_named(course):
+def test_unknown_notebooks_repeated_claims_and_missing_markers_are_named(course):
     course(notebook(printed=f"{HELD}\n{HELD}\n"))
     with pytest.raises(ledger.LedgerError, match="same claim twice"):
         ledger.update(course.root)
     course(notebook())
-    (course.root / "README.md").write_text(README.replace("end of claims", ""))
-    with pytest.raises(ledger.LedgerError, match="markers for claims"):
-        ledger.update(course.root)
+    for page, name in [("docs/costs.md", "drill"), ("docs/claims.md", "claims"), ("README.md", "verdicts")]:
+        (course.root / page).write_text(PAGES[page].replace(f"end of {name}", ""))
+        with pytest.raises(ledger.LedgerError, match=f"{page} needs one pair of markers for {name}"):
+            ledger.update(course.root)
     course(notebook(), "99_unknown")
     with pytest.raises(ledger.LedgerError, match="99_unknown"):
         ledger.update(course.root)

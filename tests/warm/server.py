@@ -35,7 +35,7 @@ PROGRAM = [
     *("torch.distributed.tensor.parallel", "torch.distributed.checkpoint.state_dict", "torch._dynamo"),
     *("transformers", "transformers.models.llama.modeling_llama", "transformers.models.qwen3.modeling_qwen3"),
     *("transformers.generation.utils", "peft", "safetensors.torch", "jinja2", "psutil", "yaml"),
-    *("ftkit", "ftkit.finetune", "ftkit.memory", "ftkit.adapters", "ftkit.chat", "ftkit.child_tuning"),
+    *("ftkit", "ftkit.finetune.train", "ftkit.memory", "ftkit.adapters", "ftkit.chat", "ftkit.child_tuning"),
     "torch.testing._internal.distributed.fake_pg",
 ]
 KERNEL = [

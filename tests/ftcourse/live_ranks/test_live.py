@@ -245,6 +245,8 @@ def test_no_rank_at_all_is_refused():
 
 
 def test_processes_that_do_not_start_in_time(monkeypatch):
+    """An engine is registered at its second heartbeat, which these wait for."""
+    monkeypatch.setattr(cluster, "CONTROLLER", [cluster.CONTROLLER[0], "--HeartMonitor.period=60000"])
     monkeypatch.setattr(cluster, "STARTING", 1)
     with pytest.raises(RankError, match="did not start within 1 s"):
         start_ranks(2)

@@ -226,15 +226,15 @@ def average(value: float, world_size: int) -> float:
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
 
-    def main(ranks: mesh.DistributedContext) -> None:
-        device_mesh = ranks.mesh
+    def main(context: mesh.DistributedContext) -> None:
+        device_mesh = context.mesh
         if device_mesh is None:  # a single rank has no process group of its own accord
             dist.init_process_group("gloo")
             device_mesh = init_device_mesh("cpu", (1,))
-        result = cases(device_mesh, ranks.rank, ranks.world_size)
-        if ranks.is_first:
+        result = cases(device_mesh, context.rank, context.world_size)
+        if context.is_main_process:
             (folder / "fsdp.json").write_text(json.dumps(result))
-        if ranks.mesh is None:
+        if not context.is_distributed:
             dist.destroy_process_group()
 
     run_forked(main, int(sys.argv[2]))

@@ -27,21 +27,21 @@ def first_time(marker: Path) -> bool:
     return not there
 
 
-def main(ranks: mesh.DistributedContext) -> None:
+def main(context: mesh.DistributedContext) -> None:
     folder, trouble = Path(sys.argv[1]), sys.argv[2:] == ["trouble"]
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
-    fully_shard(model, mesh=ranks.mesh)
+    fully_shard(model, mesh=context.mesh)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    checkpoints = Checkpoints(folder / "checkpoints", {"optimizer": "adamw"}, ranks)
+    checkpoints = Checkpoints(folder / "checkpoints", {"optimizer": "adamw"}, context)
     first = checkpoints.load(model, optimizer, {})["step"] if checkpoints.latest() else 0
-    if ranks.is_first:
+    if context.is_main_process:
         with (folder / "attempts").open("a") as file:
             file.write(f"{first}\n")
     for step in range(first, STEPS):
-        rows = torch.randn(8, 6, generator=torch.Generator().manual_seed(step))[ranks.rank :: ranks.world_size]
+        rows = torch.randn(8, 6, generator=torch.Generator().manual_seed(step))[context.rank :: context.world_size]
         loss = model(rows).square().mean()
-        if trouble and ranks.rank == 3:
+        if trouble and context.rank == 3:
             if step == KILLED and first_time(folder / "killed"):
                 os.kill(os.getpid(), signal.SIGKILL)
             if step == HOST_LOST and first_time(folder / "host-lost"):
@@ -52,7 +52,7 @@ def main(ranks: mesh.DistributedContext) -> None:
         checkpoints.save(step + 1, model, optimizer, {})
     checkpoints.finish()
     weights = full_state_dict(model)
-    if ranks.is_first:
+    if context.is_main_process:
         text = json.dumps({name: tensor.tolist() for name, tensor in weights.items()})
         (folder / "weights.json").write_text(text)
 

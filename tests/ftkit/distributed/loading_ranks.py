@@ -38,7 +38,7 @@ def batches(vocabulary: int) -> list[dict[str, torch.Tensor]]:
 
 def step(model, ranks=None) -> dict[str, torch.Tensor | float]:
     """Two accumulated micro-batches, clipped, one step: losses, gradients before clipping, norm, weights."""
-    part, parts = (ranks.data_rank, ranks.data_size) if ranks else (0, 1)
+    part, parts = (ranks.dp_rank, ranks.dp_size) if ranks else (0, 1)
     losses = []
     for batch in batches(model.config.vocab_size):
         labels = batch.pop("labels")[:, 1:]
@@ -82,15 +82,15 @@ def compare(found: dict, expected: dict) -> dict[str, float]:
     }
 
 
-def cut(model, ranks: mesh.DistributedContext, fsdp: bool):
-    if ranks.tp_mesh is not None:
-        model = tensor_parallel.apply_tensor_parallel(model, ranks.tp_mesh)
-    return fsdp.apply_fsdp(model, ranks.mesh) if fsdp else model
+def cut(model, context: mesh.DistributedContext, fsdp: bool):
+    if context.tp_mesh is not None:
+        model = tensor_parallel.apply_tensor_parallel(model, context.tp_mesh)
+    return fsdp.apply_fsdp(model, context.mesh) if fsdp else model
 
 
-def load(source, ranks: mesh.DistributedContext, fsdp: bool = True):
+def load(source, context: mesh.DistributedContext, fsdp: bool = True):
     return loading.load_sharded_model(
-        lambda: meta_model(str(source)), partial(cut, ranks=ranks, fsdp=fsdp), source, ranks.compute.device
+        lambda: meta_model(str(source)), partial(cut, ranks=context, fsdp=fsdp), source, context.device
     )
 
 
@@ -98,43 +98,43 @@ def plain(source):
     return AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
 
 
-def equal(source, ranks: mesh.DistributedContext, fsdp: bool) -> dict:
+def equal(source, context: mesh.DistributedContext, fsdp: bool) -> dict:
     """Weights as loaded, a step's losses, gradients, norm and weights against a single process."""
-    reference, model = plain(source), load(source, ranks, fsdp)
+    reference, model = plain(source), load(source, context, fsdp)
     own = dict(reference.named_parameters())
     result = {
         "loaded": all(torch.equal(whole(p), own[name]) for name, p in model.named_parameters()),
         "buffers": all(torch.equal(a, b) for a, b in zip(model.buffers(), reference.buffers(), strict=True)),
         "tied": model.lm_head.weight is model.model.embed_tokens.weight,
-        "held": everywhere(count_parameters(model).local, ranks),
+        "held": everywhere(count_parameters(model).local, context),
         "total": count_parameters(reference).total,
     }
     expected = step(reference)
-    return {**result, **compare(step(model, ranks), expected)}
+    return {**result, **compare(step(model, context), expected)}
 
 
-def everywhere(value, ranks: mesh.DistributedContext) -> list:
-    values = [None] * ranks.world_size
+def everywhere(value, context: mesh.DistributedContext) -> list:
+    values = [None] * context.world_size
     dist.all_gather_object(values, value)
     return values
 
 
-def without_its_sum(source, ranks: mesh.DistributedContext) -> dict:
+def without_its_sum(source, context: mesh.DistributedContext) -> dict:
     """The mutation: row-parallel layers keep this rank's part of the sum."""
     keep = RowwiseParallel._prepare_output_fn
     RowwiseParallel._prepare_output_fn = staticmethod(lambda layouts, local, module, out, mesh: out.to_local())
     try:
-        return equal(source, ranks, fsdp=False)
+        return equal(source, context, fsdp=False)
     finally:
         RowwiseParallel._prepare_output_fn = staticmethod(keep)
 
 
-def norms_left_alone(source, ranks: mesh.DistributedContext) -> dict:
+def norms_left_alone(source, context: mesh.DistributedContext) -> dict:
     """The mutation: the norms of heads are left out of the plan, so each rank has the gradient of its heads."""
     keep = tensor_parallel.STYLES["replicated_with_grad_allreduce"]
     tensor_parallel.STYLES["replicated_with_grad_allreduce"] = lambda: LeaveAlone()
     try:
-        return equal(source, ranks, fsdp=False)
+        return equal(source, context, fsdp=False)
     finally:
         tensor_parallel.STYLES["replicated_with_grad_allreduce"] = keep
 
@@ -144,28 +144,28 @@ class LeaveAlone(tensor_parallel.ParallelStyle):
         return module
 
 
-def from_rank0(source, ranks: mesh.DistributedContext) -> bool:
+def from_rank0(source, context: mesh.DistributedContext) -> bool:
     model = loading.load_from_rank0(
         lambda: meta_model(str(source)),
         lambda: plain(source),
-        partial(cut, ranks=ranks, fsdp=True),
-        ranks.compute.device,
+        partial(cut, ranks=context, fsdp=True),
+        context.device,
     )
     own = dict(plain(source).named_parameters())
     return all(torch.equal(whole(p), own[name]) for name, p in model.named_parameters())
 
 
-def partial_gradients(source, ranks: mesh.DistributedContext) -> list[str]:
+def partial_gradients(source, context: mesh.DistributedContext) -> list[str]:
     """Which gradients come as parts of a sum, so that clipping must sum them."""
-    model = load(source, ranks, fsdp=False)
+    model = load(source, context, fsdp=False)
     model(input_ids=torch.arange(8).view(1, 8)).logits.square().mean().backward()
     placed = {name: getattr(p.grad, "placements", ()) for name, p in model.named_parameters()}
     return [name for name, places in placed.items() if any(place.is_partial() for place in places)]
 
 
-def stock_clip(source, ranks: mesh.DistributedContext) -> str:
+def stock_clip(source, context: mesh.DistributedContext) -> str:
     """Why ftkit has a clip of its own: what torch's says to two meshes."""
-    model = load(source, ranks)
+    model = load(source, context)
     model(input_ids=torch.arange(8).view(1, 8)).logits.square().mean().backward()
     try:
         torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_NORM)
@@ -174,31 +174,31 @@ def stock_clip(source, ranks: mesh.DistributedContext) -> str:
     return ""
 
 
-def cases(ranks: mesh.DistributedContext, folder: Path) -> dict:
+def cases(context: mesh.DistributedContext, folder: Path) -> dict:
     qwen, llama = folder / "qwen", folder / "llama"
-    if ranks.world_size == 4:
+    if context.world_size == 4:
         return {
-            "qwen": equal(qwen, ranks, fsdp=True),
-            "llama": equal(llama, ranks, fsdp=True),
-            "from rank 0": from_rank0(llama, ranks),
-            "stock clip": stock_clip(llama, ranks),
+            "qwen": equal(qwen, context, fsdp=True),
+            "llama": equal(llama, context, fsdp=True),
+            "from rank 0": from_rank0(llama, context),
+            "stock clip": stock_clip(llama, context),
         }
     return {
-        "qwen": equal(qwen, ranks, fsdp=False),
-        "llama": equal(llama, ranks, fsdp=False),
-        "qwen in FSDP": equal(qwen, ranks, fsdp=True),
-        "without its sum": without_its_sum(llama, ranks),
-        "norms left alone": norms_left_alone(qwen, ranks),
-        "partial": partial_gradients(qwen, ranks),
+        "qwen": equal(qwen, context, fsdp=False),
+        "llama": equal(llama, context, fsdp=False),
+        "qwen in FSDP": equal(qwen, context, fsdp=True),
+        "without its sum": without_its_sum(llama, context),
+        "norms left alone": norms_left_alone(qwen, context),
+        "partial": partial_gradients(qwen, context),
     }
 
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
 
-    def main(ranks: mesh.DistributedContext) -> None:
-        result = cases(ranks, folder)
-        if ranks.is_first:
-            (folder / f"{ranks.world_size}.json").write_text(json.dumps(result))
+    def main(context: mesh.DistributedContext) -> None:
+        result = cases(context, folder)
+        if context.is_main_process:
+            (folder / f"{context.world_size}.json").write_text(json.dumps(result))
 
     run_forked(main, int(sys.argv[2]), mesh="1,-1,2")

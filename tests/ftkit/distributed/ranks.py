@@ -27,18 +27,18 @@ def build_full(folder: Path):
     return AutoModelForCausalLM.from_pretrained(folder / "qwen", dtype=torch.float32)
 
 
-def load(ranks: mesh.DistributedContext, folder: Path):
+def load(context: mesh.DistributedContext, folder: Path):
     return loading.load_from_rank0(
         lambda: build_empty(folder),
         lambda: build_full(folder),
-        lambda model: fsdp.apply_fsdp(model, ranks.mesh),
-        ranks.compute.device,
+        lambda model: fsdp.apply_fsdp(model, context.mesh),
+        context.device,
     )
 
 
-def delayed(ranks: mesh.DistributedContext, folder: Path) -> dict:
+def delayed(context: mesh.DistributedContext, folder: Path) -> dict:
     """Losses, gradients and weights of the sharded model against the plain one, and what each rank holds."""
-    model, plain = load(ranks, folder), build_full(folder)
+    model, plain = load(context, folder), build_full(folder)
     losses = []
     for each in (plain, model):
         loss = each(input_ids=INPUT_IDS, labels=INPUT_IDS).loss
@@ -50,7 +50,7 @@ def delayed(ranks: mesh.DistributedContext, folder: Path) -> dict:
         for n, p in model.named_parameters()
     ]
     same = all(torch.equal(p.full_tensor(), own[name]) for name, p in model.named_parameters())
-    held = [None] * ranks.world_size
+    held = [None] * context.world_size
     dist.all_gather_object(held, count_parameters(model).local)
     return {
         "losses": losses,
@@ -62,13 +62,13 @@ def delayed(ranks: mesh.DistributedContext, folder: Path) -> dict:
     }
 
 
-def missing(ranks: mesh.DistributedContext, folder: Path) -> dict:
+def missing(context: mesh.DistributedContext, folder: Path) -> dict:
     """The mutation: rank 0 forgets to send its buffers; the check must name them."""
     # Only delayed_init's own broadcast: torch sends the weights by one as well.
     loading.dist = SimpleNamespace(get_rank=dist.get_rank, broadcast=lambda *a, **k: None)
-    said = [""] * ranks.world_size
+    said = [""] * context.world_size
     try:
-        load(ranks, folder)
+        load(context, folder)
         mine = ""
     except RuntimeError as error:
         mine = str(error)
@@ -78,9 +78,9 @@ def missing(ranks: mesh.DistributedContext, folder: Path) -> dict:
     return {"said": said}
 
 
-def totals(ranks: mesh.DistributedContext, folder: Path) -> dict:
+def totals(context: mesh.DistributedContext, folder: Path) -> dict:
     return {
-        "sum": ranks.sum(float(ranks.rank + 1)),
+        "sum": context.sum(float(context.rank + 1)),
         "layers": len(_modules.decoder_layers(build_empty(folder))),
     }
 
@@ -88,9 +88,9 @@ def totals(ranks: mesh.DistributedContext, folder: Path) -> dict:
 if __name__ == "__main__":
     case, folder = sys.argv[1], Path(sys.argv[2])
 
-    def main(ranks: mesh.DistributedContext) -> None:
-        result = {"delayed": delayed, "missing": missing, "totals": totals}[case](ranks, folder)
-        if ranks.is_first:
+    def main(context: mesh.DistributedContext) -> None:
+        result = {"delayed": delayed, "missing": missing, "totals": totals}[case](context, folder)
+        if context.is_main_process:
             (folder / f"{case}.json").write_text(json.dumps(result))
 
     run_forked(main, int(sys.argv[3]))

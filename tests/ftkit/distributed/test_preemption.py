@@ -19,21 +19,21 @@ ALONE = DistributedContext(0, 1, pick_device(), None)
 PROGRAM = """
 import os, sys, time
 from pathlib import Path
-from ftkit.distributed import mesh
-from ftkit.distributed.preemption import Preemption
+from ftkit.distributed.launch import run_distributed
+from ftkit.distributed.preemption import PreemptionHandler
 
-def main(ranks):
-    with Preemption() as preemption:
+def main(context):
+    with PreemptionHandler() as preemption:
         for step in range(3000):
-            time.sleep(0.02 * ranks.rank)
-            if preemption.asked(ranks):
+            time.sleep(0.02 * context.rank)
+            if preemption.asked(context):
                 break
             if not step:
-                Path(sys.argv[1], f"new-{ranks.rank}").write_text(str(os.getpid()))
-                Path(sys.argv[1], f"new-{ranks.rank}").rename(Path(sys.argv[1], f"started-{ranks.rank}"))
-    Path(sys.argv[1], f"left-{ranks.rank}").write_text(str(step))
+                Path(sys.argv[1], f"new-{context.rank}").write_text(str(os.getpid()))
+                Path(sys.argv[1], f"new-{context.rank}").rename(Path(sys.argv[1], f"started-{context.rank}"))
+    Path(sys.argv[1], f"left-{context.rank}").write_text(str(step))
 
-mesh.run(main)
+run_distributed(main)
 """
 
 

@@ -51,7 +51,9 @@ def test_sums_over_ranks_and_layers(folder):
 
 def test_a_single_process_has_no_mesh_and_sums_alone():
     seen = []
-    launch.run_distributed(lambda ranks: seen.append((ranks.rank, ranks.world_size, ranks.mesh, ranks.sum(2.5))))
+    launch.run_distributed(
+        lambda context: seen.append((context.rank, context.world_size, context.mesh, context.sum(2.5)))
+    )
     assert seen == [(0, 1, None, 2.5)]
 
 
@@ -82,14 +84,14 @@ def test_several_ranks_end_in_run_with_code_0_and_a_failure_does_not(tmp_path):
     program = tmp_path / "ends.py"
     lines = [
         "import sys",
-        "from ftkit.distributed import mesh",
-        "def main(ranks):",
+        "from ftkit.distributed.launch import run_distributed",
+        "def main(context):",
         "    print('inside', flush=True)",
     ]
     lines += [
-        "    ranks.barrier()  # else the other may still be joining, and says that it cannot",
+        "    context.barrier()  # else the other may still be joining, and says that it cannot",
         "    if len(sys.argv) > 1: raise ValueError('no good')",
-        "mesh.run(main)",
+        "run_distributed(main)",
         "print('never', flush=True)",
     ]
     program.write_text("\n".join(lines))

@@ -12,12 +12,12 @@ PROGRAM = """
 import sys, time
 from ftkit.distributed.launch import run_forked
 
-def main(ranks):
-    if sys.argv[1:] == [str(ranks.rank)]:
+def main(context):
+    if sys.argv[1:] == [str(context.rank)]:
         raise ValueError("no good")
     if sys.argv[1:]:
         time.sleep(600)
-    sys.stdout.write(f"sum {ranks.sum(ranks.rank + 1.0)} {ranks.shape}\\n")  # in one piece
+    sys.stdout.write(f"sum {context.sum(context.rank + 1.0)} {context.parallel_dims}\\n")  # in one piece
 
 run_forked(main, RANKS)
 print("all done", flush=True)

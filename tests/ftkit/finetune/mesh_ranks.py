@@ -1,31 +1,29 @@
-"""What the ranks of test_finetune_meshes run: several fine-tunes, each on a mesh of its own, in one launch.
+"""What the ranks of test_meshes run: several fine-tunes, each on a mesh of its own, in one launch.
 
-`python mesh_ranks.py CASES.json RANKS`, a list of the flags of `python -m ftkit.finetune`.
+`python -m tests.ftkit.finetune.mesh_ranks CASES.json RANKS`: a list of the flags of `ftkit finetune`.
 """
 
 import json
 import sys
 from pathlib import Path
 
-from ftkit.distributed import mesh
 from ftkit.distributed.launch import run_forked
+from ftkit.distributed.mesh import DistributedContext, build_context
 from ftkit.distributed.preemption import PreemptionHandler
 from ftkit.finetune.config import Config, validate
 from ftkit.finetune.data import read_training_data
-from ftkit.finetune.train import train
+from ftkit.finetune.train import fine_tune
 
 if __name__ == "__main__":
 
-    def main(ranks: mesh.DistributedContext) -> None:
+    def main(context: DistributedContext) -> None:
         for case in json.loads(Path(sys.argv[1]).read_text()):
-            config = Config(**case)
-            validate(config)
-            inputs = read_training_data(config)
-            ranks.barrier()
-            if ranks.is_first:
-                Path(config.output).mkdir()
-            ranks.barrier()
-            shape = mesh.parse_parallel_dims(config.mesh, ranks.world_size)
-            train(config, inputs, mesh.build_context(shape, ranks.compute), PreemptionHandler())
+            run = validate(Config(**case))
+            data = read_training_data(run)
+            context.barrier()
+            if context.is_main_process:
+                run.output.mkdir()
+            context.barrier()
+            fine_tune(run, data, build_context(run.dims, context.device_info), PreemptionHandler())
 
     run_forked(main, int(sys.argv[2]))

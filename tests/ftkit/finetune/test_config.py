@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from ftkit.finetune.config import RESUMABLE_FIELDS, Config, validate
-from ftkit.finetune.data import check_freeze, read_training_data
+from ftkit.finetune.data import read_training_data, validate_freeze
 from ftkit.finetune.train import main
 from ftkit.freezing import freeze
 from ftkit.models import load_base
@@ -49,10 +49,11 @@ def test_settings_of_several_ranks(tmp_path, chats, monkeypatch):
         validate(Config(output="x", method="lora", mesh="1,1,3"))
     source = str(save_foreign(tmp_path / "qwen"))
     with pytest.raises(ValueError, match=r"3 ranks does not divide 4 \(attention heads\)"):
-        read_training_data(Config(output="x", model=source, data=str(chats), mesh="1,1,3"))
+        read_training_data(validate(Config(output="x", model=source, data=str(chats), mesh="1,1,3")))
     monkeypatch.setenv("WORLD_SIZE", "1")
     with pytest.raises(ValueError, match="target"):
-        read_training_data(Config(output="x", model=source, data=str(chats), method="lora", target_modules="no_such"))
+        settings = {"model": source, "data": str(chats), "method": "lora", "target_modules": "no_such"}
+        read_training_data(validate(Config(output="x", **settings)))
 
 
 def test_an_output_folder_that_exists_is_kept(tmp_path):
@@ -74,18 +75,18 @@ def test_resume_wants_the_same_settings(tmp_path):
 
 def test_inputs_of_a_foreign_model_and_ragged_data(tmp_path, chats, capsys):
     source = save_foreign(tmp_path / "qwen")
-    inputs = read_training_data(Config(output="x", model=str(source), data=str(chats), max_length=40))
+    inputs = read_training_data(validate(Config(output="x", model=str(source), data=str(chats), max_length=40)))
     assert len(inputs.train) == 11 and inputs.evaluation == []
-    assert "lost their end at --max_length 40" in capsys.readouterr().out
+    assert "were truncated at --max_length 40" in capsys.readouterr().out
     assert inputs.pad_id == foreign_tokenizer().pad_token_id
 
 
 def test_more_ranks_than_rows(tmp_path, chats, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "12")
-    with pytest.raises(ValueError, match="12 ranks share a batch of 11 rows"):
-        read_training_data(Config(output="x", data=str(chats), batch_size=16))
-    with pytest.raises(ValueError, match="12 ranks share a batch of 4 rows"):
-        read_training_data(Config(output="x", data=str(chats), batch_size=4))
+    with pytest.raises(ValueError, match="12 ranks share a batch of 11 examples"):
+        read_training_data(validate(Config(output="x", data=str(chats), batch_size=16)))
+    with pytest.raises(ValueError, match="12 ranks share a batch of 4 examples"):
+        read_training_data(validate(Config(output="x", data=str(chats), batch_size=4)))
 
 
 def test_a_vocabulary_larger_than_the_embedding(tmp_path, chats):
@@ -94,12 +95,12 @@ def test_a_vocabulary_larger_than_the_embedding(tmp_path, chats):
     tokenizer.add_tokens([f"<extra{i}>" for i in range(40)])
     tokenizer.save_pretrained(source)
     with pytest.raises(ValueError, match="resize_token_embeddings"):
-        read_training_data(Config(output="x", model=str(source), data=str(chats)))
+        read_training_data(validate(Config(output="x", model=str(source), data=str(chats))))
 
 
 def test_a_folder_of_data_without_train(tmp_path, chats):
     with pytest.raises(FileNotFoundError, match=r"no train\.jsonl"):
-        read_training_data(Config(output="x", data=str(chats.parent)))
+        read_training_data(validate(Config(output="x", data=str(chats.parent))))
 
 
 @pytest.mark.parametrize("spoil", ["template", "json", "role", "model"])
@@ -153,7 +154,7 @@ def test_a_pattern_is_checked_with_the_names_of_the_real_model(tmp_path, pattern
     source = str(save_foreign(tmp_path / "qwen"))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        check_freeze(pattern, source)
+        validate_freeze(pattern, source)
         assert freeze(load_base(source)[0], pattern)
 
 

@@ -17,7 +17,8 @@ from ftkit.batching import global_batch
 from ftkit.conversations import encode
 from ftkit.distributed.checkpoint import latest_checkpoint
 from ftkit.evaluate import generate_answers
-from ftkit.finetune import loss, train
+from ftkit.finetune import train
+from ftkit.finetune.loss import Loss
 from ftkit.models import load_base
 from tests.tiny import CHATML, foreign_model, foreign_tokenizer, ragged_conversations, save_foreign
 
@@ -113,8 +114,8 @@ def test_three_ranks_on_batches_that_do_not_divide(setting, alone):
 
 def test_a_forgotten_world_size_would_show(setting, alone, monkeypatch):
     """The mutation: half the gradient. AdamW would hide it; the gradient norm in the metrics does not."""
-    true = loss.summed_loss
-    monkeypatch.setattr(loss, "summed_loss", lambda *a: true(*a) * 0.5)
+    true = Loss.__call__
+    monkeypatch.setattr(Loss, "__call__", lambda *a: true(*a) * 0.5)
     train.main(flags(setting, "halved", max_steps=1))
     halved = metrics(setting / "halved")[0]["grad_norm"]
     assert halved == pytest.approx(metrics(alone)[0]["grad_norm"] / 2, rel=1e-4)
@@ -228,11 +229,11 @@ def test_a_restarted_launcher_goes_on_by_itself(setting, monkeypatch):
 
 def test_a_restart_before_the_first_checkpoint_begins_again(setting, alone, monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "job-8")
-    true = train.clip_grad_norm
-    monkeypatch.setattr(train, "clip_grad_norm", lambda *a: exit("killed"))
+    true = train.clip_grad_norm_
+    monkeypatch.setattr(train, "clip_grad_norm_", lambda *a: exit("killed"))
     with pytest.raises(SystemExit):
         train.main(flags(setting, "early"))
-    monkeypatch.setattr(train, "clip_grad_norm", true)
+    monkeypatch.setattr(train, "clip_grad_norm_", true)
     train.main(flags(setting, "early"))
     assert [row["loss"] for row in metrics(setting / "early")] == [row["loss"] for row in metrics(alone)]
 
@@ -243,12 +244,12 @@ def test_another_launch_does_not_touch_it(setting, alone, monkeypatch, capsys):
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     with pytest.raises(SystemExit):
         train.main(flags(setting, "alone"))
-    assert "give --resume to go on with it" in capsys.readouterr().err
+    assert "give --resume to continue it" in capsys.readouterr().err
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_says_what_to_do(setting, monkeypatch):
-    true = loss.summed_loss
-    monkeypatch.setattr(loss, "summed_loss", lambda *a: true(*a) * float("nan"))
+    true = Loss.__call__
+    monkeypatch.setattr(Loss, "__call__", lambda *a: true(*a) * float("nan"))
     with pytest.raises(RuntimeError, match="the loss is nan: lower --lr"):
         train.main(flags(setting, "nan"))
 

@@ -1,19 +1,17 @@
 """Evaluation in the middle of a run changes nothing of the run."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 
 from ftkit.distributed.device import pick_device
 from ftkit.distributed.mesh import DistributedContext
-from ftkit.finetune import loss
-from ftkit.finetune.config import Config
+from ftkit.finetune.data import Batches
+from ftkit.finetune.loss import Loss, evaluate
 from tests.tiny import foreign_model
 
-ROWS = [{"input_ids": list(range(3, 3 + n)), "labels": list(range(3, 3 + n))} for n in (5, 9, 4)]
-INPUTS = SimpleNamespace(evaluation=ROWS, pad_id=0)
-CONFIG, ALONE = Config(output="x", micro_batch_size=2), DistributedContext(0, 1, pick_device(), None)
+EXAMPLES = [{"input_ids": list(range(3, 3 + n)), "labels": list(range(3, 3 + n))} for n in (5, 9, 4)]
+LOSS = Loss(DistributedContext(0, 1, pick_device(), None), torch.float32)
+BATCHES = Batches(EXAMPLES, 3, 2, 512, False, seed=0, pad_id=0, dp_rank=0, dp_size=1)
 
 
 @pytest.fixture
@@ -33,13 +31,10 @@ def test_evaluation_is_without_dropout_and_leaves_every_module_in_its_own_mode(m
     for layer in model.model.layers:
         layer.self_attn.attention_dropout = 0.9
     before = modes(model)
-    first = loss.evaluate(model, INPUTS, CONFIG, ALONE)
-    assert first == loss.evaluate(model, INPUTS, CONFIG, ALONE) and modes(model) == before
-    with torch.no_grad():  # the mutation: in training, dropout makes another loss
-        noisy = sum(
-            loss.summed_loss(model, batch, CONFIG, ALONE).item()
-            for batch in loss.local_micro_batches(ROWS, CONFIG, INPUTS, ALONE)
-        )
+    first = evaluate(model, EXAMPLES, BATCHES, LOSS)
+    assert first == evaluate(model, EXAMPLES, BATCHES, LOSS) and modes(model) == before
+    with torch.no_grad():  # the negative control: in training, dropout makes another loss
+        noisy = sum(LOSS(model, batch).item() for batch in BATCHES.local(EXAMPLES))
     assert abs(noisy / 18 - first) > 1e-3
 
 
@@ -48,7 +43,7 @@ def test_an_evaluation_that_fails_leaves_the_modes_too(model, monkeypatch):
         raise RuntimeError("out of memory")
 
     before = modes(model)
-    monkeypatch.setattr(loss, "summed_loss", fails)
+    monkeypatch.setattr(Loss, "__call__", fails)
     with pytest.raises(RuntimeError, match="out of memory"):
-        loss.evaluate(model, INPUTS, CONFIG, ALONE)
+        evaluate(model, EXAMPLES, BATCHES, LOSS)
     assert modes(model) == before

@@ -11,16 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from ftkit.batching import global_batch
 from ftkit.child_tuning import load_masks
 from ftkit.distributed.device import pick_device
-from ftkit.distributed.mesh import DistributedContext, parse_parallel_dims
+from ftkit.distributed.mesh import DistributedContext, ParallelDims
 from ftkit.finetune import train
-from ftkit.finetune.config import Config, choices
-from ftkit.finetune.data import read_training_data
-from ftkit.finetune.loss import local_micro_batches
-from ftkit.finetune.memory import _estimate, plan_of, plan_of_step
-from ftkit.finetune.optimizers import OPTIMIZERS, make_optimizer
+from ftkit.finetune.config import Config, Run, choices, validate
+from ftkit.finetune.data import make_batches, read_training_data
+from ftkit.finetune.memory import _estimate, plan_of_step
+from ftkit.finetune.optimizers import OPTIMIZERS
 from ftkit.memory import Estimate, MemoryPlan, estimate_memory
 from ftkit.memory.step import apply_method
 from ftkit.memory.trace import copy_to_meta, trace
@@ -37,7 +35,7 @@ CASES = [(o, frozen, m) for o in ("adamw", "child-tuning", "child-tuning-d") for
 
 def config_of(folder: Path, case: tuple[str, str, str]) -> Config:
     optimizer, freeze, mesh = case
-    size = parse_parallel_dims(mesh, MESHES[mesh])
+    size = ParallelDims.parse(mesh, MESHES[mesh])
     return Config(
         output=str(folder / "-".join((optimizer, "frozen" if freeze else "whole", mesh))),
         model=str(folder / "qwen"),
@@ -68,7 +66,7 @@ def measured(folder):
     """Bytes on rank 0, by case."""
     found = {}
     for case in (case for case in CASES if MESHES[case[2]] == 1):
-        found[case] = measure(config_of(folder, case), DistributedContext(0, 1, pick_device(), None))
+        found[case] = measure(validate(config_of(folder, case)), DistributedContext(0, 1, pick_device(), None))
     several = {n: [case for case in CASES if MESHES[case[2]] == n] for n in (2, 4)}
     fields = {n: [vars(config_of(folder, case)) for case in cases] for n, cases in several.items()}
     (folder / "cases.json").write_text(json.dumps(fields))
@@ -78,18 +76,23 @@ def measured(folder):
     return found
 
 
+def run_of(folder: Path, case: tuple[str, str, str]) -> Run:
+    """The run of a case as rank 0 has it, without its ranks."""
+    config = config_of(folder, case)
+    run = validate(replace(config, mesh="", output=str(folder / "new")))
+    return replace(run, config=config, dims=ParallelDims.parse(config.mesh, MESHES[config.mesh]))
+
+
 @pytest.fixture(scope="module")
 def plan_for(folder):
-    """The plan of a case's second step, as the program makes it, and the inputs that it read once."""
-    inputs = None
+    """The plan of a case's second step, as the program makes it, from training data that is read once."""
+    data = read_training_data(run_of(folder, CASES[0]))
 
     def plan_for(case: tuple[str, str, str]) -> MemoryPlan:
-        nonlocal inputs
-        config, shape = config_of(folder, case), parse_parallel_dims(case[2], MESHES[case[2]])
-        inputs = inputs or read_training_data(replace(config, mesh=""))
-        ranks = DistributedContext(0, MESHES[case[2]], pick_device(), None, None, shape)
-        batches = local_micro_batches(global_batch(inputs.train, 1, config.batch_size, 0), config, inputs, ranks)
-        return plan_of_step(config, shape, torch.float32, batches, cuda=False)
+        run = run_of(folder, case)
+        context = DistributedContext(0, MESHES[case[2]], run.device_info, None, None, run.dims)
+        batches = make_batches(run, data, context)
+        return plan_of_step(run, batches.local(batches[1]))
 
     return plan_for
 
@@ -155,14 +158,12 @@ def test_an_estimate_of_another_program_would_show(folder, measured, plan_for, e
     assert abs(off(wrong, measured[case])["peak"]) > 0.01 * measured[case]["peak"]
 
 
-def test_every_optimizer_is_known_to_estimates_and_no_other_one(folder):
+def test_every_optimizer_of_the_program_is_known_to_estimates(folder):
     assert list(OPTIMIZERS) == choices("optimizer")
-    config = replace(config_of(folder, CASES[0]), optimizer="sgd")
-    with pytest.raises(ValueError, match=r"memory of optimizer 'sgd' is not known"):
-        plan_of(config, parse_parallel_dims("", 1), torch.float32, 2, 8, 1, False)
-    model = foreign_model(torch.float32)
+    for entry in OPTIMIZERS.values():
+        MemoryPlan(**entry.memory)  # raises for a field or a value that it does not know
     with pytest.raises(ValueError, match="--optimizer is 'sgd': give one of adamw, child-tuning, child-tuning-d"):
-        make_optimizer(config, model, None, None)
+        validate(replace(config_of(folder, CASES[0]), optimizer="sgd"))
 
 
 def test_a_shared_trace_tells_what_a_trace_of_its_own_does(folder):
@@ -177,7 +178,7 @@ def test_a_shared_trace_tells_what_a_trace_of_its_own_does(folder):
 
 
 def test_a_run_prints_both_and_they_agree(folder, capsys):
-    """From the command line, frozen, with child-tuning: this used to say that memory cannot be told."""
+    """From the command line, frozen, with child-tuning: this used to say that memory cannot be estimated."""
     case = ("child-tuning", FROZEN, "1,1,1")
     given = vars(config_of(folder, case)) | {
         "output": str(folder / "printed"),
@@ -187,5 +188,5 @@ def test_a_run_prints_both_and_they_agree(folder, capsys):
     words = [w for name, value in given.items() if value not in ("", False) for w in (f"--{name}", str(value))]
     train.main(words)
     said = "".join(capsys.readouterr())
-    assert "cannot be told" not in said and "told for micro-batches of 2 rows with 64 tokens" in said
+    assert "cannot be estimated" not in said and "for micro-batches of 2 sequences of 64 tokens" in said
     assert re.search(r"told in advance \(forward\), [\d.,]+ MiB measured \([+-]0\.0%\)", said)

@@ -1,4 +1,4 @@
-"""`python -m ftkit.finetune` without telling its memory in advance, for ranks of test_finetune."""
+"""`python -m ftkit.finetune` without its memory estimate, for ranks of test_finetune."""
 
 from ftkit.finetune import train
 

@@ -9,8 +9,9 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from ftcourse.studies import memory as study
 from ftkit._compat import fake_tensors
-from ftkit.finetune.config import Config
-from ftkit.finetune.loss import summed_loss
+from ftkit.distributed.device import pick_device
+from ftkit.distributed.mesh import DistributedContext
+from ftkit.finetune.loss import Loss
 from ftkit.memory import MemoryPlan, compare, estimate_memory, measure_memory, published_meta_model, table
 from ftkit.memory import estimate as estimate_module
 from ftkit.memory.estimate import States, adamw_temporaries, persistent_bytes
@@ -231,12 +232,10 @@ def test_a_step_of_the_program_is_the_step_that_is_estimated():
     """`ftkit.finetune`'s own forward and backward pass, watched, against the estimate."""
     model, plan = foreign_model(torch.float32).train(), SMALL
     estimate = estimate_memory(model, plan)
-    compute = type("Compute", (), {"device": torch.device("cpu"), "compute_dtype": torch.float32})
-    ranks = type("Ranks", (), {"compute": compute, "mesh": None})
     with MemoryTracker() as live:
         live.label(model.parameters(), "weights")
         batch = make_batch(plan, model.config.vocab_size)  # which is counted, too
-        summed_loss(model, batch, Config(output="x"), ranks).backward()
+        Loss(DistributedContext(0, 1, pick_device(), None), torch.float32)(model, batch).backward()
     told = estimate.peak - estimate.optimizer
     assert max(live.peaks.values()) == pytest.approx(told, rel=TOLERANCE)
 

@@ -2,7 +2,7 @@
 
 import json
 
-from ftkit.finetune.train import MetricsFile
+from ftkit.finetune.metrics import MetricsFile
 
 
 def test_lines_of_steps_done_again_are_dropped_and_half_a_line_too(tmp_path):

@@ -1,0 +1,46 @@
+"""The command `ftkit`: its subcommands are the programs of the library and of the course."""
+
+import argparse
+import difflib
+import importlib
+import sys
+
+COMMANDS = {  # name: (module whose `main(arguments)` runs it, what --help says)
+    "finetune": ("ftkit.finetune.train", "fine-tune a model on conversations, on one process or under torchrun"),
+    "chat": ("ftkit.chat.__main__", "check tokenizer, chat template and conversations before training"),
+    "memory": ("ftkit.memory.__main__", "estimate the peak memory of a training step, without loading weights"),
+    "machine": ("ftcourse.machine", "check that this machine can run the course"),
+    "lab": ("ftcourse.lab", "copy the notebooks to a folder of yours and open JupyterLab on them"),
+    "notebooks": ("ftcourse.copying", "copy the notebooks to a folder of yours"),
+}
+
+
+def make_parser() -> argparse.ArgumentParser:
+    import ftkit
+
+    parser = argparse.ArgumentParser(
+        prog="ftkit",
+        description="Learn fine-tuning, and fine-tune. `ftkit COMMAND --help` explains a command.",
+    )
+    parser.add_argument("--version", action="version", version=f"ftkit {ftkit.__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, (_, help_text) in COMMANDS.items():
+        commands.add_parser(name, help=help_text, add_help=False)
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a subcommand; returns its exit code. Its own parser reads the arguments after its name."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    parser = make_parser()
+    if not arguments or arguments[0].startswith("-"):
+        parser.parse_args(arguments or ["--help"])
+    name, *rest = arguments
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        parser.error(f"no command {name!r}" + (f": did you mean {near[0]}?" if near else f": {', '.join(COMMANDS)}"))
+    return importlib.import_module(COMMANDS[name][0]).main(rest) or 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

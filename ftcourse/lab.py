@@ -1,0 +1,57 @@
+"""`ftkit lab`: copy the notebooks that are not there yet, and open JupyterLab on the first one.
+
+Lab listens on 127.0.0.1 and asks for its token. On a remote machine use --no-browser and an SSH tunnel; --ip 0.0.0.0
+shows Lab to everyone who can reach the machine and knows the token.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from ftkit._arguments import parse
+
+from .copying import FOLDER, copy_notebooks
+
+FIRST = "00_start_here.ipynb"
+NEWS = "@jupyterlab/apputils-extension:announcements"  # neither Lab's news nor its update check
+
+
+def lab_command(folder: Path, ip: str, port: int, browser: bool) -> list[str]:
+    """The command line of JupyterLab. Its token stays on."""
+    command = [sys.executable, "-m", "jupyter", "lab", f"--ServerApp.ip={ip}", f"--ServerApp.port={port}"]
+    command += [f"--ServerApp.root_dir={folder.absolute()}", f"--LabApp.default_url=/lab/tree/{FIRST}"]
+    command += [] if browser else ["--ServerApp.open_browser=False"]
+    return command + (["--allow-root"] if hasattr(os, "geteuid") and os.geteuid() == 0 else [])
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="ftkit lab", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", nargs="?", type=Path, default=Path(FOLDER), help="(default: %(default)s)")
+    parser.add_argument("--ip", default="127.0.0.1", help="address that Lab listens on (default: %(default)s)")
+    parser.add_argument("--port", type=int, default=8888, help="(default: %(default)s, or the next free one)")
+    parser.add_argument("--no-browser", action="store_true", help="open no browser: print the address only")
+    given = parse(parser, arguments)
+    try:
+        import ipywidgets  # noqa: F401
+        import jupyterlab  # noqa: F401
+    except ModuleNotFoundError as error:
+        print(f"error: {error.name} is not installed: pip install 'ftkit[lab]'", file=sys.stderr)
+        return 2
+    try:
+        copy_notebooks(given.folder)
+    except OSError as error:
+        print(f"error: cannot copy to {given.folder}: {error.strerror}: give another folder", file=sys.stderr)
+        return 2
+    trust = [sys.executable, "-m", "jupyter", "trust", *map(str, given.folder.glob("*.ipynb"))]
+    subprocess.run(trust, check=False, capture_output=True)  # else Lab shows no stored pictures
+    disable = [sys.executable, "-m", "jupyter", "labextension", "disable", "--level=sys_prefix", NEWS]
+    subprocess.run(disable, check=False, capture_output=True)
+    return subprocess.call(lab_command(given.folder, given.ip, given.port, not given.no_browser))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

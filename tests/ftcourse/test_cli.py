@@ -1,0 +1,84 @@
+"""The command `ftkit`."""
+
+import sys
+
+import pytest
+
+from ftcourse import cli, copying, lab
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"]])
+def test_help_names_every_command(capsys, arguments):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(arguments)
+    said = capsys.readouterr().out
+    assert stop.value.code == 0
+    assert all(name in said and text in " ".join(said.split()) for name, (_, text) in cli.COMMANDS.items())
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_each_command_has_its_own_help_under_its_own_name(capsys, name):
+    with pytest.raises(SystemExit) as stop:
+        cli.main([name, "--help"])
+    assert stop.value.code == 0 and capsys.readouterr().out.startswith(f"usage: ftkit {name} ")
+
+
+@pytest.mark.parametrize(
+    ("command", "said"), [("finetun", "did you mean finetune?"), ("zzz", "finetune, chat, memory")]
+)
+def test_an_unknown_command_is_answered_with_the_nearest(capsys, command, said):
+    with pytest.raises(SystemExit) as stop:
+        cli.main([command])
+    assert stop.value.code == 2 and said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["finetune", "--output", "x", "--lerning_rate", "1"], "unrecognized arguments: --lerning_rate"),
+        (["finetune", "--output", "x", "--reserve_q", "1"], "did you mean --reserve_p?"),
+        (["chat", "m", "d", "--max_lenght", "9"], "did you mean --max_length?"),
+        (["memory", "--mehs", "1,1,1"], "did you mean --mesh?"),
+        (["lab", "--prot", "9"], "did you mean --port?"),
+        (["machine", "--jsno"], "unrecognized arguments: --jsno"),
+    ],
+)
+def test_a_mistyped_flag_is_answered_with_the_nearest(capsys, arguments, said):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(arguments)
+    assert stop.value.code == 2 and said in capsys.readouterr().err
+
+
+def test_notebooks_are_copied_once_and_never_overwritten(tmp_path, capsys):
+    folder = tmp_path / "mine"
+    assert cli.main(["notebooks", str(folder)]) == 0
+    notebooks = sorted(folder.iterdir())
+    assert [path.name for path in notebooks] == sorted(p.name for p in copying.source_dir().glob("*.ipynb"))
+    notebooks[0].write_text("my own work")
+    notebooks[1].unlink()
+    assert cli.main(["notebooks", str(folder)]) == 0
+    assert notebooks[0].read_text() == "my own work" and notebooks[1].exists()
+    assert f"1 notebooks copied, {len(notebooks) - 1} that were there" in capsys.readouterr().out
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert cli.main(["notebooks", str(tmp_path / "file")]) == 2
+    assert "give another folder" in capsys.readouterr().err
+
+
+def test_lab_listens_where_it_is_told_and_keeps_its_token(tmp_path, monkeypatch):
+    called = []
+    monkeypatch.setattr(lab.subprocess, "call", lambda command: called.append(command) or 0)
+    monkeypatch.setattr(lab.subprocess, "run", lambda *_, **__: None)
+    assert cli.main(["lab", str(tmp_path), "--port", "9999", "--no-browser"]) == 0
+    (command,) = called
+    assert command[:4] == [sys.executable, "-m", "jupyter", "lab"] and (tmp_path / lab.FIRST).exists()
+    assert {"--ServerApp.ip=127.0.0.1", "--ServerApp.port=9999", "--ServerApp.open_browser=False"} <= set(command)
+    assert f"--ServerApp.root_dir={tmp_path}" in command and not any("token" in word for word in command)
+
+
+def test_lab_without_its_extra_names_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "jupyterlab", None)
+    assert cli.main(["lab", str(tmp_path / "new")]) == 2
+    assert "pip install 'ftkit[lab]'" in capsys.readouterr().err and not (tmp_path / "new").exists()
