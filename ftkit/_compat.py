@@ -44,10 +44,9 @@ def restore_buffers(model: nn.Module) -> None:
             owners.update(dict.fromkeys(outer.modules(), outer))
     for module, owner in owners.items():
         buffers = [module._buffers[name] for name in module._non_persistent_buffers_set]
-        if any(buffer is not None for buffer in buffers):
+        if buffers := [buffer for buffer in buffers if buffer is not None]:
             for buffer in buffers:
-                if buffer is not None:
-                    buffer._is_hf_initialized = False
+                buffer._is_hf_initialized = False
             owner._init_weights(module)
 
 
@@ -94,14 +93,10 @@ def fill_from_meta(model: nn.Module) -> None:
     for module in model.modules():
         for tensors in (module._parameters, module._buffers):
             for name, tensor in tensors.items():
-                if tensor is None:
-                    continue
-                if id(tensor) not in filled:
-                    new = _like(tensor)
-                    if isinstance(tensor, nn.Parameter):
-                        new = nn.Parameter(new, tensor.requires_grad)
-                    filled[id(tensor)] = new
-                tensors[name] = filled[id(tensor)]
+                if tensor is not None and id(tensor) not in filled:
+                    new, parameter = _like(tensor), isinstance(tensor, nn.Parameter)
+                    filled[id(tensor)] = nn.Parameter(new, tensor.requires_grad) if parameter else new
+                tensors[name] = filled.get(id(tensor))
     for module in model.modules():
         if isinstance(module, FSDPModule):  # it holds references to the old tensors
             for group in _parameter_groups(module):

@@ -8,6 +8,7 @@ import inspect
 import re
 import warnings
 from collections.abc import Callable, Iterable
+from functools import partial
 
 import torch
 from peft import AdaptionPromptConfig, LoraConfig, PeftModel, PrefixTuningConfig, TaskType, get_peft_model
@@ -25,24 +26,6 @@ from ftkit.child_tuning import ChildTuningAdamW
 from ftkit.parameters import decay_groups
 
 CAUSAL = TaskType.CAUSAL_LM
-
-
-def full(model: PreTrainedModel) -> nn.Module:
-    """Every weight trains."""
-    presets.everything(model)
-    return model
-
-
-def head_only(model: PreTrainedModel) -> nn.Module:
-    """The LM head trains (and the embedding with it, where the two are tied)."""
-    presets.head_only(model)
-    return model
-
-
-def bitfit(model: PreTrainedModel) -> nn.Module:
-    """The biases train. Raises ValueError for a model without any."""
-    presets.bitfit(model)
-    return model
 
 
 def lora(
@@ -80,11 +63,6 @@ def lora(
     return attached
 
 
-def dora(model: PreTrainedModel, **options) -> nn.Module:
-    """LoRA on the direction of each column, with a separately trained magnitude (Liu et al. 2024)."""
-    return lora(model, use_dora=True, **options)
-
-
 def prefix(model: PreTrainedModel, num_virtual_tokens: int = 8) -> nn.Module:
     """Trained keys and values of virtual tokens before each sequence, in every layer (Li and Liang 2021)."""
     _positive("num_virtual_tokens", num_virtual_tokens)
@@ -110,13 +88,14 @@ def llama_adapter(model: PreTrainedModel, adapter_len: int = 8, adapter_layers: 
     return fix_adaption_prompt_bias(get_peft_model(model, prompts))
 
 
-METHODS: dict[str, Callable[..., nn.Module]] = {
-    "full": full,
-    "child-tuning": full,  # the optimizer masks gradients
-    "head only": head_only,
-    "bitfit": bitfit,
+# Each changes the model in place. Adapters return PEFT's wrapper, presets the names of the parameters that train.
+METHODS: dict[str, Callable] = {
+    "full": presets.everything,
+    "child-tuning": presets.everything,  # the optimizer masks gradients
+    "head only": presets.head_only,
+    "bitfit": presets.bitfit,
     "lora": lora,
-    "dora": dora,
+    "dora": partial(lora, use_dora=True),  # LoRA on directions, magnitudes train separately (Liu et al. 2024)
     "lora+": lora,  # the optimizer has a learning rate of its own for B
     "prefix": prefix,
     "llama-adapter": llama_adapter,
@@ -134,13 +113,13 @@ def attach(model: PreTrainedModel, method: str, **options) -> nn.Module:
     if method not in METHODS:
         near = difflib.get_close_matches(method, METHODS, n=1) or sorted(METHODS)
         raise ValueError(f"there is no method {method!r}; did you mean {', '.join(near)}?")
-    known = inspect.signature(lora if method == "dora" else METHODS[method]).parameters.keys() - {"model"}
-    if method == "dora":
-        known -= {"use_dora"}
+    function = METHODS[method]
+    known = inspect.signature(function).parameters.keys() - {"model", *getattr(function, "keywords", ())}
     if unknown := sorted(options.keys() - known):
         takes = ", ".join(sorted(known)) or "none"
         raise ValueError(f"{method} has no option {unknown[0]!r}; its options: {takes}")
-    return METHODS[method](model, **options)
+    attached = function(model, **options)
+    return attached if isinstance(attached, nn.Module) else model
 
 
 def make_optimizer(

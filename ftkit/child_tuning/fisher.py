@@ -78,7 +78,7 @@ def fisher_information(
         raise ValueError(f'per must be "example" or "batch", but is {per!r}')
     scored = _scored_parameters(model, tuple(exclude))
     scores = {name: torch.zeros_like(p, dtype=torch.float32, requires_grad=False) for name, p in scored.items()}
-    sharded = any(isinstance(param, DTensor) for param in scored.values())
+    sharded = _any_sharded(scored)
     device = next(iter(scored.values())).device
     count = 0
     with _preserve_grads_and_mode(model, eval_mode):
@@ -151,7 +151,7 @@ def save_masks(masks: Mapping[str, torch.Tensor], path: str | Path) -> None:
 
     With sharded masks every process must call this; rank 0 writes. Raises ValueError where a tensor is not bool.
     """
-    sharded = any(isinstance(mask, DTensor) for mask in masks.values())
+    sharded = _any_sharded(masks)
     writes = not sharded or dist.get_rank() == 0
     whole = {}
     for name, mask in masks.items():
@@ -296,8 +296,8 @@ def _counted_here(scores: dict[str, torch.Tensor]) -> set[str]:
     return {name for name, rank in zip(scores, first, strict=True) if rank == dist.get_rank()}
 
 
-def _any_sharded(scores: dict[str, torch.Tensor]) -> bool:
-    return any(isinstance(score, DTensor) for score in scores.values())
+def _any_sharded(tensors: Mapping[str, torch.Tensor]) -> bool:
+    return any(isinstance(tensor, DTensor) for tensor in tensors.values())
 
 
 def _bin_of(histogram: torch.Tensor, wanted: int) -> tuple[int, int]:

@@ -112,8 +112,7 @@ def gradient_mask(
     Raises:
         ValueError: `reserve_p` is not in (0, 1] or too small, or the region does not fit the shape.
     """
-    threshold = draw_threshold(reserve_p)
-    part = Region(shape, region)
+    threshold, part = draw_threshold(reserve_p), Region(shape, region)
     keep = np.ones(part.numel, bool)
     if threshold < DRAW_RANGE:
         fill_mask(keep, mask_key(seed, step, name), threshold, part, 0)
