@@ -1,7 +1,6 @@
-"""Where a shard lies in the whole tensor, and local tensors and gradients of DTensors.
+"""Local tensors and gradients of DTensors, and where a shard lies in the whole tensor.
 
-A run is a stretch of elements that follow each other both in a region and in the whole tensor, each read in row-major
-order.
+A run is a stretch of elements that are contiguous in row-major order, both in a region and in the whole tensor.
 """
 
 import math
@@ -19,8 +18,7 @@ class Region:
 
     Args:
         shape: shape of the whole tensor.
-        region: one slice with step 1 for each dimension, as Python reads slices; missing dimensions at the end are
-            taken in full. None is the whole tensor.
+        region: a slice with step 1 per dimension; missing ones at the end are full. None is the whole tensor.
 
     Attributes:
         shape: shape of the region.

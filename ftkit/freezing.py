@@ -117,8 +117,7 @@ def _choose(model: nn.Module, which: Which) -> dict[str, nn.Parameter]:
             raise ValueError(f"{which!r} is not a regular expression: {error}") from None
     chosen = {}
     for parameter, names in names_of.items():
-        is_hit = pattern.search if isinstance(which, str) else lambda name, p=parameter: which(name, p)
-        hits = [name for name in names if is_hit(name)]
+        hits = [name for name in names if (pattern.search(name) if isinstance(which, str) else which(name, parameter))]
         if hits:
             chosen[names[0]] = parameter
         if 0 < len(hits) < len(names):
@@ -152,23 +151,18 @@ def _through_added(head: nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.
 
 
 def _norms(model: nn.Module) -> set[str]:
-    return {
-        f"{name}.{own}"
-        for name, module in model.named_modules()
-        if is_norm(module)
-        for own, _ in module.named_parameters(recurse=False)
-    }
+    return _parameters_of(model, is_norm)
+
+
+def _parameters_of(model: nn.Module, matches: Callable[[nn.Module], bool]) -> set[str]:
+    modules = [(name, module) for name, module in model.named_modules() if matches(module)]
+    return {f"{name}.{own}" for name, module in modules for own, _ in module.named_parameters(recurse=False)}
 
 
 def _embeddings(model: nn.Module) -> set[str]:
     """Embeddings outside the blocks (token, position, segment), and BERT's norm of their sum."""
     inside = f"{_blocks(model)[0]}."
-    tables = {
-        f"{name}.{own}"
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Embedding)
-        for own, _ in module.named_parameters(recurse=False)
-    }
+    tables = _parameters_of(model, lambda module: isinstance(module, nn.Embedding))
     summed = {name for name, _ in model.named_parameters() if re.search(r"(^|\.)embeddings\.", name)}
     return {name for name in tables | summed if not name.startswith(inside)}
 

@@ -55,10 +55,10 @@ def effective_p(reserve_p: float) -> float:
     return draw_threshold(reserve_p) / DRAW_RANGE
 
 
-def validate_fraction(reserve_p: float) -> None:
-    """Raise ValueError unless `reserve_p` is in (0, 1]."""
-    if not 0 < reserve_p <= 1:
-        raise ValueError(f"reserve_p must be in (0, 1], but is {reserve_p}: 0.3 keeps 30 %, 1.0 keeps everything")
+def validate_fraction(value: float, name: str = "reserve_p") -> None:
+    """Raise ValueError unless `value` is in (0, 1]."""
+    if not 0 < value <= 1:
+        raise ValueError(f"{name} is {value}: give a probability above 0 and at most 1")
 
 
 def mask_key(seed: int, step: int, name: str) -> int:

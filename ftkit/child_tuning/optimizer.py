@@ -133,7 +133,7 @@ class ChildTuningAdamW(torch.optim.AdamW):
                     continue  # frozen; once it has a gradient, step() raises
                 # The mask is part of the state, so that every kind of checkpoint saves it with the moments.
                 state = {**self._new_state(param, group), "gradient_mask": shard_like(mask, param)}
-                self.state[param] = to_compact(state, param) if group["compact_state"] else state
+                self.state[param] = to_compact(state) if group["compact_state"] else state
 
     def load_state_dict(self, state_dict: dict) -> None:
         """Resume from a state of this optimizer or of `torch.optim.AdamW`; masks continue from the saved step.
