@@ -131,18 +131,18 @@ def top_fraction_masks(scores: dict[str, torch.Tensor], reserve_p: float) -> dic
         )
     if reserve_p == 1:
         return {name: wrap_like(local_tensor(s) >= 0, s) for name, s in scores.items()}
-    wanted = min(max(1, round(reserve_p * total)), positive)
-    if wanted < round(reserve_p * total):
+    n_kept = min(max(1, round(reserve_p * total)), positive)
+    if n_kept < round(reserve_p * total):
         warnings.warn(
             f"only {positive:,} of {total:,} scores are above zero: the child is {positive / total:.2%} of the "
             f"weights instead of {reserve_p:.2%}; use more or more varied data",
             stacklevel=3,
         )
-    high, above = _bin_of(upper, wanted)
+    high, above = _bin_of(upper, n_kept)
     lower = _histogram(scores, counted, lambda bits: bits[bits >> 16 == high] & 0xFFFF)
-    low, more = _bin_of(lower, wanted - above)
+    low, more = _bin_of(lower, n_kept - above)
     bits = high << 16 | low
-    ends = _ends_of_ties(scores, counted, bits, wanted - above - more)
+    ends = _ends_of_ties(scores, counted, bits, n_kept - above - more)
     return {name: wrap_like(_top_mask(s, bits, ends[name]), s) for name, s in scores.items()}
 
 
@@ -153,16 +153,16 @@ def save_masks(masks: Mapping[str, torch.Tensor], path: str | Path) -> None:
     """
     sharded = _any_sharded(masks)
     writes = not sharded or dist.get_rank() == 0
-    whole = {}
+    unsharded = {}
     for name, mask in masks.items():
         if mask.dtype != torch.bool:
             raise ValueError(f"{name}: a mask must be torch.bool, not {mask.dtype}")
         # All processes take part in the all-gather, but only one keeps the result.
         mask = mask.full_tensor() if isinstance(mask, DTensor) else mask
         if writes:
-            whole[clean_name(name)] = mask.contiguous().cpu()
+            unsharded[clean_name(name)] = mask.contiguous().cpu()
     if writes:
-        save_file(whole, path)
+        save_file(unsharded, path)
     if sharded:
         dist.barrier()
 
@@ -300,10 +300,10 @@ def _any_sharded(tensors: Mapping[str, torch.Tensor]) -> bool:
     return any(isinstance(tensor, DTensor) for tensor in tensors.values())
 
 
-def _bin_of(histogram: torch.Tensor, wanted: int) -> tuple[int, int]:
-    """The bin that holds the `wanted`-th largest value, and how many values lie in the bins above it."""
+def _bin_of(histogram: torch.Tensor, n_kept: int) -> tuple[int, int]:
+    """The bin that holds the `n_kept`-th largest value, and how many values lie in the bins above it."""
     at_least = histogram.flip(0).cumsum(0).flip(0)
-    found = int((at_least >= wanted).nonzero()[-1])
+    found = int((at_least >= n_kept).nonzero()[-1])
     return found, int(at_least[found] - histogram[found])
 
 

@@ -71,20 +71,20 @@ def fill_mask(keep: np.ndarray, key: int, threshold: int, region: Region, start:
     """Write the mask of a region's elements, from flat index `start` on, into the bool vector `keep`."""
     stop = start + len(keep)
     run, stride = region.contiguous, region.stride
-    if run >= region.numel:  # consecutive in the whole, as every part of rows is
+    if run >= region.numel:  # contiguous in the whole parameter, as every block of rows is
         _fill(keep, key, threshold, region.offset + start)
         return
     bridged = stride - run <= _CHEAP_GAP
     for first, runs, offset in region.iter_spans(start, stop, BLOCK if bridged else 1):
         # The group may begin before `start` and end after `stop`.
         low, high = max(start, first * run), min(stop, (first + runs) * run)
-        wanted = keep[low - start : high - start]
+        target = keep[low - start : high - start]
         if runs == 1:
-            _fill(wanted, key, threshold, offset + low - first * run)
+            _fill(target, key, threshold, offset + low - first * run)
         else:
             rows = np.empty((runs, stride), bool)
             _fill(rows.reshape(-1)[: (runs - 1) * stride + run], key, threshold, offset)
-            wanted[:] = rows[:, :run].reshape(-1)[low - first * run : high - first * run]
+            target[:] = rows[:, :run].reshape(-1)[low - first * run : high - first * run]
 
 
 def gradient_mask(

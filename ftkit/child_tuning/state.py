@@ -36,9 +36,9 @@ def to_dense(compact: dict, param: torch.Tensor) -> dict:
     index, local = compact["mask_indices"], local_tensor(param)
 
     def scatter(values: torch.Tensor) -> torch.Tensor:
-        whole = values.new_zeros(local.numel())
-        whole[index] = values
-        return wrap_like(torch.empty_like(local, dtype=values.dtype).copy_(whole.view(local.shape)), param)
+        full = values.new_zeros(local.numel())
+        full[index] = values
+        return wrap_like(torch.empty_like(local, dtype=values.dtype).copy_(full.view(local.shape)), param)
 
     moments = {key: scatter(compact[key]) for key in MOMENTS if key in compact}
     mask = scatter(torch.ones_like(index, dtype=torch.bool))
