@@ -1,7 +1,4 @@
-"""The few calls into torch and transformers that their authors have not promised to keep, in one place.
-
-Each has a test that fails when a new version changes what is relied on here.
-"""
+"""Every use of a private API of torch, transformers and PEFT, each with a test that fails when it changes."""
 
 import re
 from collections.abc import Iterator
@@ -20,100 +17,95 @@ from torch.distributed.tensor import DTensor
 def local_chunk(tensor: DTensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Shape of this process's shard, and the index in the whole tensor at which it begins.
 
-    It is what torch's distributed checkpoints ask a DTensor for, so masks and checkpoints agree on who holds
-    what: uneven and empty shards and those of FSDP on top of tensor parallelism included.
+    torch's distributed checkpoints use the same method, so masks and checkpoints agree also on uneven and empty shards
+    and on those of FSDP on top of tensor parallelism.
     """
     (chunk,) = tensor.__create_chunk_list__()
     return tuple(chunk.sizes), tuple(chunk.offsets)
 
 
 def is_flattened_by_fsdp1(param) -> bool:
-    """Whether the first FSDP (`FullyShardedDataParallel`) manages the parameter and has flattened it."""
+    """Whether FSDP1 (`FullyShardedDataParallel`) has flattened the parameter."""
     return getattr(param, "_fsdp_flattened", False)
 
 
 def restore_buffers(model: nn.Module) -> None:
-    """Compute the buffers that no state dict holds, such as rotary frequencies, where transformers knows how.
+    """Compute the non-persistent buffers of transformers models, such as rotary frequencies.
 
-    Each is marked as not initialised and its module given to the model's own `_init_weights`, which is what
-    `from_pretrained` does. That may draw the module's parameters anew as well: restore buffers before
-    reading weights. Buffers of modules that transformers does not know stay as they are.
+    As in `from_pretrained`, each is marked as not initialised and its module passed to the model's `_init_weights`.
+    That may re-initialise the module's parameters too, so restore buffers before reading weights. Buffers outside
+    transformers models do not change.
     """
-    from transformers import PreTrainedModel  # here: masks need torch alone
+    from transformers import PreTrainedModel  # here, because masks need torch alone
 
-    owners = {}  # a module belongs to the innermost transformers model around it
+    owners = {}  # the innermost transformers model around each module
     for outer in model.modules():
         if isinstance(outer, PreTrainedModel):
             owners.update(dict.fromkeys(outer.modules(), outer))
     for module, owner in owners.items():
         buffers = [module._buffers[name] for name in module._non_persistent_buffers_set]
-        if any(buffer is not None for buffer in buffers):
+        if buffers := [buffer for buffer in buffers if buffer is not None]:
             for buffer in buffers:
-                if buffer is not None:
-                    buffer._is_hf_initialized = False
+                buffer._is_hf_initialized = False
             owner._init_weights(module)
 
 
 def conversions_on_load(model: nn.Module) -> list:
-    """What `from_pretrained` would do to this architecture's tensors between file and model: renamings, fusions."""
+    """The conversions of `from_pretrained` between files and this architecture: renamings, fusions."""
     from transformers.conversion_mapping import get_model_conversion_mapping
 
     return get_model_conversion_mapping(model, add_legacy=False)
 
 
 def may_be_left_out(model: nn.Module, name: str) -> bool:
-    """Whether `from_pretrained` passes silently over a tensor of the files that the model has no place for.
+    """Whether `from_pretrained` silently ignores an unexpected tensor in the files.
 
-    Files of old Llamas also hold rotary frequencies, layer by layer.
+    Includes the rotary frequencies in files of old Llamas.
     """
     patterns = [p for part in model.modules() for p in getattr(part, "_keys_to_ignore_on_load_unexpected", None) or ()]
     return any(re.search(pattern, name) for pattern in (*patterns, r"rotary_emb\.inv_freq$"))
 
 
 def enable_activation_checkpointing(model: nn.Module) -> None:
-    """Have each layer of a transformers model computed again in the backward pass, instead of kept.
+    """Recompute each layer of a transformers model in the backward pass instead of saving its activations.
 
-    transformers renames the method; both names take torch.utils.checkpoint's arguments first. Do it before adapters are
-    attached: PEFT asks the model whether it checkpoints.
+    Call it before adapters are attached, because PEFT asks the model whether it checkpoints. transformers renames the
+    method; both names take torch.utils.checkpoint's arguments first.
     """
     new = getattr(model, "activation_checkpointing_enable", None)
     (new or model.gradient_checkpointing_enable)({"use_reentrant": False})
 
 
 def fake_tensors() -> FakeTensorMode:
-    """A context in which tensors have shapes, dtypes, devices and storages of a size, and no memory."""
+    """A context in which tensors have shapes, dtypes, devices and sized storages, but no memory."""
     return FakeTensorMode()
 
 
 def device_of(tensor: torch.Tensor) -> torch.device:
-    """`tensor.device`; of a fake tensor without the detour through its mode, which is an eighth of a trace's time."""
+    """`tensor.device`, read directly from a fake tensor, because dispatch costs an eighth of a trace's time."""
     return tensor.fake_device if isinstance(tensor, FakeTensor) else tensor.device
 
 
 @torch.no_grad()
 def fill_from_meta(model: nn.Module) -> None:
-    """Give every parameter and buffer on meta storage on the CPU: fake, within `fake_tensors`. Ties and shards stay."""
+    """Allocate parameters and buffers on the CPU (fake ones within `fake_tensors`); keeps ties and shards."""
     filled: dict[int, torch.Tensor] = {}
     for module in model.modules():
         for tensors in (module._parameters, module._buffers):
             for name, tensor in tensors.items():
-                if tensor is None:
-                    continue
-                if id(tensor) not in filled:
-                    new = _like(tensor)
-                    if isinstance(tensor, nn.Parameter):
-                        new = nn.Parameter(new, tensor.requires_grad)
-                    filled[id(tensor)] = new
-                tensors[name] = filled[id(tensor)]
+                if tensor is not None and id(tensor) not in filled:
+                    new, parameter = _like(tensor), isinstance(tensor, nn.Parameter)
+                    filled[id(tensor)] = nn.Parameter(new, tensor.requires_grad) if parameter else new
+                tensors[name] = filled.get(id(tensor))
     for module in model.modules():
-        if isinstance(module, FSDPModule):  # it keeps tensors of its own beside the module's
+        if isinstance(module, FSDPModule):  # it holds references to the old tensors
             for group in _parameter_groups(module):
                 for parameter in group.fsdp_params:
                     parameter.reset_sharded_param()
 
 
 def _parameter_groups(module: FSDPModule) -> list:
-    """FSDP's own groups of a module's parameters: torch 2.11 had one at most, under a name in the singular."""
+    """FSDP's parameter groups of a module; torch 2.11 had at most one, under a name in the singular."""
     state = module._get_fsdp_state()
     if hasattr(state, "_fsdp_param_groups"):
         return state._fsdp_param_groups
@@ -124,13 +116,13 @@ def _like(tensor: torch.Tensor) -> torch.Tensor:
     if not isinstance(tensor, DTensor):
         return torch.empty(tensor.shape, dtype=tensor.dtype)
     local = torch.empty(tensor._local_tensor.shape, dtype=tensor.dtype)
-    how = {"run_check": False, "shape": tensor.shape, "stride": tensor.stride()}
-    return DTensor.from_local(local, tensor.device_mesh, tensor.placements, **how)
+    layout = {"run_check": False, "shape": tensor.shape, "stride": tensor.stride()}
+    return DTensor.from_local(local, tensor.device_mesh, tensor.placements, **layout)
 
 
 @contextmanager
 def fake_ranks(world_size: int) -> Iterator[None]:
-    """Make this process rank 0 of a process group whose other ranks do not exist; collectives do nothing.
+    """A fake process group with this process as rank 0; collectives do nothing.
 
     Raises RuntimeError where a process group exists already.
     """
@@ -149,7 +141,7 @@ def fake_ranks(world_size: int) -> Iterator[None]:
 
 
 def fix_adaption_prompt_bias(model: PeftModel) -> PeftModel:
-    """Correct every layer with an adaption prompt whose output projection has a bias; returns the model."""
+    """Subtract the output projection's bias in adaption prompts, which PEFT adds twice; returns the model."""
     for module in model.modules():
         if isinstance(module, AdaptedAttention) and module.model.o_proj.bias is not None:
             module.register_forward_hook(_subtract_bias)

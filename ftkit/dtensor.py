@@ -1,7 +1,6 @@
-"""Where a shard lies in the whole tensor, and local tensors and gradients of DTensors.
+"""Local tensors and gradients of DTensors, and where a shard lies in the whole tensor.
 
-A run is a stretch of elements that follow each other both in a region and in the whole tensor, each read in row-major
-order.
+A run is a stretch of elements that are contiguous in row-major order, both in a region and in the whole tensor.
 """
 
 import math
@@ -19,8 +18,7 @@ class Region:
 
     Args:
         shape: shape of the whole tensor.
-        region: one slice with step 1 for each dimension, as Python reads slices; missing dimensions at the end are
-            taken in full. None is the whole tensor.
+        region: a slice with step 1 per dimension; missing ones at the end are full. None is the whole tensor.
 
     Attributes:
         shape: shape of the region.
@@ -35,25 +33,25 @@ class Region:
     """
 
     def __init__(self, shape: Sequence[int], region: tuple[slice, ...] | None = None):
-        whole = tuple(int(size) for size in shape)
+        full = tuple(int(size) for size in shape)
         slices = () if region is None else tuple(region)
-        if len(slices) > len(whole):
-            raise ValueError(f"region has {len(slices)} slices, but the tensor's shape is {whole}")
+        if len(slices) > len(full):
+            raise ValueError(f"region has {len(slices)} slices, but the tensor's shape is {full}")
         if any(not isinstance(part, slice) or part.step not in (None, 1) for part in slices):
             raise ValueError(f"region must be a tuple of slices with step 1, not {region}")
-        bounds = [part.indices(size)[:2] for part, size in zip(slices, whole, strict=False)]
-        bounds += [(0, size) for size in whole[len(bounds) :]]
+        bounds = [part.indices(size)[:2] for part, size in zip(slices, full, strict=False)]
+        bounds += [(0, size) for size in full[len(bounds) :]]
 
         self._first = [low for low, _ in bounds]
         self.shape = tuple(max(0, high - low) for low, high in bounds)
         self.numel = math.prod(self.shape)
-        self._strides = [math.prod(whole[dim + 1 :]) for dim in range(len(whole))]
+        self._strides = [math.prod(full[dim + 1 :]) for dim in range(len(full))]
 
         # A run spans every dimension behind the last one that is sliced.
-        cut = max((dim for dim in range(len(whole)) if self.shape[dim] != whole[dim]), default=0)
-        self._outer = self.shape[:cut]
-        self.contiguous = math.prod(self.shape[cut:])
-        self.stride = math.prod(whole[cut:])
+        split = max((dim for dim in range(len(full)) if self.shape[dim] != full[dim]), default=0)
+        self._outer = self.shape[:split]
+        self.contiguous = math.prod(self.shape[split:])
+        self.stride = math.prod(full[split:])
         self.runs_per_row = self._outer[-1] if self._outer else 1
         self.offset = self._offset(0) if self.numel else 0
 

@@ -47,17 +47,17 @@ def bitfit(model: nn.Module) -> list[str]:
     biases = {name for name, _ in model.named_parameters() if re.search(r"(^|[._])bias$", name)}
     if not biases:
         raise ValueError(f"BitFit trains biases, and {type(model).__name__} has none: norms_only is the nearest preset")
-    return train_only(model, lambda name, _: name in biases)
+    return _train_named(model, biases, "bias")
 
 
 def norms_only(model: nn.Module) -> list[str]:
     """Weights and biases of LayerNorm, RMSNorm and related modules."""
-    return train_only(model, _is_one_of(_norms(model), model, "norm"))
+    return _train_named(model, _norms(model), "norm")
 
 
 def embeddings_and_norms(model: nn.Module) -> list[str]:
     """Input embeddings and all norms: what LongLoRA (Chen et al. 2024) trains besides its adapters."""
-    return train_only(model, _is_one_of(_embeddings(model) | _norms(model), model, "embedding or norm"))
+    return _train_named(model, _embeddings(model) | _norms(model), "embedding or norm")
 
 
 def freeze_first_layers(model: nn.Module, n: int) -> list[str]:
@@ -77,7 +77,7 @@ def freeze_first_layers(model: nn.Module, n: int) -> list[str]:
 
 def head_only(model: nn.Module) -> list[str]:
     """Parameters outside the base model: `lm_head`, `score`, `classifier`."""
-    return train_only(model, _is_one_of(_outside_base(model), model, "head"))
+    return _train_named(model, _outside_base(model), "head")
 
 
 def add_layers(model: nn.Module, hidden_size: int | None = None) -> list[str]:
@@ -117,8 +117,7 @@ def _choose(model: nn.Module, which: Which) -> dict[str, nn.Parameter]:
             raise ValueError(f"{which!r} is not a regular expression: {error}") from None
     chosen = {}
     for parameter, names in names_of.items():
-        is_hit = pattern.search if isinstance(which, str) else lambda name, p=parameter: which(name, p)
-        hits = [name for name in names if is_hit(name)]
+        hits = [name for name in names if (pattern.search(name) if isinstance(which, str) else which(name, parameter))]
         if hits:
             chosen[names[0]] = parameter
         if 0 < len(hits) < len(names):
@@ -152,23 +151,18 @@ def _through_added(head: nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.
 
 
 def _norms(model: nn.Module) -> set[str]:
-    return {
-        f"{name}.{own}"
-        for name, module in model.named_modules()
-        if is_norm(module)
-        for own, _ in module.named_parameters(recurse=False)
-    }
+    return _parameters_of(model, is_norm)
+
+
+def _parameters_of(model: nn.Module, matches: Callable[[nn.Module], bool]) -> set[str]:
+    modules = [(name, module) for name, module in model.named_modules() if matches(module)]
+    return {f"{name}.{own}" for name, module in modules for own, _ in module.named_parameters(recurse=False)}
 
 
 def _embeddings(model: nn.Module) -> set[str]:
     """Embeddings outside the blocks (token, position, segment), and BERT's norm of their sum."""
     inside = f"{_blocks(model)[0]}."
-    tables = {
-        f"{name}.{own}"
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Embedding)
-        for own, _ in module.named_parameters(recurse=False)
-    }
+    tables = _parameters_of(model, lambda module: isinstance(module, nn.Embedding))
     summed = {name for name, _ in model.named_parameters() if re.search(r"(^|\.)embeddings\.", name)}
     return {name for name in tables | summed if not name.startswith(inside)}
 
@@ -193,7 +187,7 @@ def _outside_base(model: nn.Module) -> set[str]:
     return {name for name in names if not name.startswith(f"{prefix}.")}
 
 
-def _is_one_of(names: set[str], model: nn.Module, what: str):
+def _train_named(model: nn.Module, names: set[str], what: str) -> list[str]:
     if not names:
         raise ValueError(f"{type(model).__name__} has no {what} to train")
-    return lambda name, _: name in names
+    return train_only(model, lambda name, _: name in names)

@@ -39,7 +39,7 @@ class ParameterCount:
 
 def count_parameters(model: nn.Module) -> ParameterCount:
     """Count the parameters of a model, tied ones once."""
-    return _count(model.named_parameters())
+    return _count(list(model.named_parameters()))  # which lists a tied tensor once
 
 
 @dataclass(frozen=True)
@@ -73,12 +73,11 @@ def parameter_table(model: nn.Module, depth: int = 2) -> ParameterTable:
     for name, parameter in model.named_parameters():
         module = ".".join(name.split(".")[:-1][:depth]) or name
         groups.setdefault(module, []).append((name, parameter))
-    rows = {module: _count(iter(named)) for module, named in groups.items()}
+    rows = {module: _count(named) for module, named in groups.items()}
     return ParameterTable({**rows, "total": count_parameters(model)})
 
 
-def _count(named_parameters: Iterator[tuple[str, nn.Parameter]]) -> ParameterCount:
-    named = list(named_parameters)  # nn.Module.named_parameters already leaves out second names of a tensor
+def _count(named: list[tuple[str, nn.Parameter]]) -> ParameterCount:
     parameters = [parameter for _, parameter in named]
     return ParameterCount(
         total=sum(p.numel() for p in parameters),

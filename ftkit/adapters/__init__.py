@@ -1,4 +1,4 @@
-"""Adapters by PEFT, one entry a method; merging that is verified; saving that knows its base.
+"""Fine-tuning methods and PEFT adapters: attach, build the optimizer, merge with verification, save and load.
 
 model = attach(model, "lora", r=8)
 optimizer = make_optimizer(model, "lora", lr=2e-3)

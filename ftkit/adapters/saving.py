@@ -1,4 +1,4 @@
-"""Save an adapter with a fingerprint of its base, and refuse to load it on another."""
+"""Save an adapter with a fingerprint of its base model, and load it on that base only."""
 
 import hashlib
 import json
@@ -11,12 +11,12 @@ from torch import nn
 
 from ftkit._compat import fix_adaption_prompt_bias
 
-BASE = "base.json"
+BASE = "base.json"  # beside the adapter: the fingerprint
 SAMPLE = 256  # elements of each tensor that go into the fingerprint
 
 
 def adapter_size_bytes(model: nn.Module) -> int:
-    """What has to be stored to have this fine-tune beside its base: the adapter, or else every weight that trains."""
+    """Bytes to store for this fine-tune in addition to its base: the adapter, else every trainable weight."""
     if isinstance(model, PeftModel):
         tensors = get_peft_model_state_dict(model).values()
     else:
@@ -25,9 +25,9 @@ def adapter_size_bytes(model: nn.Module) -> int:
 
 
 def fingerprint(model: nn.Module) -> str:
-    """SHA-256 over names, shapes and the first elements of a base model's weights, rounded to bfloat16.
+    """SHA-256 over names, shapes and the first SAMPLE elements of a base model's weights, without an adapter's.
 
-    Rounded, for the same base may be loaded in several precisions. An adapter on the model does not count.
+    Elements are rounded to bfloat16, because the same base may be loaded in several precisions.
     """
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     digest = hashlib.sha256()
@@ -38,7 +38,7 @@ def fingerprint(model: nn.Module) -> str:
 
 
 def save_adapter(model: PeftModel, folder: str | Path) -> Path:
-    """Write the adapter as PEFT does (safetensors and its config), with the base's fingerprint beside it."""
+    """Save an adapter as PEFT does, with its base's fingerprint; returns the folder. Raises TypeError without one."""
     if not isinstance(model, PeftModel):
         raise TypeError(f"{type(model).__name__} has no adapter: save it with save_pretrained")
     folder = Path(folder)
@@ -48,11 +48,10 @@ def save_adapter(model: PeftModel, folder: str | Path) -> Path:
 
 
 def load_adapter(base: nn.Module, folder: str | Path, adapter_name: str = "default") -> PeftModel:
-    """The base with the adapter of `folder` on it, frozen, whoever saved that. Only safetensors are read.
+    """Load the adapter in `folder`, by ftkit or PEFT, onto `base`; all weights are frozen. Only safetensors are read.
 
-    More adapters can be put beside it by PEFT's own `load_adapter(folder, adapter_name)` of what is returned.
-
-    Raises FileNotFoundError where there is no adapter, and ValueError for one that was saved from another base.
+    More adapters can be added with the returned model's own `load_adapter(folder, adapter_name)`. Raises
+    FileNotFoundError where `folder` holds no adapter, and ValueError for one of another base.
     """
     folder = Path(folder)
     for name in ("adapter_config.json", "adapter_model.safetensors"):
@@ -71,7 +70,7 @@ def load_adapter(base: nn.Module, folder: str | Path, adapter_name: str = "defau
     except RuntimeError as error:  # shapes
         said = str(error).strip().splitlines()
         raise ValueError(f"the adapter in {folder} does not fit this model: {said[-1].strip()}") from error
-    loaded.requires_grad_(False)  # with prompts PEFT leaves the base as it found it
+    loaded.requires_grad_(False)  # because with prompts PEFT leaves the base trainable
     return fix_adaption_prompt_bias(loaded)
 
 
@@ -81,5 +80,5 @@ def _is_base(name: str) -> bool:
 
 
 def _plain(name: str) -> str:
-    """The name in the base model of a tensor that an adapter has wrapped; AdaptedAttention calls its own `model`."""
+    """The base model's name of a tensor that an adapter wrapped; AdaptedAttention calls the original `model`."""
     return re.sub(r"base_layer\.|original_module\.|(?<=attn\.)model\.", "", name)

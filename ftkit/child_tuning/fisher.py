@@ -78,7 +78,7 @@ def fisher_information(
         raise ValueError(f'per must be "example" or "batch", but is {per!r}')
     scored = _scored_parameters(model, tuple(exclude))
     scores = {name: torch.zeros_like(p, dtype=torch.float32, requires_grad=False) for name, p in scored.items()}
-    sharded = any(isinstance(param, DTensor) for param in scored.values())
+    sharded = _any_sharded(scored)
     device = next(iter(scored.values())).device
     count = 0
     with _preserve_grads_and_mode(model, eval_mode):
@@ -131,18 +131,18 @@ def top_fraction_masks(scores: dict[str, torch.Tensor], reserve_p: float) -> dic
         )
     if reserve_p == 1:
         return {name: wrap_like(local_tensor(s) >= 0, s) for name, s in scores.items()}
-    wanted = min(max(1, round(reserve_p * total)), positive)
-    if wanted < round(reserve_p * total):
+    n_kept = min(max(1, round(reserve_p * total)), positive)
+    if n_kept < round(reserve_p * total):
         warnings.warn(
             f"only {positive:,} of {total:,} scores are above zero: the child is {positive / total:.2%} of the "
             f"weights instead of {reserve_p:.2%}; use more or more varied data",
             stacklevel=3,
         )
-    high, above = _bin_of(upper, wanted)
+    high, above = _bin_of(upper, n_kept)
     lower = _histogram(scores, counted, lambda bits: bits[bits >> 16 == high] & 0xFFFF)
-    low, more = _bin_of(lower, wanted - above)
+    low, more = _bin_of(lower, n_kept - above)
     bits = high << 16 | low
-    ends = _ends_of_ties(scores, counted, bits, wanted - above - more)
+    ends = _ends_of_ties(scores, counted, bits, n_kept - above - more)
     return {name: wrap_like(_top_mask(s, bits, ends[name]), s) for name, s in scores.items()}
 
 
@@ -151,18 +151,18 @@ def save_masks(masks: Mapping[str, torch.Tensor], path: str | Path) -> None:
 
     With sharded masks every process must call this; rank 0 writes. Raises ValueError where a tensor is not bool.
     """
-    sharded = any(isinstance(mask, DTensor) for mask in masks.values())
+    sharded = _any_sharded(masks)
     writes = not sharded or dist.get_rank() == 0
-    whole = {}
+    unsharded = {}
     for name, mask in masks.items():
         if mask.dtype != torch.bool:
             raise ValueError(f"{name}: a mask must be torch.bool, not {mask.dtype}")
         # All processes take part in the all-gather, but only one keeps the result.
         mask = mask.full_tensor() if isinstance(mask, DTensor) else mask
         if writes:
-            whole[clean_name(name)] = mask.contiguous().cpu()
+            unsharded[clean_name(name)] = mask.contiguous().cpu()
     if writes:
-        save_file(whole, path)
+        save_file(unsharded, path)
     if sharded:
         dist.barrier()
 
@@ -296,14 +296,14 @@ def _counted_here(scores: dict[str, torch.Tensor]) -> set[str]:
     return {name for name, rank in zip(scores, first, strict=True) if rank == dist.get_rank()}
 
 
-def _any_sharded(scores: dict[str, torch.Tensor]) -> bool:
-    return any(isinstance(score, DTensor) for score in scores.values())
+def _any_sharded(tensors: Mapping[str, torch.Tensor]) -> bool:
+    return any(isinstance(tensor, DTensor) for tensor in tensors.values())
 
 
-def _bin_of(histogram: torch.Tensor, wanted: int) -> tuple[int, int]:
-    """The bin that holds the `wanted`-th largest value, and how many values lie in the bins above it."""
+def _bin_of(histogram: torch.Tensor, n_kept: int) -> tuple[int, int]:
+    """The bin that holds the `n_kept`-th largest value, and how many values lie in the bins above it."""
     at_least = histogram.flip(0).cumsum(0).flip(0)
-    found = int((at_least >= wanted).nonzero()[-1])
+    found = int((at_least >= n_kept).nonzero()[-1])
     return found, int(at_least[found] - histogram[found])
 
 

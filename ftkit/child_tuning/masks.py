@@ -55,10 +55,10 @@ def effective_p(reserve_p: float) -> float:
     return draw_threshold(reserve_p) / DRAW_RANGE
 
 
-def validate_fraction(reserve_p: float) -> None:
-    """Raise ValueError unless `reserve_p` is in (0, 1]."""
-    if not 0 < reserve_p <= 1:
-        raise ValueError(f"reserve_p must be in (0, 1], but is {reserve_p}: 0.3 keeps 30 %, 1.0 keeps everything")
+def validate_fraction(value: float, name: str = "reserve_p") -> None:
+    """Raise ValueError unless `value` is in (0, 1]."""
+    if not 0 < value <= 1:
+        raise ValueError(f"{name} is {value}: give a probability above 0 and at most 1")
 
 
 def mask_key(seed: int, step: int, name: str) -> int:
@@ -71,20 +71,20 @@ def fill_mask(keep: np.ndarray, key: int, threshold: int, region: Region, start:
     """Write the mask of a region's elements, from flat index `start` on, into the bool vector `keep`."""
     stop = start + len(keep)
     run, stride = region.contiguous, region.stride
-    if run >= region.numel:  # consecutive in the whole, as every part of rows is
+    if run >= region.numel:  # contiguous in the whole parameter, as every block of rows is
         _fill(keep, key, threshold, region.offset + start)
         return
     bridged = stride - run <= _CHEAP_GAP
     for first, runs, offset in region.iter_spans(start, stop, BLOCK if bridged else 1):
         # The group may begin before `start` and end after `stop`.
         low, high = max(start, first * run), min(stop, (first + runs) * run)
-        wanted = keep[low - start : high - start]
+        target = keep[low - start : high - start]
         if runs == 1:
-            _fill(wanted, key, threshold, offset + low - first * run)
+            _fill(target, key, threshold, offset + low - first * run)
         else:
             rows = np.empty((runs, stride), bool)
             _fill(rows.reshape(-1)[: (runs - 1) * stride + run], key, threshold, offset)
-            wanted[:] = rows[:, :run].reshape(-1)[low - first * run : high - first * run]
+            target[:] = rows[:, :run].reshape(-1)[low - first * run : high - first * run]
 
 
 def gradient_mask(
@@ -112,8 +112,7 @@ def gradient_mask(
     Raises:
         ValueError: `reserve_p` is not in (0, 1] or too small, or the region does not fit the shape.
     """
-    threshold = draw_threshold(reserve_p)
-    part = Region(shape, region)
+    threshold, part = draw_threshold(reserve_p), Region(shape, region)
     keep = np.ones(part.numel, bool)
     if threshold < DRAW_RANGE:
         fill_mask(keep, mask_key(seed, step, name), threshold, part, 0)

@@ -35,19 +35,16 @@ class ChildTuningAdamW(torch.optim.AdamW):
     Args:
         named_params: `model.named_parameters()`, or groups: dicts whose `params` are (name, parameter) pairs.
             Names key the masks. A group may have its own `reserve_p`, `mode`, `gradient_mask` and `seed`.
-        lr, betas, eps, weight_decay, amsgrad, maximize, foreach, fused: as in `torch.optim.AdamW`; the fused
-            kernel is used unless `foreach=True` or `fused=False` is given. `capturable` and `differentiable`
-            are refused: the mask's key is computed on the host.
+        lr, betas, eps, weight_decay, amsgrad, maximize, foreach, fused: as in `torch.optim.AdamW`, but fused by
+            default. `capturable` and `differentiable` are refused, because the mask's key is computed on the host.
         reserve_p: probability of keeping an entry, in (0, 1]; not used in task-dependent mode. 1 is bitwise identical
             to `torch.optim.AdamW(fused=True)` where moments have the weights' dtype.
         mode: "task-free" or "task-dependent".
-        gradient_mask: for task-dependent groups, bool tensors by parameter name, each of the whole
-            parameter's shape.
+        gradient_mask: for task-dependent groups, bool tensors by parameter name, of the whole parameter's shape.
         seed: any integer, the same on every process.
-        fp32_moments: keep moments of bfloat16 and float16 weights in float32. In bfloat16 the second moment
-            times 0.999 rounds back to itself: it can grow but never shrink, so steps stay small.
-        compact_state: in task-dependent groups, store moments of the child network alone, and 4 bytes for the index
-            of each of its elements.
+        fp32_moments: keep moments of bfloat16 and float16 weights in float32, because in bfloat16 the second moment
+            times 0.999 rounds back to itself and never shrinks.
+        compact_state: in task-dependent groups, store moments and 4-byte indices of the child network alone.
 
     Raises:
         ValueError: names, `reserve_p`, mode or masks do not fit; the message names the group or parameter.
@@ -133,10 +130,10 @@ class ChildTuningAdamW(torch.optim.AdamW):
             group = self.param_groups[-1]
             for name, param in zip(group["param_names"], group["params"], strict=True):
                 if (mask := masks.get(clean_name(name))) is None:
-                    continue  # frozen; if it is not any more, step() says that it needs a mask
+                    continue  # frozen; once it has a gradient, step() raises
                 # The mask is part of the state, so that every kind of checkpoint saves it with the moments.
                 state = {**self._new_state(param, group), "gradient_mask": shard_like(mask, param)}
-                self.state[param] = to_compact(state, param) if group["compact_state"] else state
+                self.state[param] = to_compact(state) if group["compact_state"] else state
 
     def load_state_dict(self, state_dict: dict) -> None:
         """Resume from a state of this optimizer or of `torch.optim.AdamW`; masks continue from the saved step.

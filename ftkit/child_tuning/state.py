@@ -19,8 +19,8 @@ from .update import BLOCK_ELEMENTS, adamw_blocks, batches, parallel_map
 MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
 
 
-def to_compact(dense: dict, param: torch.Tensor) -> dict:
-    """The compact form of a parameter's dense state, which has a `gradient_mask`."""
+def to_compact(dense: dict) -> dict:
+    """The compact form of a parameter's dense state with a `gradient_mask`."""
     mask = local_tensor(dense["gradient_mask"]).reshape(-1)
     index = mask.nonzero().squeeze(1)
     if mask.numel() < 2**31:
@@ -36,9 +36,9 @@ def to_dense(compact: dict, param: torch.Tensor) -> dict:
     index, local = compact["mask_indices"], local_tensor(param)
 
     def scatter(values: torch.Tensor) -> torch.Tensor:
-        whole = values.new_zeros(local.numel())
-        whole[index] = values
-        return wrap_like(torch.empty_like(local, dtype=values.dtype).copy_(whole.view(local.shape)), param)
+        full = values.new_zeros(local.numel())
+        full[index] = values
+        return wrap_like(torch.empty_like(local, dtype=values.dtype).copy_(full.view(local.shape)), param)
 
     moments = {key: scatter(compact[key]) for key in MOMENTS if key in compact}
     mask = scatter(torch.ones_like(index, dtype=torch.bool))
@@ -83,7 +83,7 @@ def load_checked(optimizer: torch.optim.Optimizer, state_dict: dict, load: Calla
     seen = {}
 
     def check_last(_, saved: dict) -> dict:
-        # A hook, because hooks of the caller may still change the dict before it is loaded.
+        # In a hook, because earlier hooks of the caller may change the dict.
         seen.update(_checked(optimizer, saved))
         return seen
 
@@ -101,20 +101,18 @@ def load_checked(optimizer: torch.optim.Optimizer, state_dict: dict, load: Calla
             state = optimizer.state[param]
             state |= {key: _place(key, value, param, group) for key, value in saved.items()}
             if group["compact_state"] and "gradient_mask" in state:
-                optimizer.state[param] = to_compact(state, param)
+                optimizer.state[param] = to_compact(state)
 
 
 def save_dense(optimizer: torch.optim.Optimizer, save: Callable[[], dict]) -> dict:
-    """torch's state dict, from its own `save`, with the dense form of what is compact."""
+    """The state dict that torch's `save` makes, with dense states instead of compact ones."""
 
     def dense(_, saved: dict) -> dict:
-        numbers = chain.from_iterable(group["params"] for group in saved["param_groups"])
-        params = chain.from_iterable(group["params"] for group in optimizer.param_groups)
-        by_number = dict(zip(numbers, params, strict=True))
-        state = {key: to_dense(value, by_number[key]) for key, value in saved["state"].items()}
-        return {**saved, "state": state}
+        pairs = zip(saved["param_groups"], optimizer.param_groups, strict=True)
+        params = {n: p for old, group in pairs for n, p in zip(old["params"], group["params"], strict=True)}
+        return {**saved, "state": {key: to_dense(state, params[key]) for key, state in saved["state"].items()}}
 
-    # A hook, and the first one, so that hooks of the caller get the dense form too.
+    # As the first hook, so that hooks of the caller get the dense form too.
     handle = optimizer.register_state_dict_post_hook(dense, prepend=True)
     try:
         return save()
@@ -123,20 +121,20 @@ def save_dense(optimizer: torch.optim.Optimizer, save: Callable[[], dict]) -> di
 
 
 def moment_dtype(param: torch.Tensor, group: dict) -> torch.dtype:
-    """The dtype of a parameter's moments: its own, or float32 for low precision unless that is off."""
+    """The dtype of a parameter's moments: float32 for low precision with `fp32_moments`, else its own."""
     low_precision = param.dtype in (torch.bfloat16, torch.float16)
     return torch.float32 if low_precision and group["fp32_moments"] else param.dtype
 
 
 def _checked(optimizer: torch.optim.Optimizer, saved: dict) -> dict:
-    """The saved state with this optimizer's names, and with its options and masks where none were saved."""
+    """The saved state, checked, with this optimizer's names, and its options and masks where none were saved."""
     state, groups = dict(saved["state"]), []
     for index, (group, old) in enumerate(zip(optimizer.param_groups, saved["param_groups"], strict=False)):
         mode = old.get("mode", group["mode"])
         if mode != group["mode"]:
             raise ValueError(
                 f"parameter group {index}: the saved state is {mode} but this optimizer is {group['mode']}: "
-                f'build it with mode="{mode}", or start afresh without the saved state'
+                f'build it with mode="{mode}", or start without the saved state'
             )
         for name, other in zip(group["param_names"], old.get("param_names", ()), strict=False):
             if clean_name(name) != clean_name(other):
@@ -152,18 +150,18 @@ def _checked(optimizer: torch.optim.Optimizer, saved: dict) -> dict:
                         f"{tuple(param.shape)}: load the state of the same model"
                     )
         own = {key: value for key, value in group.items() if key != "params"}
-        kept = {key: group[key] for key in ("param_names", "compact_state")}  # how, not what, is computed
+        kept = {key: group[key] for key in ("param_names", "compact_state")}  # may differ from the saved ones
         groups.append({**own, **old, **kept})
         if mode == "task-dependent":
             for param, number in zip(group["params"], old["params"], strict=False):
                 if optimizer.state[param]:
                     state[number] = {**to_dense(optimizer.state[param], param), **state.get(number, {})}
-    groups += saved["param_groups"][len(groups) :]  # too many: torch says so
+    groups += saved["param_groups"][len(groups) :]  # too many: torch raises
     return {**saved, "state": state, "param_groups": groups}
 
 
 def _place(key: str, value, param: torch.Tensor, group: dict):
-    """A copy of one saved value, with the device and memory layout of its parameter."""
+    """A copy of a saved value with the device and memory layout of its parameter."""
     if not isinstance(value, torch.Tensor):
         return value
     if key == "step":

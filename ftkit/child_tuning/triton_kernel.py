@@ -93,8 +93,8 @@ def fused_step(local: LocalParam, hyperparams: dict, threshold: int, scale: floa
 @triton.jit
 def draw_numbers(key, counters):
     """The sixteen 16-bit draws of each counter: uint64 [C, 16] from uint64 [C]."""
-    nought = counters * 0
-    a, b, c, d = tl.philox(key, counters, nought, nought, nought)  # each uint64 [C]
+    zeros = counters * 0
+    a, b, c, d = tl.philox(key, counters, zeros, zeros, zeros)  # each uint64 [C]
     draw = tl.arange(0, 16)[None, :]
     low = tl.where(draw < 4, a[:, None], b[:, None])
     high = tl.where(draw < 12, c[:, None], d[:, None])

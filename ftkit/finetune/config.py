@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 import yaml
 
+from ftkit.child_tuning.masks import validate_fraction
 from ftkit.distributed.checkpoint_folder import latest_checkpoint
 from ftkit.distributed.device import DeviceInfo, pick_device
 from ftkit.distributed.fsdp import check_compiler
@@ -117,8 +118,7 @@ def validate(config: Config) -> Run:
     for name, value in asdict(config).items():
         if choices(name) and value not in choices(name):
             raise ValueError(f"--{name} is {value!r}: give one of {', '.join(choices(name))}")
-    if not 0 < config.reserve_p <= 1:
-        raise ValueError(f"--reserve_p is {config.reserve_p}: give a probability above 0 and at most 1")
+    validate_fraction(config.reserve_p, "--reserve_p")
     positive = ("lr", "epochs", "batch_size", "micro_batch_size", "max_length", "max_grad_norm")
     for name in (*positive, "lora_r", "lora_alpha", "fisher_rows", "timeout"):
         if getattr(config, name) <= 0:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from ftkit.child_tuning.masks import validate_fraction
 from ftkit.distributed.mesh import ParallelDims
 from ftkit.models import CustomCodeError, load_config, resolve_model
 
@@ -67,8 +68,7 @@ class MemoryPlan:
             raise ValueError("max_length is 1: a token is learnt from the one before it, so give 2 or more")
         if self.loss_chunk < 0:
             raise ValueError(f"loss_chunk is {self.loss_chunk}: give a number of tokens, or 0 for all at once")
-        if not 0 < self.reserve_p <= 1:
-            raise ValueError(f"reserve_p is {self.reserve_p}: give a probability above 0 and at most 1")
+        validate_fraction(self.reserve_p)
         if self.ddp and self.mesh.sizes[1:] != (1, 1):
             raise ValueError(
                 f"ddp copies the model to every rank, and mesh {self.mesh} cuts it: give a mesh such as 4,1,1"

@@ -1,4 +1,4 @@
-"""After the block a model is what it was, to the bit, whatever happened within."""
+"""After the block a model is bitwise what it was, whatever happened within; and layers are found."""
 
 import copy
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from ftkit._modules import eval_mode, preserve_state
+from ftkit._modules import decoder_layers, eval_mode, preserve_state
 
 
 @pytest.fixture
@@ -70,3 +70,10 @@ def test_in_eval_mode_all_modules_are_and_afterwards_each_has_its_own(model):
     assert [module.training for module in model] == [True, False, True]
     # The mutation: what `model.train(was_training)` would leave.
     assert [module.training for module in model.train()] == [True, True, True]
+
+
+def test_decoder_layers_are_the_blocks_and_not_the_experts_in_one():
+    blocks = nn.ModuleList(nn.ModuleDict({"experts": nn.ModuleList(nn.Linear(2, 2) for _ in range(8))}) for _ in "ab")
+    assert decoder_layers(nn.ModuleDict({"layers": blocks, "heads": nn.ModuleList([nn.Linear(2, 2)])})) == list(blocks)
+    with pytest.raises(ValueError, match="no ModuleList"):
+        decoder_layers(nn.Linear(2, 2))

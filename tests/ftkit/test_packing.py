@@ -42,7 +42,7 @@ def test_ranks_share_the_bins_and_have_equally_many_micro_batches(lengths, world
 
 
 def test_a_row_longer_than_a_bin_is_named():
-    with pytest.raises(ValueError, match="a row has 21 tokens and a bin 20"):
+    with pytest.raises(ValueError, match="an example has 21 tokens and a bin 20"):
         pack([row(21)], 20)
 
 

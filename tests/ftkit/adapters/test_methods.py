@@ -106,7 +106,7 @@ def test_child_tuning_moves_its_share_of_the_entries():
         (
             "lora",
             {"target_modules": ["input_layernorm"]},
-            "input_layernorm is a LlamaRMSNorm, and LoRA goes beside",
+            "input_layernorm is a LlamaRMSNorm, and LoRA needs a matrix",
         ),
         ("lora", {"target_modules": ["q_proj", "mlp"]}, "mlp is a LlamaMLP"),
         ("lora", {"r": 17}, "k_proj is 16×32: its rank is 16 at most"),

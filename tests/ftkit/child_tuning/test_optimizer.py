@@ -359,7 +359,7 @@ def parameter() -> torch.nn.Parameter:
         (lambda: ChildTuningAdamW([{"params": [parameter()]}]), r"group 0 .*named_parameters"),
         (
             lambda: ChildTuningAdamW([("w", parameter())], reserve_p=0),
-            r"group 0: reserve_p must be in \(0, 1\]",
+            r"group 0: reserve_p is .*: give a probability above 0 and at most 1",
         ),
         (lambda: ChildTuningAdamW([{"params": [("w", parameter())], "reserve_p": 33}]), "group 0: reserve_p"),
         (

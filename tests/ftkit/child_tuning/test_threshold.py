@@ -125,5 +125,5 @@ def test_scores_without_an_answer_are_refused(scores, message):
 
 @pytest.mark.parametrize("reserve_p", [0, 1.5, float("nan")])
 def test_impossible_shares_are_refused(reserve_p):
-    with pytest.raises(ValueError, match=r"reserve_p must be in \(0, 1\]"):
+    with pytest.raises(ValueError, match=r"reserve_p is .*: give a probability above 0 and at most 1"):
         top_fraction_masks({"a": torch.ones(3)}, reserve_p)
