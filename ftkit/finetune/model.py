@@ -46,10 +46,10 @@ def load_model(config: Config, source: str, context: DistributedContext) -> nn.M
     if conversions_on_load(meta_model(source)):  # its files hold other tensors than the model, as with experts
         return load_from_rank0(lambda: prepare(meta_model(source)), whole, split, context.device)
     return load_sharded_model(
-        build_empty=lambda: prepare(meta_model(source)),
-        shard=split,
+        build_meta=lambda: prepare(meta_model(source)),
+        apply_parallelism=split,
         source=source,
         device=context.device,
-        file_name=base_file_name if lora else lambda name: name,
-        initialise=initialise,
+        key_map=base_file_name if lora else lambda name: name,
+        init_fn=initialise,
     )

@@ -80,7 +80,7 @@ def train(
             tqdm.write(compare(told, memory.used))
         row = {"step": step + 1, **measured, "seconds": round(seconds, 4)}
         row["tokens_per_second"] = round(sum(len(r["input_ids"]) for r in batch) / seconds)
-        if stopped := preemption.asked(context):
+        if stopped := preemption.requested(context):
             last = step + 1
         done = step + 1 == last
         if inputs.evaluation and (done or (config.eval_every and (step + 1) % config.eval_every == 0)):

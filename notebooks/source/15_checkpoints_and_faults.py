@@ -81,7 +81,7 @@ def main(context):
     with PreemptionHandler() as preemption:
         for step in range(first + 1, steps + 1):
             loss = one_step(folder, model, optimizer, step, context, kill_at)
-            leave = preemption.asked(context)
+            leave = preemption.requested(context)
             note(folder, context, step=step, loss=loss, left=leave)
             if step % save_every == 0 or step == steps or leave:
                 checkpoints.save(step, model, optimizer, {})
@@ -504,7 +504,7 @@ with PreemptionHandler() as preemption:
         one_step(Path("one"), model, optimizer, step, alone, kill_at=0)
         if step == STEPS + 3:
             os.kill(os.getpid(), signal.SIGTERM)
-        if preemption.asked(alone):
+        if preemption.requested(alone):
             checkpoints.save(step, model, optimizer, {})
             break
 checkpoints.finish()
