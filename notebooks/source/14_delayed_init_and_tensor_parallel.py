@@ -44,9 +44,9 @@ os.chdir(folder.name)
 # %%
 from ftcourse.starter import Starter
 
-own = ("forked", "host_memory", "shard_loading", "tensor_parallel")
+own = ("ftcourse.instruments", "ftkit.distributed.launch", "ftkit.distributed.loading")
 model_class = "transformers.models.llama.modeling_llama"
-starter = Starter(model_class, *(f"ftkit.distributed.{name}" for name in own))
+starter = Starter(model_class, *own, "ftkit.distributed.tensor_parallel")
 
 # %%
 import torch

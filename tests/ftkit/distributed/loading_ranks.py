@@ -1,4 +1,4 @@
-"""What the ranks of test_shard_loading and test_tensor_parallel run: `python loading_ranks.py FOLDER RANKS`.
+"""What the ranks of test_loading and test_tensor_parallel run: `python loading_ranks.py FOLDER RANKS`.
 
 All cases of a number of ranks in one launch, as a launch takes longer than a case. Rank 0 writes `FOLDER/N.json`.
 """
