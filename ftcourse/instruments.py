@@ -1,4 +1,4 @@
-"""Count what the ranks send each other: `with CountCollectives() as sent: …; sent.counts`."""
+"""Instruments of the lessons: `CountCollectives` counts collectives, `peak_uss` measures a process's memory."""
 
 import ctypes
 import gc
@@ -36,25 +36,24 @@ class CountCollectives(TorchDispatchMode):
         return operator(*args, **(kwargs or {}))
 
 
-INTERVAL = 0.002  # seconds between two looks
+INTERVAL = 0.002  # seconds between two measurements
 
 
 @contextmanager
-def peak_own_bytes() -> Iterator[list[int]]:
-    """Yield a list that receives, at the end, the peak of this process's own bytes above those at the start.
+def peak_uss() -> Iterator[list[int]]:
+    """Yield a list that receives, at the end, by how many bytes the unique set size rose above that at the start.
 
-    Own are the pages that nobody shares with it: memory for tensors. Pages of files that are mapped into the process
-    do not count on Linux, for all processes of a machine share them and the system may drop them at any time; other
-    systems do not tell them apart.
+    The unique set size is the memory that no other process shares, such as tensors. On Linux pages of mapped files do
+    not count, because processes share them and the system may drop them; other systems count them too.
     """
     gc.collect()
-    _give_back_freed()
-    start, highest, done, peak = _own(), 0, threading.Event(), []
+    _trim_heap()
+    start, highest, done, peak = _uss(), 0, threading.Event(), []
 
     def watch() -> None:
         nonlocal highest
         while not done.wait(INTERVAL):
-            highest = max(highest, _own())
+            highest = max(highest, _uss())
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
@@ -63,15 +62,15 @@ def peak_own_bytes() -> Iterator[list[int]]:
     finally:
         done.set()
         watcher.join()
-        peak.append(max(highest, _own()) - start)
+        peak.append(max(highest, _uss()) - start)
 
 
-def _give_back_freed() -> None:
-    """Return freed pages to the system where the allocator can (glibc): a tensor laid into them would go unseen."""
+def _trim_heap() -> None:
+    """Return freed pages to the system (glibc only), because tensors that reuse them would not be counted."""
     if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
         trim(0)
 
 
-def _own() -> int:
+def _uss() -> int:
     memory = psutil.Process().memory_info()
     return memory.rss - getattr(memory, "shared", 0)

@@ -1,8 +1,7 @@
-"""Start programs of several processes from a notebook: torchrun's output, a failure's reason, and nothing left behind.
+"""Start programs of several processes from a notebook, show their output, and end them with the notebook.
 
-`torchrun` waits for the program; `start` returns at once, and `result` of what it returns waits. Neither ends by an
-interrupt of another cell: JupyterLab sends that to the kernel's whole process group, so programs get one of their own.
-They end with the kernel all the same, by a guard.
+`torchrun` waits for the program; `start` returns a `Run` at once, whose `result` waits. Programs get a process group of
+their own, because JupyterLab sends an interrupt to the kernel's whole group; a guard ends them with the kernel.
 """
 
 import codecs

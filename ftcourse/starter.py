@@ -1,4 +1,4 @@
-"""Programs of several ranks for a lesson, as forks of one process that has imported everything while the learner read.
+"""Run the programs of a lesson as forks of one process, which imports everything while the learner reads.
 
 `Starter("ftkit.distributed.launch").run("program.py")`: the program calls `run_forked`, and so its ranks are forks too.
 """

@@ -1,11 +1,11 @@
-"""What a notebook is told when a rank fails: which one, in which line of the cell, and who only waited for it."""
+"""The error messages of a failed rank: which rank, in which line of the cell, and which ranks only waited for it."""
 
 from .worker import Failure
 
 AGAIN = "Start again: ranks.stop(), then ranks = start_ranks(...)"
-JOINED_ANEW = (
-    "The ranks have joined anew: their variables are kept, but what was built on the old mesh, such as a sharded "
-    "model, has to be built again."
+REINITIALISED = (
+    "The process group was re-initialised: the ranks' variables are kept, but what was built on the old mesh, such "
+    "as a sharded model, has to be built again."
 )
 
 
@@ -25,15 +25,15 @@ def named(ranks: list[int]) -> str:
 
 
 def is_one_mistake(failures: dict[int, Failure], world_size: int) -> bool:
-    """Whether all ranks failed alike and none in a collective, so that their process group is as good as before."""
-    waited = any(failure.let_go or failure.timed_out for failure in failures.values())
+    """Whether all ranks failed alike and none in a collective, so that their process group is still usable."""
+    waited = any(failure.aborted or failure.timed_out for failure in failures.values())
     places = {(failure.kind, failure.line) for failure in failures.values()}
     return len(failures) == world_size and len(places) == 1 and not waited
 
 
 def report(failures: dict[int, Failure], world_size: int) -> str:
     """The message of a RankError. failures: rank -> how it failed."""
-    own = {rank: f for rank, f in failures.items() if not f.let_go} or failures
+    own = {rank: f for rank, f in failures.items() if not f.aborted} or failures
     alike: dict[Failure, list[int]] = {}
     for rank, failure in own.items():
         alike.setdefault(failure, []).append(rank)
@@ -50,7 +50,7 @@ def report(failures: dict[int, Failure], world_size: int) -> str:
         parts.append(f"{named(ranks)} failed{where}{why}")
     for rank in sorted(set(failures) - set(own)):
         waited = failures[rank]
-        parts.append(f"rank {rank} waited in {waited.inside} (line {waited.line}) and was let go.")
+        parts.append(f"rank {rank} waited in {waited.inside} (line {waited.line}) and was aborted.")
     if not is_one_mistake(failures, world_size):
-        parts.append(JOINED_ANEW)
+        parts.append(REINITIALISED)
     return "\n".join(parts)

@@ -1,4 +1,4 @@
-"""The end of what a notebook started, however the notebook ends: `python -m ftcourse.live_ranks.guard NAME VALUE`.
+"""End what a notebook started, however the notebook ends: `python -m ftcourse.live_ranks.guard NAME VALUE`.
 
 A process of its own that reads a pipe from the kernel. The pipe closes when the kernel is done with what it started,
 when it exits, and when it is killed; the guard then ends every process whose environment says NAME=VALUE, children of
@@ -41,7 +41,7 @@ def marked_processes(name: str, value: str) -> list[psutil.Process]:
 
 
 def end_marked(name: str, value: str) -> None:
-    """Kill these processes, not ask them: a rank inside a collective does not listen.
+    """Kill these processes by SIGKILL, because a rank inside a collective handles no other signal.
 
     A zombie has no environment and so is not seen again.
     """

@@ -1,4 +1,4 @@
-"""What a live rank does when its notebook asks: join the others, run a cell, let go of those who wait for it."""
+"""The functions that a notebook calls on a live rank: join the others, run a cell, abort those who wait for it."""
 
 import ast
 import contextlib
@@ -21,7 +21,7 @@ class Failure:
     line: int | None  # of the cell
     source: str  # the text of that line
     inside: str  # the function that raised, where it is not the cell itself
-    let_go: bool  # the rank only waited for another one, which closed its connections
+    aborted: bool  # the rank only waited for another one, which closed its connections
     timed_out: bool  # it waited for another one until its time was up
 
 
@@ -123,6 +123,6 @@ def describe(error: BaseException, code: str) -> Failure:
         line=line,
         source=text[line - 1].strip() if line and line <= len(text) else "",
         inside=inside[-1] if inside else "",
-        let_go="Connection closed by peer" in str(error) or "Connection reset by peer" in str(error),
+        aborted="Connection closed by peer" in str(error) or "Connection reset by peer" in str(error),
         timed_out="gloo" in str(error) and "Timed out" in str(error),
     )

@@ -1,9 +1,10 @@
-"""Hold predicted bytes against measured ones, on 1, 2 and 4 ranks, and store both.
+"""Compare estimated with measured memory on 1, 2 and 4 ranks, and store both.
 
     python -m ftcourse.studies.memory
     python -m ftcourse.studies.memory --output mine.json
 
-Small models of three designs, with random weights; one launch a number of ranks. About two minutes on two cores.
+Small models of three architectures, with random weights; one launch per number of ranks. About two minutes on two
+cores.
 """
 
 import argparse
@@ -39,9 +40,9 @@ CONFIGS = {
     "gpt2, tied": lambda: GPT2Config(n_embd=64, n_layer=3, n_head=4, vocab_size=320, n_positions=64),
     "pocket-base": lambda: load_config(data_dir() / "pocket-base"),
 }
-MEASURED = "measured: "  # begins the line in which the processes that measure say what they found
+MEASURED = "measured: "  # prefix of the line in which the measuring processes print their results
 SIZE = {"micro_batch_size": 4, "max_length": 48}
-CASES = {  # ranks -> (model, what differs from Plan's defaults)
+CASES = {  # ranks -> (model, arguments of MemoryPlan)
     1: [
         ("pocket-base", {}),
         ("llama", {}),
@@ -49,9 +50,9 @@ CASES = {  # ranks -> (model, what differs from Plan's defaults)
         ("llama", {"loss_chunk": 32}),
         ("llama", {"accumulation": 3}),
         ("llama", {"kernel": "foreach", "micro_batch_size": 1, "max_length": 16}),
-        ("llama", {"weights": "bfloat16", "compute": "bfloat16"}),
-        ("llama", {"weights": "bfloat16", "compute": "bfloat16", "master_copy": True}),
-        ("llama", {"compute": "bfloat16"}),
+        ("llama", {"param_dtype": "bfloat16", "compute_dtype": "bfloat16"}),
+        ("llama", {"param_dtype": "bfloat16", "compute_dtype": "bfloat16", "master_copy": True}),
+        ("llama", {"compute_dtype": "bfloat16"}),
         ("llama", {"method": "lora", "options": {"r": 4}}),
         ("llama", {"method": "frozen", "freeze": r"layers\.[01]\.|embed_tokens"}),
         ("qwen3, tied", {}),
@@ -63,8 +64,8 @@ CASES = {  # ranks -> (model, what differs from Plan's defaults)
             {
                 "method": "child-tuning",
                 "child_state": "compact",
-                "weights": "bfloat16",
-                "compute": "bfloat16",
+                "param_dtype": "bfloat16",
+                "compute_dtype": "bfloat16",
             },
         ),
         ("gpt2, tied", {}),
@@ -75,7 +76,7 @@ CASES = {  # ranks -> (model, what differs from Plan's defaults)
         ("gpt2, tied", {"mesh": (2, 1, 1), "ddp": True, "activation_checkpointing": True}),
         ("pocket-base", {"mesh": (1, 2, 1)}),
         ("llama", {"mesh": (1, 2, 1), "reshard_after_forward": False}),
-        ("llama", {"mesh": (1, 2, 1), "compute": "bfloat16", "activation_checkpointing": True}),
+        ("llama", {"mesh": (1, 2, 1), "compute_dtype": "bfloat16", "activation_checkpointing": True}),
         ("llama", {"mesh": (1, 2, 1), "accumulation": 2}),
         ("llama", {"mesh": (1, 2, 1), "method": "lora", "options": {"r": 4}}),
         ("llama", {"mesh": (1, 2, 1), "method": "frozen", "freeze": "mlp|q_proj"}),
@@ -94,7 +95,7 @@ CASES = {  # ranks -> (model, what differs from Plan's defaults)
         ("llama", {"mesh": (2, 2, 1)}),
         ("llama", {"mesh": (2, 2, 1), "loss_chunk": 32, "reshard_after_forward": False}),
         ("llama", {"mesh": (1, 2, 2)}),
-        ("llama", {"mesh": (1, 2, 2), "activation_checkpointing": True, "compute": "bfloat16"}),
+        ("llama", {"mesh": (1, 2, 2), "activation_checkpointing": True, "compute_dtype": "bfloat16"}),
     ],
 }
 
@@ -110,7 +111,7 @@ def build(config: PreTrainedConfig, device: str) -> Module:
 
 
 def child_of(model: Module, reserve_p: float) -> dict[str, torch.Tensor]:
-    """A mask whose children lie unevenly over ranks: more of them in the first rows."""
+    """A mask that is uneven over ranks: denser in the first rows."""
     masks = {}
     for name, parameter in model.named_parameters():
         chance = torch.linspace(2 * reserve_p, 0, parameter.shape[0])
@@ -133,7 +134,7 @@ def predict(case: tuple[str, dict]) -> dict:
 
 
 def measure_here(context: DistributedContext, numbers: list[int]) -> list[list[dict]]:
-    """The cases of this number of ranks with these numbers: what each rank has measured."""
+    """Measure these cases of this number of ranks; of each case, what every rank measured."""
     torch.set_num_threads(1)
     found = []
     for case in (CASES[context.world_size][number] for number in numbers):
@@ -141,12 +142,11 @@ def measure_here(context: DistributedContext, numbers: list[int]) -> list[list[d
         mesh = None
         if context.world_size > 1:
             mesh = plan.mesh.build_mesh("cpu")
-        mine = asdict(measure_memory(build(CONFIGS[case[0]](), "cpu"), plan, mesh, mask_for(case)))
-        everyone = [mine]
-        if context.world_size > 1:
-            everyone = [None] * context.world_size
-            dist.all_gather_object(everyone, mine)
-        found.append(everyone)
+        measured = asdict(measure_memory(build(CONFIGS[case[0]](), "cpu"), plan, mesh, mask_for(case)))
+        by_rank = [measured] * context.world_size
+        if context.is_distributed:
+            dist.all_gather_object(by_rank, measured)
+        found.append(by_rank)
     return found
 
 
@@ -160,7 +160,7 @@ def measure(ranks: int, numbers: Iterable[int] | None = None) -> list[list[dict]
 
 
 def start_measuring(ranks: int, numbers: Iterable[int] | None = None) -> Run:
-    """The same in the background; `measured` waits for what comes out."""
+    """Start `measure` in the background; `measured` waits for the results."""
     numbers = range(len(CASES[ranks])) if numbers is None else numbers
     return start("-m", "ftcourse.studies.memory", "--measure", ranks, "--numbers", *numbers, ranks=None)
 
@@ -171,7 +171,7 @@ def measured(run: Run) -> list[list[dict]]:
 
 
 def record(ranks: int) -> list[dict]:
-    """One row a case: the model, the plan, and bytes predicted for rank 0 and measured on each."""
+    """One record per case: the model, the plan, and bytes estimated for rank 0 and measured on each rank."""
     measured = measure(ranks)
     return [
         {"ranks": ranks, "model": case[0], "plan": case[1], "predicted": predict(case), "measured": each}

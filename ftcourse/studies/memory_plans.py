@@ -1,4 +1,4 @@
-"""Estimate published models on 1 to 1,024 GPUs, and store what notebook 12's control draws.
+"""Estimate the memory of published models on 1 to 1,024 GPUs, and store it for notebook 12.
 
     python -m ftcourse.studies.memory_plans
 
@@ -22,11 +22,11 @@ from ftkit.models import data_dir
 MODELS = ("llama-3-8b", "llama-3-70b", "llama-3-405b")
 GPUS = (1, 8, 64, 256, 1024)
 TRACED_ON = 8  # ranks; other numbers follow from it (`on_ranks`)
-BASE = MemoryPlan(compute="bfloat16", micro_batch_size=2, max_length=2048, kernel="foreach")
+BASE = MemoryPlan(compute_dtype="bfloat16", micro_batch_size=2, max_length=2048, kernel="foreach")
 METHODS = {
     "full": {},
     "child-tuning, compact, 10 %": {"method": "child-tuning", "child_state": "compact", "reserve_p": 0.1},
-    "LoRA, r = 16": {"method": "lora", "options": {"r": 16}, "weights": "bfloat16"},
+    "LoRA, r = 16": {"method": "lora", "options": {"r": 16}, "param_dtype": "bfloat16"},
 }
 CHANGES = {  # one after the other, each on top of those before
     "as planned": {},
@@ -58,16 +58,16 @@ def row(model: str, method: str, gpus: int, changes: int, found: Estimate) -> di
 
 
 def on_ranks(traced: Trace, shards: int) -> Trace:
-    """A trace of TRACED_ON ranks for another number: shards shrink, and what is gathered and computed stays.
+    """A trace of TRACED_ON ranks scaled to another number: shards shrink, unsharded weights and activations stay.
 
     Left out: reduced gradients on their way into shards, and padding of dimensions that the ranks do not divide. One
-    rank gathers nothing.
+    rank has no all-gathers.
     """
 
     def scaled(split: dict[str, int]) -> dict[str, int]:
         factors = {"weights": TRACED_ON / shards, "gradients": TRACED_ON / shards}
         if shards == 1:
-            factors |= {"gathered": 0, "communication": 0}
+            factors |= {"unsharded": 0, "communication": 0}
         return {kind: round(size * factors.get(kind, 1)) for kind, size in split.items()}
 
     splits = {phase: scaled(split) for phase, split in traced.at_peak.items()}

@@ -1,9 +1,9 @@
-"""Sharded checkpoints that are whole or absent, written while training goes on, read on any number of ranks.
+"""Sharded checkpoints, written in the background, complete or absent, and readable on any number of ranks.
 
-checkpoints/step-000040/           whole: only a finished folder gets this name
-    __0_0.distcp, __1_0.distcp     what rank 0 and rank 1 hold of weights and optimizer state
-    .metadata                      which slice of which tensor lies where
-    about.json                     the run it belongs to, and the size of every file above
+checkpoints/step-000040/           complete: a folder gets this name only when it is finished
+    __0_0.distcp, __1_0.distcp     the shards of rank 0 and rank 1: weights and optimizer state
+    .metadata                      which slice of which tensor is in which file
+    about.json                     metadata of its run, and the size of every file above
 checkpoints/step-000060.incomplete being written, or left by a crash: never read
 """
 
@@ -35,32 +35,37 @@ WRITE_TIMEOUT = timedelta(minutes=30)  # how long ranks wait for the slowest dis
 
 
 class Checkpoints:
-    """The checkpoints of one run, of which the newest `keep` are kept.
+    """The checkpoints of one run.
 
-    `about` says what run they belong to ({"model": ..., "optimizer": ...}, JSON values); parameter names and
-    whole shapes are added to it, and a checkpoint with another `about` is refused. `trainable_only` leaves frozen
-    weights out, which must then be in the model before `load`. Every method is called by all ranks, and returns or
-    raises the same on each: rank 0 decides.
+    Every method is a collective: rank 0 decides, and all ranks return or raise the same.
+
+    Args:
+        folder: where the checkpoints are.
+        run_metadata: identifies the run ({"model": ..., "optimizer": ...}, JSON values); parameter names and shapes
+            are added. `load` refuses a checkpoint with other metadata.
+        context: this process's place among the ranks.
+        keep: how many of the newest checkpoints to keep.
+        trainable_only: leave frozen weights out; they must then be in the model before `load`.
     """
 
     def __init__(
-        self, folder: Path, about: dict, context: DistributedContext, keep: int = 1, trainable_only: bool = False
+        self, folder: Path, run_metadata: dict, context: DistributedContext, keep: int = 1, trainable_only: bool = False
     ):
-        self.folder, self.about, self.context, self.keep = Path(folder), about, context, keep
+        self.folder, self.run_metadata, self.context, self.keep = Path(folder), run_metadata, context, keep
         self.trainable_only = trainable_only
-        # Of its own: the writing thread must not mix its messages with those of the training step.
-        several = context.is_distributed
-        self.group = dist.new_group(backend="gloo", timeout=WRITE_TIMEOUT) if several else None
-        if not several:  # and not only around a call: the writing thread warns when it likes
+        self.group = None
+        if context.is_distributed:  # a group of its own, because the writing thread runs beside the training step
+            self.group = dist.new_group(backend="gloo", timeout=WRITE_TIMEOUT)
+        else:  # for good, because the writing thread may warn at any time
             warnings.filterwarnings("ignore", "torch.distributed is disabled")
-        self.written: int | None = None  # the step of the last checkpoint that became whole
+        self.written: int | None = None  # the step of the last complete checkpoint
         self._thread: threading.Thread | None = None
         self._failure: Exception | None = None
 
     def save(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, extra: dict) -> None:
-        """Copy the state, and return while it is written, as `folder/step-N` once it is whole.
+        """Copy the state and return; a thread writes it and renames it to `folder/step-N` once it is complete.
 
-        Waits for the save before this one, and raises what that one failed with, as `finish` does.
+        Waits for the save before this one and raises its error, as `finish` does. `extra` is saved with it.
         """
         self.finish()
         if step == self.written:
@@ -71,14 +76,15 @@ class Checkpoints:
         model_state, optimizer_state = self._states(model, optimizer)
         state = {"model": model_state, "optimizer": optimizer_state, "extra": {**extra, "step": step}}
         writing = dcp.async_save(state, checkpoint_id=temporary, process_group=self.group, no_dist=self.group is None)
-        about = {"step": step, "ranks": self.context.world_size, **model_signature(self.about, model)}
+        metadata = {"step": step, "ranks": self.context.world_size, **model_signature(self.run_metadata, model)}
         # A daemon, so that a rank which fails meanwhile can end without waiting for the others.
-        self._thread = threading.Thread(target=self._complete, args=(writing, final, about), daemon=True)
+        self._thread = threading.Thread(target=self._complete, args=(writing, final, metadata), daemon=True)
         self._thread.start()
 
     def finish(self) -> None:
-        """Wait until the last save is whole. Raises OSError where it could not be written (a full disk: ENOSPC);
-        the checkpoint before it is then still there, and whole."""
+        """Wait for the last save. Raises OSError if it could not be written (ENOSPC for a full disk).
+
+        The checkpoint before it is then still there."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -87,33 +93,35 @@ class Checkpoints:
             raise failure
 
     def latest(self) -> Path | None:
-        """As `latest_checkpoint`, decided by rank 0 for all."""
+        """What `latest_checkpoint` finds on rank 0."""
         self.finish()
         return self._on_rank0(lambda: latest_checkpoint(self.folder))
 
     def load(self, model: nn.Module, optimizer: torch.optim.Optimizer, extra: dict) -> dict:
-        """Load the newest whole checkpoint in place, whatever number of ranks wrote it.
+        """Load the newest complete checkpoint in place, whatever number of ranks wrote it.
 
-        `extra` has the keys that it was saved with; returned are its saved values, and the `step`.
-        Raises FileNotFoundError where there is none and CheckpointError for another run's, both before anything
-        is changed. Damage inside a file whose size is right is noticed only while reading: CheckpointError, and
-        the model must not be used.
+        Args:
+            extra: a dict with the keys that were saved.
+
+        Returns:
+            The saved values of `extra`, and `step`.
+
+        Raises:
+            FileNotFoundError: there is none.
+            CheckpointError: it is another run's; then nothing has changed. Or a file is damaged although its size is
+                right, which shows only while reading; then the model must not be used.
         """
         path = self.latest()
         if path is None:
-            raise FileNotFoundError(f"{self.folder} holds no whole checkpoint: start without resuming")
-        mine = model_signature(self.about, model)
-        self._on_rank0(lambda: check_same_run(path, mine))
+            raise FileNotFoundError(f"{self.folder} holds no complete checkpoint: start without resuming")
+        expected = model_signature(self.run_metadata, model)
+        self._on_rank0(lambda: check_same_run(path, expected))
         model_state, optimizer_state = self._states(model, optimizer)
         state = {"model": model_state, "optimizer": optimizer_state, "extra": {**extra, "step": 0}}
         _read(state, path, self.group)
-        set_state_dict(
-            model,
-            optimizer,
-            model_state_dict=state["model"],
-            optim_state_dict=state["optimizer"],
-            options=StateDictOptions(strict=not self.trainable_only),
-        )
+        options = StateDictOptions(strict=not self.trainable_only)
+        states = {"model_state_dict": state["model"], "optim_state_dict": state["optimizer"]}
+        set_state_dict(model, optimizer, **states, options=options)
         self.written = state["extra"]["step"]
         return state["extra"]
 
@@ -124,27 +132,27 @@ class Checkpoints:
             weights = {name: tensor for name, tensor in weights.items() if clean_name(name) in trained}
         return weights, moments
 
-    def _complete(self, writing: Future, final: Path, about: dict) -> None:
-        """In the writing thread: make `step-N.incomplete` a whole `step-N`, or remember why it is none."""
+    def _complete(self, writing: Future, final: Path, metadata: dict) -> None:
+        """In the writing thread: turn `step-N.incomplete` into `step-N`, or keep the error for `finish`."""
         try:
             temporary = final.with_suffix(".incomplete")
             failed = writing.exception()
             files = {path.name: path.stat().st_size for path in temporary.glob(f"__{self.context.rank}_*")}
             reports = self._gather((_cause(failed), files))
-            self._on_rank0(lambda: commit(final, about, reports, self.keep))
-            self.written = about["step"]
+            self._on_rank0(lambda: commit(final, metadata, reports, self.keep))
+            self.written = metadata["step"]
         except Exception as error:
             self._failure = error
 
-    def _gather(self, mine: Any) -> list[Any]:
-        if self.group is None:
-            return [mine]
-        everyone = [None] * self.context.world_size
-        dist.all_gather_object(everyone, mine, group=self.group)
-        return everyone
+    def _gather(self, value: Any) -> list[Any]:
+        """The value of every rank."""
+        values = [value] * self.context.world_size
+        if self.group is not None:
+            dist.all_gather_object(values, value, group=self.group)
+        return values
 
     def _on_rank0(self, decide: Callable[[], Any]) -> Any:
-        """What `decide` returns or raises on rank 0, returned or raised on every rank."""
+        """Call `decide` on rank 0, and return or raise its outcome on every rank."""
         outcome: list[Any] = [None, None]
         if self.context.is_main_process:
             try:
@@ -159,7 +167,7 @@ class Checkpoints:
 
 
 def load_weights(path: Path, model: nn.Module) -> None:
-    """Read only the weights of a checkpoint, whatever number of ranks wrote it, into an unsharded model."""
+    """Load only the weights of a checkpoint into an unsharded model, whatever number of ranks wrote it."""
     check_undamaged(path)
     state = {"model": model.state_dict()}
     _read(state, path, None)
@@ -167,17 +175,17 @@ def load_weights(path: Path, model: nn.Module) -> None:
 
 
 def full_state_dict(model: nn.Module, trainable_only: bool = False) -> dict[str, torch.Tensor]:
-    """The unsharded weights on the CPU, all or those that train; on ranks other than the first, an empty dict."""
+    """The unsharded weights (or only the trainable ones) on the CPU of rank 0; an empty dict on the others."""
     options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=trainable_only)
     return get_model_state_dict(model, options=options)
 
 
-def model_signature(about: dict, model: nn.Module) -> dict:
-    """`about` and what tells models apart: names, whole shapes, and which parameters have optimizer state."""
+def model_signature(run_metadata: dict, model: nn.Module) -> dict:
+    """`run_metadata`, the unsharded shape of each parameter, and the names of the trainable ones."""
     named = [(clean_name(name), parameter) for name, parameter in model.named_parameters()]
     shapes = {name: list(parameter.shape) for name, parameter in named}
     trained = [name for name, parameter in named if parameter.requires_grad]
-    return {**about, "parameters": shapes, "trained": trained}
+    return {**run_metadata, "parameters": shapes, "trained": trained}
 
 
 def _read(state: dict, path: Path, group: dist.ProcessGroup | None) -> None:
@@ -190,7 +198,7 @@ def _read(state: dict, path: Path, group: dist.ProcessGroup | None) -> None:
 
 
 def _cause(error: BaseException | None) -> str:
-    """Why reading or writing failed, in one line; empty where it did not."""
+    """One line on why reading or writing failed; empty for None."""
     if isinstance(error, dcp.api.CheckpointException):
         rank, (error, _) = next(iter(error.failures.items()))
         return f"rank {rank}: {_cause(error)}"

@@ -1,4 +1,4 @@
-"""A folder of checkpoints on disk: which of them is whole, whose it is, and how one comes and goes."""
+"""A folder of checkpoints on disk: find the newest complete one, check it, add and remove one."""
 
 import errno
 import json
@@ -17,16 +17,16 @@ class CheckpointError(ValueError):
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint under `folder`; None where no checkpoint was ever finished.
+    """The newest complete checkpoint under `folder`; None if no checkpoint was ever finished.
 
-    A damaged one (a file missing or short) is passed over with a warning where an older one is whole. Raises
-    CheckpointError naming the file where none is: starting from nothing would hide the loss.
+    A damaged one (a file missing or short) is skipped with a warning if an older one is complete. Raises
+    CheckpointError naming the damaged file if none is, because starting from nothing would hide the loss.
     """
     damaged = []
     for path in step_folders(folder):
         if (damage := find_damage(path)) is None:
             for each in damaged:
-                warnings.warn(f"{each}; going on from {path.name}", stacklevel=2)
+                warnings.warn(f"{each}; continuing from {path.name}", stacklevel=2)
             return path
         damaged.append(damage)
     if damaged:
@@ -35,40 +35,30 @@ def latest_checkpoint(folder: Path) -> Path | None:
 
 
 def check_undamaged(path: Path) -> None:
-    """Raise CheckpointError where a file is missing or has another size than when it was written."""
+    """Raise CheckpointError if a file is missing or its size has changed since it was written."""
     if damage := find_damage(path):
         raise CheckpointError(f"{damage}: restore the file, or take another checkpoint")
 
 
-def check_same_run(path: Path, mine: dict) -> None:
-    theirs = json.loads((path / ABOUT).read_text())
-    for key in mine:
-        ours, saved = json.loads(json.dumps(mine[key])), theirs.get(key)
-        if ours == saved:
+def check_same_run(path: Path, expected: dict) -> None:
+    """Raise CheckpointError if the checkpoint's metadata differ from `expected`, in the keys that this has."""
+    saved = json.loads((path / ABOUT).read_text())
+    for key, ours in json.loads(json.dumps(expected)).items():
+        theirs = saved.get(key)
+        if ours == theirs:
             continue
+        shown = [repr(theirs), repr(ours)]
         if key in ("parameters", "trained"):
-            differing = set(ours) ^ set(saved) or {name for name in ours if ours[name] != saved[name]}
-            name = min(differing)
-            told = [f"{len(each)} ({name}: {_shown(each, name)})" for each in (saved, ours)]
-        else:
-            told = [repr(saved), repr(ours)]
+            name = min(set(ours) ^ set(theirs) or {name for name in ours if ours[name] != theirs[name]})
+            shown = [f"{len(each)} ({name}: {_describe(each, name)})" for each in (theirs, ours)]
         raise CheckpointError(
-            f"{path} is another run's: its {key} {_be(key)} {told[0]}, and here {told[1]}: "
-            "resume with the settings that it was written with, or start anew in another folder"
+            f"{path} belongs to another run: its {key} {'are' if key == 'parameters' else 'is'} {shown[0]}, and here "
+            f"{shown[1]}: resume with the settings that it was written with, or start a new run in another folder"
         )
 
 
-def _shown(each: dict | list, name: str) -> str:
-    if name not in each:
-        return "not among them"
-    return f"of shape {each[name]}" if isinstance(each, dict) else "among them"
-
-
-def _be(key: str) -> str:
-    return "are" if key == "parameters" else "is"
-
-
 def step_folders(folder: Path) -> list[Path]:
+    """The folders of checkpoints, newest first."""
     return sorted((path for path in Path(folder).glob("step-*") if STEP.search(path.name)), key=step_of)[::-1]
 
 
@@ -77,7 +67,7 @@ def step_of(path: Path) -> int:
 
 
 def find_damage(path: Path, files: dict[str, int] | None = None) -> str | None:
-    """The first file of a checkpoint that is missing or has another size than when it was written."""
+    """Describe the first file that is missing or whose size differs from `files`, by default the recorded sizes."""
     if files is None:
         try:
             files = json.loads((path / ABOUT).read_text())["files"]
@@ -98,11 +88,16 @@ def empty_folder(path: Path) -> None:
     path.mkdir(parents=True)
 
 
-def commit(final: Path, about: dict, reports: list[tuple[str, dict[str, int]]], keep: int) -> None:
-    """Make `step-N.incomplete` the whole `step-N`, and remove all but the newest `keep`.
+def commit(final: Path, metadata: dict, reports: list[tuple[str, dict[str, int]]], keep: int) -> None:
+    """Turn `step-N.incomplete` into `step-N`, and remove all but the newest `keep` checkpoints.
 
-    `about` is what to write into it, `reports` each rank's cause of failure, if any, and its files with their sizes.
-    Raises OSError where a rank could not write, or a file is not there; older checkpoints stay as they are.
+    Args:
+        final: the path of `step-N`.
+        metadata: what to write into its about.json.
+        reports: of each rank, why writing failed (or "") and the sizes of the files it wrote.
+        keep: how many checkpoints to keep.
+
+    Raises OSError if a rank could not write or a file is not there; older checkpoints are then left alone.
     """
     folder, temporary = final.parent, final.with_suffix(".incomplete")
     if failures := [cause for cause, _ in reports if cause]:
@@ -112,7 +107,7 @@ def commit(final: Path, about: dict, reports: list[tuple[str, dict[str, int]]], 
         raise OSError(
             errno.ENOSPC if "No space left" in failures[0] else errno.EIO,
             f"the checkpoint {final} could not be written: {failures[0]} ({free / 1e6:,.0f} MB were free). "
-            f"{'No checkpoint was' if older is None else f'{older.name}, before it, is'} there and whole: "
+            f"The newest complete checkpoint is {'none' if older is None else older.name}: "
             "make room on that disk and resume",
         )
     files = {name: size for _, own in reports for name, size in own.items()}
@@ -120,22 +115,22 @@ def commit(final: Path, about: dict, reports: list[tuple[str, dict[str, int]]], 
     if damage := find_damage(temporary, files):
         raise OSError(errno.EIO, f"{damage}: do all machines see the same folder? Put the output on a shared one")
     with (temporary / ABOUT).open("w") as file:
-        json.dump({**about, "files": files}, file, indent=1)
+        json.dump({**metadata, "files": files}, file, indent=1)
         file.flush()
         os.fsync(file.fileno())
     sync(temporary)
-    if final.exists():  # damaged, else this run would have gone on from it
+    if final.exists():  # damaged, else this run would have resumed from it
         remove(final)
     temporary.rename(final)
     sync(folder)
-    kept = [path for path in step_folders(folder) if step_of(path) <= about["step"]][:keep]
+    kept = [path for path in step_folders(folder) if step_of(path) <= metadata["step"]][:keep]
     for other in folder.iterdir():
         if other not in kept:
             remove(other)
 
 
 def remove(path: Path) -> None:
-    """Remove a checkpoint; a crash half-way through does not leave it under its name."""
+    """Remove a checkpoint, renamed first so that a crash half-way does not leave it under its name."""
     gone = path.with_suffix(".removed")
     path.rename(gone)
     shutil.rmtree(gone, ignore_errors=True)
@@ -147,3 +142,9 @@ def sync(folder: Path) -> None:
         descriptor = os.open(folder, os.O_RDONLY)
         os.fsync(descriptor)
         os.close(descriptor)
+
+
+def _describe(each: dict | list, name: str) -> str:
+    if name not in each:
+        return "not among them"
+    return f"of shape {each[name]}" if isinstance(each, dict) else "among them"

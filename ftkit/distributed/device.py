@@ -1,4 +1,4 @@
-"""Where to compute and in which dtype: one choice, made in one place."""
+"""The device, dtype and communication backend of a process."""
 
 from dataclasses import dataclass
 
@@ -8,21 +8,18 @@ import torch
 @dataclass(frozen=True)
 class DeviceInfo:
     device: torch.device
-    compute_dtype: torch.dtype  # of activations and gathered weights; master weights stay float32
-    backend: str  # torch.distributed's name of the transport between ranks
+    compute_dtype: torch.dtype  # of activations and unsharded weights; master weights stay float32
+    backend: str  # of torch.distributed
 
     def __str__(self) -> str:
         return f"{self.device} in {str(self.compute_dtype).removeprefix('torch.')}"
 
 
 def pick_device(local_rank: int = 0, world_size: int = 1) -> DeviceInfo:
-    """CUDA if there is a GPU for this local rank, else Apple's MPS, else the CPU.
+    """CUDA if there is a GPU for this local rank, else Apple's MPS (in a single process: gloo lacks it), else the CPU.
 
-    MPS serves a single process only: gloo, which would carry what ranks send, does not know it.
-
-    bfloat16 only where CUDA computes it natively (a T4 does not); float32 everywhere else: float16 would need
-    loss scaling, and on a CPU bfloat16 brings no speed that we could measure on small models.
-    Raises RuntimeError when more local ranks than GPUs are started.
+    The dtype is bfloat16 if CUDA computes it natively (a T4 does not), else float32: float16 needs loss scaling, and
+    on a CPU bfloat16 was no faster on small models. Raises RuntimeError for more local ranks than GPUs.
     """
     if torch.cuda.is_available():
         if local_rank >= torch.cuda.device_count():

@@ -1,7 +1,7 @@
-"""Gradient clipping by the global norm, whatever the parameters are cut by.
+"""Gradient clipping by the global norm for parameters on different meshes.
 
-torch's own `clip_grad_norm_` refuses a model in which some parameters lie on one mesh and some on another:
-under tensor parallelism and FSDP together, norms are cut by FSDP alone and matrices by both.
+torch's own `clip_grad_norm_` refuses those. Tensor parallelism and FSDP together lead to them: norms are sharded by
+FSDP alone and matrices by both.
 """
 
 from collections import defaultdict
@@ -16,31 +16,30 @@ from torch.distributed.tensor import DTensor, Replicate
 def clip_grad_norm_(parameters: Iterable[torch.nn.Parameter], max_norm: float) -> float:
     """Scale all gradients in place so that their global L2 norm is at most `max_norm`; return the norm before.
 
-    Call it on every rank: squares of a DTensor are summed over the mesh dimensions that cut it. Plain tensors are
-    taken as equal on all ranks. A gradient that came as parts of a sum is summed first, and stays so.
+    A collective. Plain tensors are taken to be equal on all ranks. Partial DTensor gradients are reduced in place.
     """
-    groups = defaultdict(list)  # of local gradients that are cut in the same way
+    groups = defaultdict(list)  # sharding -> local gradients
     for parameter in parameters:
         if parameter.grad is not None:
-            _sum_parts(parameter)
+            _reduce_partial(parameter)
             gradient = parameter.grad
-            cut = (gradient.device_mesh, gradient.placements) if isinstance(gradient, DTensor) else None
-            groups[cut].append(gradient.to_local() if cut else gradient)
-    total = sum(_squares(gradients, cut) for cut, gradients in groups.items()) ** 0.5
+            sharding = (gradient.device_mesh, gradient.placements) if isinstance(gradient, DTensor) else None
+            groups[sharding].append(gradient.to_local() if sharding else gradient)
+    total = sum(_squared_norm(gradients, sharding) for sharding, gradients in groups.items()) ** 0.5
     factor = max_norm / (total + 1e-6)  # torch's own safeguard
-    if not factor >= 1:  # a norm of NaN makes every gradient NaN, as in torch, rather than passing unseen
+    if not factor >= 1:  # true for NaN, which makes every gradient NaN, as in torch
         for gradients in groups.values():
             for gradient in gradients:
                 gradient.mul_(factor)
     return total
 
 
-def _squares(gradients: list[torch.Tensor], cut: tuple | None) -> float:
-    """The sum of squares of whole gradients; float64 between ranks, so that all of them find the same factor."""
+def _squared_norm(gradients: list[torch.Tensor], sharding: tuple | None) -> float:
+    """The squared norm of the unsharded gradients; reduced in float64, so that all ranks get the same factor."""
     square = torch.nn.utils.get_total_norm(gradients).item() ** 2
-    if cut is None:
+    if sharding is None:
         return square
-    mesh, placements = cut
+    mesh, placements = sharding
     total = torch.tensor(square, dtype=torch.float64, device=gradients[0].device)
     for dimension, placement in enumerate(placements):
         if not placement.is_replicate():
@@ -48,8 +47,8 @@ def _squares(gradients: list[torch.Tensor], cut: tuple | None) -> float:
     return total.item()
 
 
-def _sum_parts(parameter: torch.nn.Parameter) -> None:
+def _reduce_partial(parameter: torch.nn.Parameter) -> None:
     placements = getattr(parameter.grad, "placements", ())
     if any(placement.is_partial() for placement in placements):
-        whole = [Replicate() if placement.is_partial() else placement for placement in placements]
-        parameter.grad = parameter.grad.redistribute(placements=whole)
+        reduced = [Replicate() if placement.is_partial() else placement for placement in placements]
+        parameter.grad = parameter.grad.redistribute(placements=reduced)

@@ -1,4 +1,4 @@
-"""Stop when asked: a preemptible machine says so with a signal, some seconds before it goes."""
+"""Stop on request: a preemptible machine sends a signal some seconds before it goes."""
 
 import signal
 import threading
@@ -11,29 +11,29 @@ SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasa
 
 
 class PreemptionHandler:
-    """While it is open, SIGTERM and SIGUSR1 set a flag, to be asked for at the end of a step.
+    """A context manager in which SIGTERM and SIGUSR1 only set a flag, to be read with `requested` after each step.
 
-    torchrun passes a SIGTERM on to every rank and kills after 30 seconds what still lives: a step and a
-    checkpoint must fit into that. torchrun itself then ends with an exit code that is not 0, although every
-    rank ended with 0. Signals reach only the main thread: opened in another one, it never hears of any.
+    torchrun passes a SIGTERM on to every rank and kills after 30 seconds what still runs, so a step and a
+    checkpoint must fit into that. torchrun's own exit code is then not 0, even if every rank's is. Python delivers
+    signals to the main thread only: in another thread the flag is never set.
     """
 
     def __init__(self):
         self.signalled = False
-        self._before = {}
+        self._previous = {}
 
     def __enter__(self) -> "PreemptionHandler":
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._set) for number in SIGNALS}
+            self._previous = {number: signal.signal(number, self._set) for number in SIGNALS}
         return self
 
     def __exit__(self, *_) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._previous.items():
             signal.signal(number, handler)
 
     def _set(self, number: int, frame: FrameType | None) -> None:
         self.signalled = True
 
-    def asked(self, context: DistributedContext) -> bool:
-        """Whether any rank was signalled; the same on all ranks, which must all ask at the same place."""
+    def requested(self, context: DistributedContext) -> bool:
+        """Whether any rank was signalled. A collective: all ranks must call it at the same place."""
         return context.sum(float(self.signalled)) > 0

@@ -1,9 +1,8 @@
-"""Tensor parallelism: the ranks share each matrix, and see the same rows of the batch.
+"""Tensor parallelism: the ranks split each matrix and see the same examples (Shoeybi et al., Megatron-LM, 2019).
 
 A **column-parallel** layer gives every rank some of the output features, a **row-parallel** one some of the input
-features; the sum of the ranks' parts is then the whole output. One column-parallel layer after another row-parallel
-one needs a single sum. Which layer is which, the model says itself (`model.tp_plan`); torch does it
-(Shoeybi et al., Megatron-LM, 2019).
+features, and an all-reduce sums the ranks' partial outputs. A column-parallel layer followed by a row-parallel one
+needs a single all-reduce. Which layer is which is in the model's own plan (`model.tp_plan`).
 """
 
 from torch import nn
@@ -18,19 +17,19 @@ from torch.distributed.tensor.parallel import (
 )
 from transformers import PretrainedConfig
 
-# transformers' names. Each rank's part of a gathered output is put together; of an embedding, summed.
+# By transformers' names.
 STYLES = {
     "colwise": lambda: ColwiseParallel(),
     "colwise_gather_output": lambda: ColwiseParallel(output_layouts=Replicate()),
     "rowwise": lambda: RowwiseParallel(),
     "embedding_rowwise": lambda: RowwiseParallel(input_layouts=Replicate()),
-    # A norm of each head, (B, T, heads, D): whole on every rank, its gradient summed over the ranks' heads.
+    # A norm over each head, (B, T, heads, D): replicated, its gradient summed over the ranks' heads.
     "replicated_with_grad_allreduce": lambda: SequenceParallel(sequence_dim=2, use_local_output=True),
 }
 
 
 def validate_tp_degree(config: PretrainedConfig, tp: int) -> None:
-    """Raise ValueError, naming the number and the remedy, where `tp` ranks cannot share the model evenly."""
+    """Raise ValueError if heads or intermediate size cannot be divided by `tp`; the message names possible values."""
     text = config.get_text_config()
     heads = text.num_attention_heads
     sizes = {
@@ -48,9 +47,9 @@ def validate_tp_degree(config: PretrainedConfig, tp: int) -> None:
 
 
 def tp_plan_of(model: nn.Module) -> dict[str, str]:
-    """A key of STYLES for each module that is cut, by its name; numbers of layers stand as `*`.
+    """The name of each split module, with `*` for layer numbers -> a key of STYLES.
 
-    Raises ValueError for a model without a plan, and for one with a style that is not known here.
+    Raises ValueError for a model without a plan or with a style that is not in STYLES.
     """
     name = type(model).__name__
     if hasattr(model, "peft_config"):
@@ -64,28 +63,24 @@ def tp_plan_of(model: nn.Module) -> dict[str, str]:
 
 
 def apply_tensor_parallel(model: nn.Module, tp_mesh: DeviceMesh) -> nn.Module:
-    """Cut the model's matrices over `tp_mesh`, as its own plan says, in place; logits are whole on every rank.
+    """Split the model's matrices over `tp_mesh` in place, by its own plan; every rank gets all logits.
 
-    Works on meta and on real weights, which must then be the same on all ranks. Do it before `fully_shard`.
-    Raises ValueError as `layer_styles` and `check` do.
+    Call it before `fully_shard`, with the model on meta or with the same weights on all ranks. Raises ValueError as
+    `tp_plan_of` and `validate_tp_degree` do.
     """
     plan = tp_plan_of(model)
     validate_tp_degree(model.config, tp_mesh.size())
     trains = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     styles: dict[str, ParallelStyle] = {layer: STYLES[style]() for layer, style in plan.items()}
-    parallelize_module(model, tp_mesh, styles, src_data_rank=None)  # None: no rank sends its weights
-    model.tie_weights()  # each of two tied layers has been given a weight of its own
-    # What was frozen may have become a parameter that trains.
+    parallelize_module(model, tp_mesh, styles, src_data_rank=None)  # None: no broadcast
+    model.tie_weights()  # parallelize_module gives tied layers a weight each
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(trains[name])
+        parameter.requires_grad_(trains[name])  # parallelize_module does not keep it
     return model
 
 
 def _embedding_and_head_plan(model: nn.Module) -> dict[str, str]:
-    """Embedding and head by vocabulary: both cut a tied weight in the same way."""
+    """Split embedding and head along the vocabulary, because both must split a tied weight in the same way."""
     names = {module: name for name, module in model.named_modules()}
-    ends = {
-        "embedding_rowwise": model.get_input_embeddings(),
-        "colwise_gather_output": model.get_output_embeddings(),
-    }
+    ends = {"embedding_rowwise": model.get_input_embeddings(), "colwise_gather_output": model.get_output_embeddings()}
     return {names[module]: style for style, module in ends.items() if module is not None}

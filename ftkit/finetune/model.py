@@ -58,8 +58,8 @@ def load_model(run: Run, source: str, context: DistributedContext) -> nn.Module:
         parallelize,
         source,
         context.device,
-        file_name=base_file_name if run.lora else lambda name: name,
-        initialise=lambda model: reset_adapters(model, config.seed),
+        key_map=base_file_name if run.lora else lambda name: name,
+        init_fn=lambda model: reset_adapters(model, config.seed),
     )
 
 

@@ -128,7 +128,7 @@ def train(
         done = step + 1
         record = {"step": done, **measured, "seconds": round(seconds, 4)}
         record["tokens_per_second"] = round(sum(len(example["input_ids"]) for example in examples) / seconds)
-        stopped = preemption.asked(loss.context)
+        stopped = preemption.requested(loss.context)
         ends = stopped or done == steps.stop
         if evaluation and (ends or (eval_every and done % eval_every == 0)):
             record["eval_loss"] = evaluate(model, evaluation, batches, loss)

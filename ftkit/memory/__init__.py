@@ -1,6 +1,6 @@
-"""Memory told in advance: bytes of a training step on one rank, from a model (meta is enough) and a plan.
+"""Estimate the memory of a training step on one rank, from a model (on meta is enough) and a plan.
 
-print(table(estimate_memory(named_model("llama-3-8b"), Plan(mesh=(1, 8, 1), compute="bfloat16"))))
+print(table(estimate_memory(published_meta_model("llama-3-8b"), MemoryPlan(mesh=(1, 8, 1), compute_dtype="bfloat16"))))
 """
 
 from .estimate import Estimate, compare, estimate_memory, table

@@ -1,4 +1,4 @@
-"""The bytes of a real training step on this rank: what is held after it, and the most that was alive in it."""
+"""Measure the memory of a real training step on this rank: model states and peak."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -16,12 +16,12 @@ from .plan import MemoryPlan
 from .step import apply_method, apply_plan, forward_and_backward, label_gradients, mark_layers, unwrap_peft
 from .tracker import MemoryTracker
 
-LR = 1e-4  # any: bytes do not depend on it
+LR = 1e-4  # arbitrary: memory does not depend on it
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Bytes on this rank. `peak` is of live tensor storages, or on CUDA what the allocator had given out."""
+    """Bytes on this rank. `peak` counts live tensor storages; on CUDA it is the allocator's `max_memory_allocated`."""
 
     weights: int
     gradients: int
@@ -37,48 +37,48 @@ def measure_memory(
     mesh: DeviceMesh | None = None,
     gradient_mask: Mapping[str, torch.Tensor] | None = None,
 ) -> Measured:
-    """Train `model` for two steps as `plan` says, on one made-up batch, and measure the second.
+    """Train `model`, in place, for two steps on a synthetic batch and measure the second.
 
-    `mesh` has the plan's shape and the names dp_replicate, dp_shard and tp; None for one rank. The model is changed:
-    give a copy where you need it. Raises ValueError for a plan that the model, the mesh or torch cannot follow.
+    `mesh` is the plan's (`ParallelDims.build_mesh`), or None for one rank. Raises ValueError if the model, the mesh or
+    torch's optimizers do not support the plan.
     """
     validate(model, plan)
-    if plan.moments not in ("", "float32" if plan.child_tuning else plan.weights):
-        raise ValueError(f"moments in {plan.moments} can be estimated; no optimizer here keeps them: leave it out")
+    if plan.moment_dtype not in ("", "float32" if plan.child_tuning else plan.param_dtype):
+        raise ValueError(f"moments in {plan.moment_dtype} can be estimated; no optimizer here keeps them: leave it out")
     if plan.world_size > 1 and (mesh is None or mesh.shape != plan.mesh.sizes):
         raise ValueError(f"the plan's mesh is {plan.mesh}, and the one given is {mesh and mesh.shape}")
     device = next(model.parameters()).device
     vocabulary = unwrap_peft(model).config.get_text_config().vocab_size
-    live = MemoryTracker(vocabulary)
     model = apply_method(model, plan)
-    counted = live if device.type != "cuda" else None
-    if counted is None:
+    if device.type == "cuda":
         return _on_cuda(model, plan, mesh, gradient_mask, vocabulary, device)
-    with live:
-        live.leave_out((gradient_mask or {}).values())
-        live.label(model.parameters(), "weights")
+    tracker = MemoryTracker(vocabulary)
+    with tracker:
+        tracker.ignore((gradient_mask or {}).values())
+        tracker.label(model.parameters(), "weights")
         model = apply_plan(model, plan, mesh)
-        mark_layers(model, live)
-        label_gradients(model, live)
-        step, held = make_step(model, plan, gradient_mask)
+        mark_layers(model, tracker)
+        label_gradients(model, tracker)
+        step, state_tensors = make_step(model, plan, gradient_mask)
         for _ in range(2):
-            live.peaks.clear()
-            live.at_peak.clear()
-            forward_and_backward(model, plan, vocabulary, live)
-            live.begin(OPTIMIZER_STEP)
+            tracker.peaks.clear()
+            tracker.at_peak.clear()
+            forward_and_backward(model, plan, vocabulary, tracker)
+            tracker.begin(OPTIMIZER_STEP)
             step()
-            live.label(held(), "optimizer")
+            tracker.label(state_tensors(), "optimizer")
             gradients = _nbytes(p.grad for p in model.parameters() if p.grad is not None)
-            live.begin("end")
+            tracker.begin("end")
             model.zero_grad()
-    phases = {phase: size for phase, size in live.peaks.items() if phase != "end"}
-    splits = {phase: live.at_peak[phase] for phase in phases}
-    return Measured(_nbytes(model.parameters()), gradients, _nbytes(held()), max(phases.values()), phases, splits)
+    phases = {phase: size for phase, size in tracker.peaks.items() if phase != "end"}
+    splits = {phase: tracker.at_peak[phase] for phase in phases}
+    peak = max(phases.values())
+    return Measured(_nbytes(model.parameters()), gradients, _nbytes(state_tensors()), peak, phases, splits)
 
 
 def _on_cuda(model, plan, mesh, gradient_mask, vocabulary, device) -> Measured:
     model = apply_plan(model, plan, mesh)
-    step, held = make_step(model, plan, gradient_mask)
+    step, state_tensors = make_step(model, plan, gradient_mask)
     for _ in range(2):
         torch.cuda.reset_peak_memory_stats(device)
         forward_and_backward(model, plan, vocabulary)
@@ -86,26 +86,20 @@ def _on_cuda(model, plan, mesh, gradient_mask, vocabulary, device) -> Measured:
         gradients = _nbytes(p.grad for p in model.parameters() if p.grad is not None)
         model.zero_grad()
     peak = torch.cuda.max_memory_allocated(device)
-    return Measured(_nbytes(model.parameters()), gradients, _nbytes(held()), peak, {}, {})
+    return Measured(_nbytes(model.parameters()), gradients, _nbytes(state_tensors()), peak, {}, {})
 
 
 def make_step(
     model: nn.Module, plan: MemoryPlan, gradient_mask: Mapping[str, torch.Tensor] | None = None
 ) -> tuple[Callable[[], None], Callable[[], Iterable[torch.Tensor]]]:
     """The plan's optimizer step, and a function that lists the tensors of its state."""
-    groups = decay_groups(model.named_parameters(), 0.01)  # as ftkit.finetune has them; bytes do not depend on it
+    groups = decay_groups(model.named_parameters(), 0.01)  # memory does not depend on the weight decay
     trained = [p for group in groups for _, p in group["params"]]
     masters = []
     if plan.child_tuning:
         mode = "task-free" if plan.child_state == "task-free" else "task-dependent"
-        optimizer = ChildTuningAdamW(
-            groups,
-            lr=LR,
-            reserve_p=plan.reserve_p,
-            mode=mode,
-            gradient_mask=gradient_mask,
-            compact_state=plan.child_state == "compact",
-        )
+        options = {"reserve_p": plan.reserve_p, "mode": mode, "compact_state": plan.child_state == "compact"}
+        optimizer = ChildTuningAdamW(groups, lr=LR, gradient_mask=gradient_mask, **options)
     else:
         if plan.master_copy:
             copy_of = {p: p.detach().float().clone() for p in trained}
@@ -122,11 +116,11 @@ def make_step(
             parameter.data.copy_(master)
             master.grad = None
 
-    def held() -> list[torch.Tensor]:
+    def state_tensors() -> list[torch.Tensor]:
         kept = [t for state in optimizer.state.values() for t in state.values() if isinstance(t, torch.Tensor)]
         return masters + [t for t in kept if t.ndim]
 
-    return step, held
+    return step, state_tensors
 
 
 def _nbytes(tensors: Iterable[torch.Tensor]) -> int:

@@ -1,4 +1,4 @@
-"""What a training step is planned to be: everything besides the model that decides about its bytes."""
+"""The plan of a training step: all settings that determine its memory, and published models to try it on."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,33 +17,43 @@ METHODS = ("full", "frozen", "lora", "child-tuning")
 OPTIMIZERS = ("adamw", "child-tuning")
 CHILD_STATES = ("task-free", "dense", "compact")
 KERNELS = ("loop", "foreach", "fused")
+FIELDS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+FIELDS += ("vocab_size",)
+SIZES = {  # of published models
+    "llama-2-7b": (4096, 11008, 32, 32, 32, 32_000),
+    "llama-2-13b": (5120, 13824, 40, 40, 40, 32_000),
+    "llama-2-70b": (8192, 28672, 80, 64, 8, 32_000),
+    "llama-3-8b": (4096, 14336, 32, 32, 8, 128_256),
+    "llama-3-70b": (8192, 28672, 80, 64, 8, 128_256),
+    "llama-3-405b": (16384, 53248, 126, 128, 8, 128_256),
+}
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Defaults are those of `python -m ftkit.finetune` on one process of a CPU.
+    """The settings of a training step; the defaults are those of `python -m ftkit.finetune` in one CPU process.
 
-    Raises ValueError, naming the field, for what no step can be.
+    Raises ValueError, naming the field, for settings that do not go together.
     """
 
-    method: str = "full"  # one of METHODS; "child-tuning" is all weights with the optimizer of that name
-    options: Mapping = field(default_factory=dict)  # of "lora": what ftkit.adapters.attach takes
-    freeze: str = ""  # regular expression of the parameter names to freeze: of "frozen" and "child-tuning"
+    method: str = "full"  # one of METHODS; "child-tuning" is "full" with that optimizer
+    options: Mapping = field(default_factory=dict)  # for "lora": arguments of ftkit.adapters.attach
+    freeze: str = ""  # for "frozen" and "child-tuning": regular expression of the parameter names to freeze
     optimizer: str = "adamw"  # one of OPTIMIZERS
-    child_state: str = "task-free"  # of child-tuning: one of CHILD_STATES
-    reserve_p: float = 0.3  # the part of the weights that is the child
-    weights: str = "float32"  # of the parameters that the optimizer steps; gradients are of their dtype
-    compute: str = "float32"  # of gathered weights and of activations
-    moments: str = ""  # of AdamW's two moments; "" for what the optimizer does by itself
-    master_copy: bool = False  # a float32 copy of what trains, for weights in fewer bits
-    mesh: ParallelDims = field(default_factory=ParallelDims)  # or a tuple dp_replicate, dp_shard, tp
-    ddp: bool = False  # replicas are DistributedDataParallel's, which ftkit.finetune never uses: it has fully_shard
-    reshard_after_forward: bool = True  # free a layer's gathered weights after its forward pass
-    micro_batch_size: int = 8  # rows of a forward pass on one rank
-    max_length: int = 512  # tokens of a row
-    accumulation: int = 1  # micro-batches of a step
+    child_state: str = "task-free"  # for child-tuning: one of CHILD_STATES
+    reserve_p: float = 0.3  # for child-tuning: fraction of the weights that train
+    param_dtype: str = "float32"  # of parameters and gradients
+    compute_dtype: str = "float32"  # of unsharded weights and activations
+    moment_dtype: str = ""  # of AdamW's two moments; "" for the optimizer's default
+    master_copy: bool = False  # a float32 copy of the trained parameters, for a param_dtype of 16 bits
+    mesh: ParallelDims = field(default_factory=ParallelDims)  # given as one or as a tuple (dp_replicate, dp_shard, tp)
+    ddp: bool = False  # replicate by DistributedDataParallel, not by fully_shard as ftkit.finetune does
+    reshard_after_forward: bool = True  # free a layer's unsharded weights after forward
+    micro_batch_size: int = 8  # sequences in a forward pass of a rank
+    max_length: int = 512  # tokens per sequence
+    accumulation: int = 1  # micro-batches per step
     activation_checkpointing: bool = False
-    loss_chunk: int = 0  # tokens whose logits exist at once; 0 for all of a micro-batch
+    loss_chunk: int = 0  # tokens per chunk of chunked cross-entropy; 0 for no chunks
     kernel: str = "loop"  # of AdamW: torch takes "loop" on a CPU and "foreach" on CUDA
 
     def __post_init__(self):
@@ -51,8 +61,8 @@ class MemoryPlan:
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} is {getattr(self, name)!r}: give one of {', '.join(allowed)}")
-        for name in ("weights", "compute", "moments"):
-            if getattr(self, name) not in (*DTYPES, *([""] if name == "moments" else [])):
+        for name in ("param_dtype", "compute_dtype", "moment_dtype"):
+            if getattr(self, name) not in (*DTYPES, *([""] if name == "moment_dtype" else [])):
                 raise ValueError(f"{name} is {getattr(self, name)!r}: give one of {', '.join(DTYPES)}")
         if not isinstance(self.mesh, ParallelDims) and len(self.mesh) == 3:
             object.__setattr__(self, "mesh", ParallelDims(*self.mesh))
@@ -65,14 +75,12 @@ class MemoryPlan:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: give 1 or more")
         if self.max_length < 2:
-            raise ValueError("max_length is 1: a token is learnt from the one before it, so give 2 or more")
+            raise ValueError("max_length is 1: a token is predicted from the one before it, so give 2 or more")
         if self.loss_chunk < 0:
             raise ValueError(f"loss_chunk is {self.loss_chunk}: give a number of tokens, or 0 for all at once")
         validate_fraction(self.reserve_p)
         if self.ddp and self.mesh.sizes[1:] != (1, 1):
-            raise ValueError(
-                f"ddp copies the model to every rank, and mesh {self.mesh} cuts it: give a mesh such as 4,1,1"
-            )
+            raise ValueError(f"ddp does not shard the model, and mesh {self.mesh} does: give a mesh such as 4,1,1")
         if self.method == "lora" and self.freeze:
             raise ValueError("method 'lora' freezes the whole base: leave `freeze`, and choose by target_modules")
         if self.method != "child-tuning" and (self.method == "frozen") != bool(self.freeze):
@@ -88,7 +96,7 @@ class MemoryPlan:
 
     @property
     def sharded(self) -> bool:
-        """Whether `fully_shard` is in it: wherever there are several ranks, even where each holds all of its part."""
+        """Whether `fully_shard` is applied: always with several ranks, also where dp_shard is 1."""
         return self.world_size > 1 and not self.ddp
 
     @property
@@ -97,52 +105,26 @@ class MemoryPlan:
         return "child-tuning" in (self.method, self.optimizer)
 
 
-FIELDS = (
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "vocab_size",
-)
-SIZES = {
-    "llama-2-7b": (4096, 11008, 32, 32, 32, 32_000),
-    "llama-2-13b": (5120, 13824, 40, 40, 40, 32_000),
-    "llama-2-70b": (8192, 28672, 80, 64, 8, 32_000),
-    "llama-3-8b": (4096, 14336, 32, 32, 8, 128_256),
-    "llama-3-70b": (8192, 28672, 80, 64, 8, 128_256),
-    "llama-3-405b": (16384, 53248, 126, 128, 8, 128_256),
-}
-
-
 def published_meta_model(name: str = "") -> nn.Module:
-    """A model on meta: a name of SIZES, a folder with a config.json (weights are not read), or pocket-base for "".
+    """A model on meta, without weights: a key of SIZES, a folder with a config.json, a hub name, or "" for pocket-base.
 
-    Raises ValueError naming what would do, where there is no such model.
+    Raises ValueError if there is no such model.
     """
     if name in SIZES:
-        config = LlamaConfig(
-            **dict(zip(FIELDS, SIZES[name], strict=True)),
-            tie_word_embeddings=False,
-            max_position_embeddings=131_072,
-        )
+        config = LlamaConfig(**dict(zip(FIELDS, SIZES[name], strict=True)), max_position_embeddings=131_072)
     elif not name:
         config = load_config(resolve_model())
-    elif (Path(name) / "config.json").is_file() or not name.startswith((".", "/", "~")):
+    else:
         try:
+            if name.startswith((".", "/", "~")) and not (Path(name) / "config.json").is_file():
+                raise FileNotFoundError(f"{name} has no config.json")
             config = load_config(name)
         except CustomCodeError:
             raise
         except (OSError, ValueError) as error:
-            raise ValueError(_unknown(name)) from error
-    else:
-        raise ValueError(_unknown(name))
+            raise ValueError(
+                f"no model {name!r}: give a folder with a config.json, a name that transformers finds, "
+                f"or one of {', '.join(SIZES)}"
+            ) from error
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
-
-
-def _unknown(name: str) -> str:
-    return (
-        f"no model {name!r}: give a folder with a config.json, a name that transformers finds, "
-        f"or one of {', '.join(SIZES)}"
-    )

@@ -1,13 +1,13 @@
-"""One training step as a plan describes it, for tensors that exist and for fake ones.
+"""Forward and backward pass of a training step by a plan, with real or fake tensors.
 
-What `ftkit.finetune` does it does by the same functions: split the model, checkpoint activations, compute the loss and
-accumulate gradients.
+Sharding, activation checkpointing, loss and gradient accumulation are the functions that `ftkit.finetune` calls.
 
-Shapes: B rows of a micro-batch, T tokens, V vocabulary, D hidden.
+Shapes: B sequences of a micro-batch, T tokens, V vocabulary, D hidden.
 """
 
 import re
 from collections.abc import Callable
+from functools import partial
 from types import MethodType
 
 import torch
@@ -30,8 +30,8 @@ from .tracker import MemoryTracker
 
 
 def apply_method(model: nn.Module, plan: MemoryPlan) -> nn.Module:
-    """Weights in the plan's dtype, activations checkpointed, and what trains chosen; returns the model to train."""
-    model.to(DTYPES[plan.weights])
+    """Cast the model, checkpoint its activations and freeze or adapt it by the plan; returns the model to train."""
+    model.to(DTYPES[plan.param_dtype])
     if plan.activation_checkpointing:
         enable_activation_checkpointing(model)
     if plan.method == "lora":
@@ -42,19 +42,16 @@ def apply_method(model: nn.Module, plan: MemoryPlan) -> nn.Module:
 
 
 def tp_shard_dims(model: nn.Module) -> dict[int, int]:
-    """The dimension along which tensor parallelism cuts each parameter that it cuts, by the parameter's id.
-
-    Raises ValueError for a model without a plan.
-    """
-    styles, along = tensor_parallel.tp_plan_of(unwrap_peft(model)), {}
+    """The id of each parameter that tensor parallelism splits -> the dimension. Raises as `tp_plan_of` does."""
+    styles, dims = tensor_parallel.tp_plan_of(unwrap_peft(model)), {}
     for name, module in unwrap_peft(model).named_modules():
         style = styles.get(re.sub(r"\.\d+", ".*", name))
         for parameter in module.parameters(recurse=False):
             if style == "rowwise" and parameter.ndim > 1:
-                along[id(parameter)] = 1
+                dims[id(parameter)] = 1
             elif style in ("colwise", "colwise_gather_output", "embedding_rowwise"):
-                along[id(parameter)] = 0
-    return along
+                dims[id(parameter)] = 0
+    return dims
 
 
 def unwrap_peft(model: nn.Module) -> nn.Module:
@@ -63,7 +60,7 @@ def unwrap_peft(model: nn.Module) -> nn.Module:
 
 
 def apply_plan(model: nn.Module, plan: MemoryPlan, mesh: DeviceMesh | None) -> nn.Module:
-    """Chunk the loss, then split the model over the mesh (dp_replicate, dp_shard, tp), as the program does."""
+    """Chunk the loss, then shard or replicate the model over the mesh (dp_replicate, dp_shard, tp)."""
     if plan.loss_chunk:
         base = unwrap_peft(model)
         base.forward = MethodType(chunked_loss(plan.loss_chunk), base)
@@ -71,11 +68,11 @@ def apply_plan(model: nn.Module, plan: MemoryPlan, mesh: DeviceMesh | None) -> n
         return model
     if plan.ddp:
         return DistributedDataParallel(model)
-    return apply_parallelism(model, *fsdp_and_tp_meshes(mesh), DTYPES[plan.compute], plan.reshard_after_forward)
+    return apply_parallelism(model, *fsdp_and_tp_meshes(mesh), DTYPES[plan.compute_dtype], plan.reshard_after_forward)
 
 
 def chunked_loss(chunk: int) -> Callable:
-    """A forward pass that returns the summed loss, and has the logits of `chunk` tokens at a time."""
+    """A forward method that returns the summed loss by chunked cross-entropy, `chunk` tokens at a time."""
 
     def forward(base: nn.Module, input_ids, attention_mask, labels, **_):
         inner = base.get_submodule(base.base_model_prefix)
@@ -86,13 +83,13 @@ def chunked_loss(chunk: int) -> Callable:
             return summed_cross_entropy(base.get_output_embeddings()(hidden), labels)
 
         parts = zip(hidden.split(chunk), labels.split(chunk), strict=True)
-        return sum(checkpoint(part, h, wanted, use_reentrant=False) for h, wanted in parts)
+        return sum(checkpoint(part, h, y, use_reentrant=False) for h, y in parts)
 
     return forward
 
 
 def make_batch(plan: MemoryPlan, vocabulary: int, device: torch.device | str = "cpu") -> dict[str, torch.Tensor]:
-    """A micro-batch of (B, T) whose first row ends in padding, so that attention has a mask as rows usually make it."""
+    """A micro-batch of (B, T) whose first sequence ends in padding, so that attention needs its mask."""
     ids = torch.arange(plan.micro_batch_size * plan.max_length, device=device) % vocabulary
     ids = ids.view(plan.micro_batch_size, plan.max_length)
     mask = torch.ones_like(ids)
@@ -101,53 +98,49 @@ def make_batch(plan: MemoryPlan, vocabulary: int, device: torch.device | str = "
 
 
 def forward_and_backward(
-    model: nn.Module, plan: MemoryPlan, vocabulary: int, live: MemoryTracker | None = None
+    model: nn.Module, plan: MemoryPlan, vocabulary: int, tracker: MemoryTracker | None = None
 ) -> None:
-    """All micro-batches of a step; gradients are in `.grad` afterwards. `live` is told the phases."""
-    compute, device = DTYPES[plan.compute], next(model.parameters()).device
-    batches = [make_batch(plan, vocabulary, device) for _ in range(plan.accumulation)]  # the program has all at once
+    """Run all micro-batches of a step, which accumulates gradients in `.grad`; `tracker` gets the phases."""
+    compute, device = DTYPES[plan.compute_dtype], next(model.parameters()).device
+    batches = [make_batch(plan, vocabulary, device) for _ in range(plan.accumulation)]  # as in ftkit.finetune
     mixed = not plan.sharded and any(p.dtype != compute for p in model.parameters())
-    begun = 0
+    started = 0
 
     def loss_of(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        nonlocal begun
-        begun += 1
-        if live:
-            live.prefix = "" if begun == len(batches) else "accumulating, "
-            live.begin("forward")
+        nonlocal started
+        started += 1
+        if tracker:
+            tracker.prefix = "" if started == len(batches) else "accumulating, "
+            tracker.begin("forward")
         if plan.loss_chunk:
             with torch.autocast(device.type, compute, enabled=mixed):
                 loss = model(**batch)
         else:
             loss = next_token_loss(model, batch, compute, mixed)
-        if live:
-            live.begin("backward through the head")
+        if tracker:
+            tracker.begin("backward through the head")
         return loss
 
     accumulate(model, batches, loss_of)
 
 
-def mark_layers(model: nn.Module, live: MemoryTracker) -> None:
-    """Tell `live` when the backward pass enters a layer; the two at either end have a phase each."""
-    layers = decoder_layers(model)
+def mark_layers(model: nn.Module, tracker: MemoryTracker) -> None:
+    """Begin a phase when the backward pass enters a layer: one each for the outer two at either end."""
 
-    def enter(index: int) -> Callable:
+    def watch(name: str, _module, _args, output):
+        hidden = output[0] if isinstance(output, tuple) else output
+        if hidden.requires_grad:
+            hidden.register_hook(lambda _: tracker.begin(f"backward, layer {name}"))
+
+    layers = decoder_layers(model)
+    for index, layer in enumerate(layers):
         above = len(layers) - 1 - index
         name = f"{index} above the first" if index < 2 else f"{above} below the last" if above < 2 else "between"
-
-        def watch(_module, _args, output):
-            hidden = output[0] if isinstance(output, tuple) else output
-            if hidden.requires_grad:
-                hidden.register_hook(lambda _: live.begin(f"backward, layer {name}"))
-
-        return watch
-
-    for index, layer in enumerate(layers):
-        layer.register_forward_hook(enter(index))
+        layer.register_forward_hook(partial(watch, name))
 
 
-def label_gradients(model: nn.Module, live: MemoryTracker) -> None:
-    """Tell `live` what a gradient is, as soon as a parameter has it."""
+def label_gradients(model: nn.Module, tracker: MemoryTracker) -> None:
+    """Label each gradient as soon as its parameter has it."""
     for parameter in model.parameters():
         if parameter.requires_grad:
-            parameter.register_post_accumulate_grad_hook(lambda p: live.label([p.grad], "gradients"))
+            parameter.register_post_accumulate_grad_hook(lambda p: tracker.label([p.grad], "gradients"))

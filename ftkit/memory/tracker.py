@@ -1,8 +1,7 @@
-"""Bytes of tensors that are alive, counted at every operation of torch's, by phase and by kind.
+"""Count the bytes of live tensors at every torch operation, by phase and by kind.
 
-The same counter watches a real step and a fake one (`FakeTensorMode`), so a prediction and a measurement are of one
-thing: storages, each once, however many tensors look into it. What a kernel allocates inside itself and what an
-allocator keeps free are not seen.
+The same tracker watches real and fake tensors (`FakeTensorMode`), so estimate and measurement count the same thing:
+each storage once, however many tensors view it. Temporaries inside a kernel and the allocator's cache are not seen.
 """
 
 import weakref
@@ -16,42 +15,42 @@ from torch.utils._pytree import tree_leaves
 
 from ftkit._compat import device_of
 
-KINDS = ("weights", "gradients", "optimizer", "gathered", "communication", "logits", "activations")
+KINDS = ("weights", "gradients", "optimizer", "unsharded", "communication", "logits", "activations")
 
 
 class MemoryTracker(TorchDispatchMode):
-    """A context in which `now` is the number of live bytes, and `peaks` has the most that each phase came to.
+    """A context manager that keeps the live bytes in `now` and each phase's maximum in `peaks`.
 
-    `phase` is the name under which peaks are kept: set it as a step goes on. `at_peak[phase]` splits the peak by kind:
-    `label` gives tensors a kind, storages that FSDP fills again are "gathered", what goes through a collective is
-    "communication", a last dimension of `vocabulary` makes "logits", and all else is "activations".
+    `begin` starts a phase. `at_peak[phase]` splits its peak by kind: `label` gives tensors a kind, storages that FSDP
+    resizes are "unsharded", tensors of a collective are "communication", those with a last dimension of `vocabulary`
+    are "logits", and all others "activations".
     """
 
     def __init__(self, vocabulary: int = 0):
         super().__init__()
         self.vocabulary, self.phase, self.prefix, self.now = vocabulary, "start", "", 0
         self.by_kind, self.peaks, self.at_peak = Counter(), {}, {}
-        self.traffic = Counter()  # bytes of the largest tensor given to each collective, by operation
+        self.traffic = Counter()  # of each collective: bytes of its largest tensor, summed
         self._live: dict[int, tuple[int, str]] = {}  # storage -> (bytes, kind)
 
     def label(self, tensors: Iterable[torch.Tensor], kind: str) -> None:
-        """Count tensors, if they are not counted yet, and say what kind they are."""
+        """Set the kind of tensors, and count those that are not counted yet."""
         for tensor in tensors:
             storage = _local(tensor).untyped_storage()
             self._set(storage, storage.nbytes(), kind)
 
-    def leave_out(self, tensors: Iterable[torch.Tensor]) -> None:
-        """Do not count tensors that the caller keeps and a step only reads."""
+    def ignore(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Do not count tensors that a step only reads."""
         for tensor in tensors:
             storage = tensor.untyped_storage()
-            self._set(storage, 0, "left out")
+            self._set(storage, 0, "ignored")
 
     def __enter__(self):
-        resize = torch.UntypedStorage.resize_  # FSDP empties and fills storages by it, and no operation shows
+        resize = torch.UntypedStorage.resize_  # FSDP frees and allocates storages by it, without an operation
 
         def counted(storage: torch.UntypedStorage, size: int) -> None:
             resize(storage, size)
-            self._set(storage, size, "gathered")
+            self._set(storage, size, "unsharded")
 
         self._resize, torch.UntypedStorage.resize_ = resize, counted
         return super().__enter__()
@@ -62,8 +61,8 @@ class MemoryTracker(TorchDispatchMode):
 
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
         if any(issubclass(kind, DTensor) for kind in types):
-            return NotImplemented  # let DTensor go first: its local operations come here one by one
-        if operation is torch.ops.prim.device.default:  # two of three of a step's operations, and no tensor
+            return NotImplemented  # DTensor handles it first; its local operations come here
+        if operation is torch.ops.prim.device.default:  # two thirds of a step's operations, without a tensor
             return device_of(args[0])
         kwargs = kwargs or {}
         out = operation(*args, **kwargs)
@@ -72,7 +71,7 @@ class MemoryTracker(TorchDispatchMode):
             if operation.namespace != "fsdp":
                 self.traffic[operation.overloadpacket.__name__] += max((t.nbytes for t in sent), default=0)
             if operation.overloadpacket.__name__ == "wait_tensor" and _key(out) != _key(sent[0]):
-                # A real one is the tensor that it waited for, and a fake one is new: count one of the two.
+                # The output is the input if real and a new tensor if fake: count one of the two.
                 self._set(sent[0].untyped_storage(), 0, "communication")
             for tensor in (*sent, *_tensors(out)):
                 storage = tensor.untyped_storage()
@@ -91,7 +90,7 @@ class MemoryTracker(TorchDispatchMode):
         if key not in self._live:
             weakref.finalize(storage, self._free, key)
         before, old = self._live.get(key, (0, kind))
-        if kind == "gathered" and old != "activations" and before:
+        if kind == "unsharded" and old != "activations" and before:
             kind = old
         self.by_kind[old] -= before
         self.by_kind[kind] += size
@@ -105,7 +104,7 @@ class MemoryTracker(TorchDispatchMode):
             self.at_peak[self.phase] = dict(self.by_kind)
 
     def begin(self, phase: str) -> None:
-        """Enter a phase, named with `prefix` before it: what is alive now counts for it."""
+        """Begin a phase, named `prefix` + `phase`; its peak is at least what is alive now."""
         self.phase = self.prefix + phase
         self._note_peak()
 
@@ -116,7 +115,7 @@ class MemoryTracker(TorchDispatchMode):
 
 
 def _tensors(tree) -> list[torch.Tensor]:
-    """The tensors in it that have memory: not those that only wrap one, as a collective's do until it is waited for."""
+    """The tensors with memory of their own: without wrappers, such as a collective's result before its wait."""
     leaves = (leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor))
     return [tensor for tensor in leaves if not is_traceable_wrapper_subclass(tensor)]
 

@@ -279,7 +279,7 @@ one, split, four = (
 )
 halved = (one["weights"] + one["optimizer"]) / 2
 own = one["activations"] + one["logits"]
-gathered = split.get("gathered", 0) + split["communication"]
+gathered = split.get("unsharded", 0) + split["communication"]
 together, whole = halved + own + gathered, sum(split.values())
 print(f"weights and moments  {halved / MIB:6.2f} MiB")
 print(f"activations, logits  {own / MIB:6.2f}")
@@ -305,8 +305,8 @@ assert four["weights"] * 2 == split["weights"]
 # %%
 methods = {
     "full, float32": {},
-    "full, moments in bfloat16": {"moments": "bfloat16"},
-    "bfloat16 and a master copy": {"weights": "bfloat16", "master_copy": True},
+    "full, moments in bfloat16": {"moment_dtype": "bfloat16"},
+    "bfloat16 and a master copy": {"param_dtype": "bfloat16", "master_copy": True},
     "child of 10 %, compact": {
         "method": "child-tuning",
         "child_state": "compact",
@@ -326,7 +326,7 @@ for name, change in methods.items():
 assert sum(kept_by["bfloat16 and a master copy"].values()) == 16 * parameters
 
 # %%
-half = replace(plan, weights="bfloat16", compute="bfloat16", master_copy=True)
+half = replace(plan, param_dtype="bfloat16", compute_dtype="bfloat16", master_copy=True)
 less = estimate_memory(model, half)
 ratio = less.at_peak["activations"] / estimate.at_peak["activations"]
 print(f"with a master copy: activations {ratio:.0%}, peak {less.peak / estimate.peak:.0%}")

@@ -701,8 +701,8 @@ if rank == 1:
 dist.all_reduce(x)
 
 # %% [markdown]
-# Read such a message from its top: the first rank has the cause, the others only waited. The ranks have joined anew,
-# so mend the cell and run it again:
+# Read such a message from its top: the first rank has the cause, the others only waited. The process group was
+# re-initialised, so fix the cell and run it again:
 
 # %%
 # %%px

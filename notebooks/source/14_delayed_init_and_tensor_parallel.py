@@ -44,9 +44,9 @@ os.chdir(folder.name)
 # %%
 from ftcourse.starter import Starter
 
-own = ("forked", "host_memory", "shard_loading", "tensor_parallel")
+own = ("ftcourse.instruments", "ftkit.distributed.launch", "ftkit.distributed.loading")
 model_class = "transformers.models.llama.modeling_llama"
-starter = Starter(model_class, *(f"ftkit.distributed.{name}" for name in own))
+starter = Starter(model_class, *own, "ftkit.distributed.tensor_parallel")
 
 # %%
 import torch
@@ -195,7 +195,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from ftcourse.instruments import peak_own_bytes
+from ftcourse.instruments import peak_uss
 from routes import routes
 
 from ftkit.distributed.launch import run_forked
@@ -206,7 +206,7 @@ ids = torch.arange(32).view(2, 16)
 def main(context):
     measured = {}
     for name, route in routes(context).items():
-        with peak_own_bytes() as peak:
+        with peak_uss() as peak:
             model = route()
         with torch.no_grad():
             loss = model(input_ids=ids, labels=ids).loss.item()
@@ -334,9 +334,9 @@ assert torch.equal(top, everything[: rows // 2])
 assert torch.equal(left, everything[:, : columns // 2])
 
 # %% [markdown]
-# `load_shards` does this for every tensor: torch tells which block of the whole a rank holds, also where FSDP cuts
-# what tensor parallelism has cut already. Names, shapes and files are compared first, so a checkpoint of another
-# model is refused before any memory is taken:
+# `load_sharded_model` does this for every tensor: torch tells which block of the whole a rank holds, also where
+# FSDP cuts what tensor parallelism has cut already. Names, shapes and files are compared first, so a checkpoint of
+# another model is refused before any memory is taken:
 
 # %%
 try:

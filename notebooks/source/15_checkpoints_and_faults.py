@@ -50,8 +50,8 @@ claims = []  # what this notebook tested, each with its verdict; the recap print
 
 # %% [markdown]
 # Processes take seconds to start, so the program that two ranks run comes first. `Checkpoints` finds the latest
-# checkpoint, loads, saves, and at the end waits; the `{}` is room for more, such as a schedule. `Preemption` is for
-# section 6; `keep=9` keeps every checkpoint for our experiments.
+# checkpoint, loads, saves, and at the end waits; the `{}` is room for more, such as a schedule. `PreemptionHandler`
+# is for section 6; `keep=9` keeps every checkpoint for our experiments.
 
 # %%
 # %%writefile train.py
@@ -81,7 +81,7 @@ def main(context):
     with PreemptionHandler() as preemption:
         for step in range(first + 1, steps + 1):
             loss = one_step(folder, model, optimizer, step, context, kill_at)
-            leave = preemption.asked(context)
+            leave = preemption.requested(context)
             note(folder, context, step=step, loss=loss, left=leave)
             if step % save_every == 0 or step == steps or leave:
                 checkpoints.save(step, model, optimizer, {})
@@ -495,8 +495,8 @@ ax = draw_attempts()
 
 # %% [markdown]
 # **SIGTERM** is the polite kind: preemptible machines, Kubernetes and Slurm send it before they end a job, and
-# torchrun passes it on to its ranks. `Preemption` only sets a flag; after the step all ranks agree on it, save, and
-# leave. Here this process goes on with the run of section 3, and sends itself the signal.
+# torchrun passes it on to its ranks. `PreemptionHandler` only sets a flag; after the step all ranks agree on it, save,
+# and leave. Here this process goes on with the run of section 3, and sends itself the signal.
 
 # %%
 with PreemptionHandler() as preemption:
@@ -504,7 +504,7 @@ with PreemptionHandler() as preemption:
         one_step(Path("one"), model, optimizer, step, alone, kill_at=0)
         if step == STEPS + 3:
             os.kill(os.getpid(), signal.SIGTERM)
-        if preemption.asked(alone):
+        if preemption.requested(alone):
             checkpoints.save(step, model, optimizer, {})
             break
 checkpoints.finish()

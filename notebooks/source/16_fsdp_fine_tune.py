@@ -427,7 +427,7 @@ assert str(ParallelDims.parse("1,-1,1", world_size=2)) == "1,2,1"
 # mesh; `estimate_memory` of notebook 12 tells the memory.
 
 # %%
-COMMON = {"compute": "bfloat16", "activation_checkpointing": True}
+COMMON = {"compute_dtype": "bfloat16", "activation_checkpointing": True}
 COMMON |= {"micro_batch_size": 1, "max_length": 2048, "kernel": "foreach"}
 plans = {
     "2 processes, pocket-base": ("pocket-base", MemoryPlan(mesh=(1, 2, 1))),

@@ -54,7 +54,7 @@ def test_a_failure_on_one_rank_reaches_all_within_seconds_and_names_the_line(ran
     assert time.monotonic() - start < TIMEOUT - 1  # not what gloo's own time-out would have taken
     said = str(error.value)
     assert said.startswith("rank 1 failed in line 2 of the cell:\n    raise ValueError('no good')\nValueError: no good")
-    assert "rank 0 waited in all_reduce (line 3) and was let go." in said and "joined anew" in said
+    assert "rank 0 waited in all_reduce (line 3) and was aborted." in said and "re-initialised" in said
     assert error.value._render_traceback_() == [f"RankError: {said}"]
     assert ranks.run("dist.all_reduce(x)\nx.item()") == ["2.0\n", "2.0\n"]
 
@@ -254,9 +254,9 @@ def test_processes_that_do_not_start_in_time(monkeypatch):
 
 def test_a_failure_says_what_it_is():
     outcome = worker.run_cell("print('before')\nraise RuntimeError('gloo/pair.cc Timed out waiting 5ms')")
-    assert outcome.text == "before\n" and outcome.failure.timed_out and not outcome.failure.let_go
+    assert outcome.text == "before\n" and outcome.failure.timed_out and not outcome.failure.aborted
     outcome = worker.run_cell("raise RuntimeError('gloo/pair.cc: Connection closed by peer')")
-    assert outcome.failure.let_go and outcome.failure.line == 1
+    assert outcome.failure.aborted and outcome.failure.line == 1
 
 
 def test_connections_are_found_by_the_old_name_of_the_method_too():

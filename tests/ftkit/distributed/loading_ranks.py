@@ -1,4 +1,4 @@
-"""What the ranks of test_shard_loading and test_tensor_parallel run: `python loading_ranks.py FOLDER RANKS`.
+"""What the ranks of test_loading and test_tensor_parallel run: `python loading_ranks.py FOLDER RANKS`.
 
 All cases of a number of ranks in one launch, as a launch takes longer than a case. Rank 0 writes `FOLDER/N.json`.
 """
@@ -15,6 +15,7 @@ from torch.distributed.tensor.parallel import RowwiseParallel
 from transformers import AutoModelForCausalLM
 
 from ftkit.distributed import loading, mesh, tensor_parallel
+from ftkit.distributed.fsdp import apply_fsdp
 from ftkit.distributed.grad_clip import clip_grad_norm_
 from ftkit.distributed.launch import run_forked
 from ftkit.models import meta_model
@@ -85,12 +86,12 @@ def compare(found: dict, expected: dict) -> dict[str, float]:
 def cut(model, context: mesh.DistributedContext, fsdp: bool):
     if context.tp_mesh is not None:
         model = tensor_parallel.apply_tensor_parallel(model, context.tp_mesh)
-    return fsdp.apply_fsdp(model, context.mesh) if fsdp else model
+    return apply_fsdp(model, context.mesh) if fsdp else model
 
 
 def load(source, context: mesh.DistributedContext, fsdp: bool = True):
     return loading.load_sharded_model(
-        lambda: meta_model(str(source)), partial(cut, ranks=context, fsdp=fsdp), source, context.device
+        lambda: meta_model(str(source)), partial(cut, context=context, fsdp=fsdp), source, context.device
     )
 
 
@@ -148,7 +149,7 @@ def from_rank0(source, context: mesh.DistributedContext) -> bool:
     model = loading.load_from_rank0(
         lambda: meta_model(str(source)),
         lambda: plain(source),
-        partial(cut, ranks=context, fsdp=True),
+        partial(cut, context=context, fsdp=True),
         context.device,
     )
     own = dict(plain(source).named_parameters())

@@ -64,7 +64,7 @@ def delayed(context: mesh.DistributedContext, folder: Path) -> dict:
 
 def missing(context: mesh.DistributedContext, folder: Path) -> dict:
     """The mutation: rank 0 forgets to send its buffers; the check must name them."""
-    # Only delayed_init's own broadcast: torch sends the weights by one as well.
+    # Only load_from_rank0's own broadcast: torch sends the weights by one as well.
     loading.dist = SimpleNamespace(get_rank=dist.get_rank, broadcast=lambda *a, **k: None)
     said = [""] * context.world_size
     try:

@@ -1,4 +1,4 @@
-"""Checkpoints are whole or absent, written while training goes on, and read on any number of ranks."""
+"""Checkpoints are complete or absent, written while training goes on, and read on any number of ranks."""
 
 import json
 import os
@@ -112,12 +112,12 @@ def test_a_torn_checkpoint_is_never_the_latest(tmp_path):
 
 @pytest.mark.parametrize("name", ["__0_0.distcp", ".metadata", "about.json"])
 @pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:-1])])
-def test_damage_is_passed_over_where_an_older_one_is_whole(tmp_path, name, damage):
+def test_damage_is_skipped_where_an_older_one_is_complete(tmp_path, name, damage):
     model, optimizer = trained()
     save(tmp_path, 3, model, optimizer, keep=2)
     broken = save(tmp_path, 4, model, optimizer, keep=2)
     damage(broken / name)
-    with pytest.warns(UserWarning, match=rf"{name}.*going on from step-000003"):
+    with pytest.warns(UserWarning, match=rf"{name}.*continuing from step-000003"):
         assert latest_checkpoint(tmp_path).name == "step-000003"
     with pytest.raises(CheckpointError, match=name):
         load_weights(broken, model)
@@ -156,11 +156,11 @@ def test_another_run_is_refused_before_anything_changes(tmp_path):
     frozen.model.norm.weight.requires_grad_(False)
     with pytest.raises(CheckpointError, match=r"its trained is \d+ \(model.norm.weight: among them\)"):
         Checkpoints(tmp_path, ABOUT, ALONE).load(frozen, torch.optim.AdamW(frozen.parameters()), {})
-    with pytest.raises(FileNotFoundError, match="no whole checkpoint"):
+    with pytest.raises(FileNotFoundError, match="no complete checkpoint"):
         Checkpoints(tmp_path / "none", ABOUT, ALONE).load(model, optimizer, {})
 
 
-def test_a_crash_at_any_call_leaves_a_whole_checkpoint(tmp_path, monkeypatch):
+def test_a_crash_at_any_call_leaves_a_complete_checkpoint(tmp_path, monkeypatch):
     """Stop the program before its 1st, 2nd, ... call that changes the folder: what is latest can be loaded."""
     model, optimizer = trained()
     save(tmp_path, 1, model, optimizer)
@@ -183,7 +183,7 @@ def test_a_crash_at_any_call_leaves_a_whole_checkpoint(tmp_path, monkeypatch):
         load_weights(latest_checkpoint(tmp_path), model)
         crashes[-1] += f" {found - step}"
     assert {word.split()[0] for word in crashes} == {name for _, name in changes}
-    assert crashes[0].endswith(" 0") and crashes[-1].endswith(" 1")  # some before it is whole, some after
+    assert crashes[0].endswith(" 0") and crashes[-1].endswith(" 1")  # some before it is complete, some after
     assert names(tmp_path) == [f"step-{step + 1:06d}"]
 
 
@@ -236,7 +236,7 @@ def test_a_really_full_disk(tmp_path):
     if done.stderr.startswith("NOT HERE"):
         pytest.skip(f"a small disk cannot be mounted here: {done.stderr.strip()}")
     assert "saved step-000001" in done.stdout, done.stderr
-    assert "errno 28" in done.stdout and "step-000001, before it, is there and whole" in done.stdout
+    assert "errno 28" in done.stdout and "newest complete checkpoint is step-000001" in done.stdout
 
 
 def test_two_ranks_resume_to_the_bit_and_one_rank_nearly(two):
@@ -267,7 +267,7 @@ def test_every_rank_refuses_and_says_the_same(two):
         ("missing shard", "CheckpointError: .*__1_0.distcp is missing"),
         (
             "full disk",
-            r"OSError: \[Errno 28\].*rank 1: \[Errno 28\] No space left.*step-000003, before it, is",
+            r"OSError: \[Errno 28\].*rank 1: \[Errno 28\] No space left.*newest complete checkpoint is step-000003",
         ),
     ):
         first, second = result[case]

@@ -26,7 +26,7 @@ def main(context):
     with PreemptionHandler() as preemption:
         for step in range(3000):
             time.sleep(0.02 * context.rank)
-            if preemption.asked(context):
+            if preemption.requested(context):
                 break
             if not step:
                 Path(sys.argv[1], f"new-{context.rank}").write_text(str(os.getpid()))
@@ -41,9 +41,9 @@ run_distributed(main)
 def test_a_signal_only_sets_the_flag(number):
     before = signal.getsignal(number)
     with PreemptionHandler() as preemption:
-        assert not preemption.asked(ALONE)
+        assert not preemption.requested(ALONE)
         signal.raise_signal(number)
-        assert preemption.asked(ALONE)
+        assert preemption.requested(ALONE)
     assert signal.getsignal(number) is before
 
 
@@ -52,7 +52,7 @@ def test_in_another_thread_nothing_is_set_up():
 
     def work():
         with PreemptionHandler() as preemption:
-            seen.append(preemption.asked(ALONE))
+            seen.append(preemption.requested(ALONE))
 
     thread = threading.Thread(target=work)
     thread.start()

@@ -1,4 +1,4 @@
-"""mesh, sharding and delayed_init on two and three real ranks, against a single process."""
+"""Mesh, sharding and load_from_rank0 on two and three real ranks, against a single process."""
 
 import json
 import re

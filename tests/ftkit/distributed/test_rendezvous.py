@@ -43,11 +43,11 @@ def test_all_agree_on_a_name_and_each_attempt_has_another():
     assert len({attempt[0] for attempt in names}) == 3
 
 
-def test_late_ranks_do_not_take_a_dead_meeting_for_theirs():
-    """The store that torchrun keeps: a closed meeting, then one which rank 0 opened and died in."""
+def test_late_ranks_do_not_join_an_earlier_attempt():
+    """The store that torchrun keeps: a closed attempt, then one which rank 0 opened and died in."""
     store = dist.HashStore()
     (closed,) = set(together(store, range(2), 2))
-    store.set("ftkit/meeting", "opened-and-left")
+    store.set("ftkit/attempt", "opened-and-left")
     store.set("ftkit/opened-and-left/1", "a-dead-rank")
     with ThreadPoolExecutor() as pool:
         early = pool.submit(agree_on_attempt, store, 1, 2, timedelta(seconds=20))

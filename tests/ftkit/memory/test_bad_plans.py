@@ -15,7 +15,7 @@ from .test_estimate import SMALL, llama
     ("said", "changes"),
     [
         ("method is 'loar'", {"method": "loar"}),
-        ("compute is 'fp8'", {"compute": "fp8"}),
+        ("compute_dtype is 'fp8'", {"compute_dtype": "fp8"}),
         ("three whole numbers", {"mesh": (1, 2)}),
         ("three whole numbers", {"mesh": (1, 0, 1)}),
         ("micro_batch_size is 0", {"micro_batch_size": 0}),
@@ -62,7 +62,7 @@ def test_plans_that_the_model_cannot_follow():
 
 def test_measurements_that_cannot_be():
     with pytest.raises(ValueError, match="no optimizer here keeps them"):
-        measure_memory(llama(), small(moments="bfloat16"))
+        measure_memory(llama(), small(moment_dtype="bfloat16"))
     with pytest.raises(ValueError, match="the one given is None"):
         measure_memory(llama(), small(mesh=(1, 2, 1)))
 

@@ -119,7 +119,7 @@ def test_each_part_that_is_left_out_shows(monkeypatch):
 def test_a_forgotten_gathered_layer_shows():
     row = next(r for r in RECORD if r["plan"] == {"mesh": [1, 4, 1]})
     split = row["predicted"]["at_peak"]
-    without = row["predicted"]["peak"] - split.get("communication", 0) - split.get("gathered", 0)
+    without = row["predicted"]["peak"] - split.get("communication", 0) - split.get("unsharded", 0)
     assert abs(without / row["measured"][0]["peak"] - 1) > 100 * TOLERANCE
 
 
@@ -127,7 +127,7 @@ def test_a_forgotten_gathered_layer_shows():
     "plan",
     [
         SMALL,
-        replace(SMALL, activation_checkpointing=True, compute="bfloat16"),
+        replace(SMALL, activation_checkpointing=True, compute_dtype="bfloat16"),
         replace(SMALL, mesh=(1, 4, 1), accumulation=2),
         replace(SMALL, mesh=(2, 2, 2), loss_chunk=16),
         replace(SMALL, method="lora"),
@@ -195,11 +195,11 @@ def test_moments_masters_and_children_by_hand():
         return persistent_bytes(apply_method(copy_to_meta(llama()), plan), plan).optimizer
 
     assert held() == 8 * n
-    assert held(moments="bfloat16") == 4 * n
-    assert held(weights="bfloat16") == 4 * n
-    assert held(weights="bfloat16", master_copy=True) == 12 * n
+    assert held(moment_dtype="bfloat16") == 4 * n
+    assert held(param_dtype="bfloat16") == 4 * n
+    assert held(param_dtype="bfloat16", master_copy=True) == 12 * n
     assert held(method="child-tuning") == 8 * n == held(optimizer="child-tuning")
-    assert held(method="child-tuning", weights="bfloat16") == 8 * n
+    assert held(method="child-tuning", param_dtype="bfloat16") == 8 * n
     assert held(method="child-tuning", child_state="dense") == 9 * n
     compact = held(method="child-tuning", child_state="compact", reserve_p=0.25)
     assert compact == pytest.approx(12 * n / 4, rel=0.001)

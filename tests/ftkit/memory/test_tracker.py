@@ -37,13 +37,13 @@ def test_kinds_phases_and_resized_storages():
         assert live.by_kind["weights"] == 1024 and live.by_kind["logits"] >= out.nbytes
         kept = torch.ones(256)
         kept.untyped_storage().resize_(0)
-        assert live.by_kind["gathered"] == 0
+        assert live.by_kind["unsharded"] == 0
         kept.untyped_storage().resize_(4096)
-        assert live.by_kind["gathered"] == 4096
-        live.leave_out([KIB])
+        assert live.by_kind["unsharded"] == 4096
+        live.ignore([KIB])
         assert (KIB.view(2, 128)).shape == (2, 128)
         assert live.now == sum(live.by_kind.values())
-        assert live.at_peak["forward"]["gathered"] == 4096
+        assert live.at_peak["forward"]["unsharded"] == 4096
         live.prefix = "second "
         live.begin("forward")
     assert set(live.peaks) == {"start", "forward", "second forward"}
