@@ -54,14 +54,14 @@ def check_labels(tokenizer: PreTrainedTokenizerBase, rows: Iterable[LabelledRow]
         "all-labels-masked": (empty, f"every label is {IGNORE_INDEX}"),
         "stop-masked-by-pad": (padded, f"{tokenizer.pad_token!r} ends the answer and its label is masked"),
         "stop-not-in-labels": (endless, "no label is a token that ends an answer"),
-        "bos-doubled": (doubled, f"they begin with {tokenizer.bos_token!r} twice"),
+        "bos-doubled": (doubled, f"the examples begin with {tokenizer.bos_token!r} twice"),
     }
     return [finding(code, f"{describe_rows(ks, len(pairs))}: {text}") for code, (ks, text) in observed.items() if ks]
 
 
 def describe_rows(rows: list[int], total: int) -> str:
     """The number of rows and the first one, counted from 1 like the lines of a file."""
-    return f"{len(rows)} of {total} rows (first: {rows[0] + 1})"
+    return f"{len(rows)} of {total} examples (first: {rows[0] + 1})"
 
 
 def _as_pairs(rows: Iterable[LabelledRow] | Mapping[str, Any]) -> list[tuple[list[int], list[int]]]:
@@ -72,11 +72,11 @@ def _as_pairs(rows: Iterable[LabelledRow] | Mapping[str, Any]) -> list[tuple[lis
     pairs = []
     for row in rows:
         if "input_ids" not in row or "labels" not in row:
-            raise ValueError(f"a row has {sorted(row)}: give input_ids and labels, or use check_dataset")
+            raise ValueError(f"an example has {sorted(row)}: give input_ids and labels, or use check_dataset")
         ids, labels = (getattr(row[key], "tolist", lambda v=row[key]: v)() for key in ("input_ids", "labels"))
         pairs.append((list(ids), list(labels)))
     if not pairs:
-        raise ValueError("no rows to check: give at least one")
+        raise ValueError("no examples to check: give at least one")
     return pairs
 
 
@@ -107,7 +107,7 @@ def check_dataset(
                 encoded.append(_encode(tokenizer, messages, template))
             if k < MAX_PROMPT_CHECKS and not prompt_findings:
                 differ = check_generation_prompt(prompt_renderer, train_renderer, messages)
-                prompt_findings = [finding(f.code, f"row {k + 1}, {f.observed}") for f in differ]
+                prompt_findings = [finding(f.code, f"example {k + 1}, {f.observed}") for f in differ]
         except TemplateFailed as error:
             by_code["row-fails"][k] = str(error)
     found += prompt_findings
@@ -159,9 +159,7 @@ def _check_length(rows: list[dict[str, list[int]]], max_length: int | None) -> l
     found = []
     if truncated:
         longest = max(len(row["input_ids"]) for row in rows)
-        observed = (
-            f"{describe_rows(truncated, len(rows))} at max_length {max_length}; the longest row has {longest} tokens"
-        )
+        observed = f"{describe_rows(truncated, len(rows))} at max_length {max_length}; the longest has {longest} tokens"
         found.append(finding("answer-cut-off", observed))
     if emptied:
         observed = f"{describe_rows(emptied, len(rows))}: max_length {max_length} leaves none of the answer"

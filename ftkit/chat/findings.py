@@ -172,7 +172,7 @@ DATA_RULES = {
     "row-fails": Rule(
         "error",
         "The template refuses these conversations: training stops at the first of them.",
-        "Fix or leave out the rows named, or take a template that knows their roles.",
+        "Fix or leave out the examples named, or take a template that knows their roles.",
     ),
     "text-lost": Rule(
         "error",
@@ -181,17 +181,17 @@ DATA_RULES = {
     ),
     "text-altered": Rule(
         "warning",
-        "The template strips space from these texts, so the tokens learnt differ from those in your data.",
+        "The template strips space from these texts, so the tokens in the loss differ from those in your data.",
         "Strip the data yourself, or drop | trim and .strip() from the template where space matters.",
     ),
     "all-labels-masked": Rule(
         "error",
-        "A row without labels teaches nothing, and a micro-batch of such rows has NaN for a loss.",
+        "An example without unmasked labels has no effect, and the loss of a micro-batch of them is NaN.",
         "Raise the maximal length, or check the loss mask with token_view.",
     ),
     "stop-not-in-labels": Rule(
         "error",
-        "Nothing in these rows teaches the model to end an answer: it will never stop.",
+        "No label of these examples ends an answer: the model will never stop.",
         "Let the loss mask take in the closing token: the template's {% endgeneration %} goes behind it.",
     ),
     "stop-masked-by-pad": Rule(
@@ -202,7 +202,7 @@ DATA_RULES = {
     "answer-cut-off": Rule(
         "warning",
         "These answers lose their end, and with it the token that says so: the model learns to break off or run on.",
-        "Raise the maximal length, or leave these rows out.",
+        "Raise the maximal length, or leave these examples out.",
     ),
 }
 

@@ -562,7 +562,7 @@ for max_length in (24, 128):
     found = chat.check_dataset(tokenizer, chats["train"], max_length)
     print(f"max_length {max_length}: {found or 'no findings'}")
     cut = int((lengths["course"] > max_length).sum())
-    assert (f"{cut} of {len(rows)} rows" in found[0].observed) if cut else not found
+    assert (f"{cut} of {len(rows)} examples" in found[0].observed) if cut else not found
 nothing = torch.full_like(alone, IGNORE_INDEX)
 print("loss without any label:", model(input_ids=alone, labels=nothing).loss.item())
 

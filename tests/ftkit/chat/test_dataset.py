@@ -23,7 +23,7 @@ def test_only_some_rows():
     refuses = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}" + CHATML
     (found,) = data(refuses, rows)
     assert found.code == "row-fails"
-    assert found.observed.startswith("1 of 8 rows (first: 7): ")
+    assert found.observed.startswith("1 of 8 examples (first: 7): ")
     assert "no system" in found.observed
 
 
@@ -38,7 +38,7 @@ def test_truncation_is_counted_as_encoding_would_cut():
             assert (code in seen) == any(hit)
             if any(hit):
                 first = hit.index(True) + 1
-                assert seen[code].startswith(f"{sum(hit)} of {len(rows)} rows (first: {first})")
+                assert seen[code].startswith(f"{sum(hit)} of {len(rows)} examples (first: {first})")
 
 
 def test_a_tool_call_that_is_not_written_is_lost_text():
