@@ -1,4 +1,8 @@
-"""What this machine is: the facts that `ftcourse.machine` judges. Nothing here decides anything."""
+"""Read the facts of this machine (cores, memory, disk, accelerator, libraries) and check them against the course's
+needs.
+
+`python -m ftcourse.machine` prints a line for each.
+"""
 
 import argparse
 import html
@@ -12,6 +16,7 @@ from importlib import metadata
 from pathlib import Path
 
 from ftkit._arguments import parse
+from ftkit.findings import Finding, has_errors
 
 
 @dataclass(frozen=True)
@@ -110,19 +115,15 @@ CORES = 2  # the course's times are measured on two
 MEMORY_BYTES = 4 * GIB  # available, before a notebook starts: the sharded fine-tune runs three processes
 DISK_BYTES = 5 * GIB  # free: checkpoints and exported models, with room to spare
 INSTALL = "run `make lab`, or pip install -c constraints.txt -e '.[lab,test]'"
-FINE, TOO_LITTLE, MISSING = "fine", "too little", "missing"
-
-
-@dataclass(frozen=True)
-class Finding:
-    what: str
-    found: str
-    verdict: str  # FINE, TOO_LITTLE or MISSING
-    remedy: str = ""  # what to do, where the verdict is not FINE
-
-    def __str__(self) -> str:
-        line = f"{self.what:<12} {self.verdict:<11} {self.found}"
-        return f"{line}\n{'':25}{self.remedy}" if self.remedy else line
+FINE, TOO_LITTLE, MISSING = "note", "warning", "error"  # severities of a finding
+VERDICTS = {FINE: "fine", TOO_LITTLE: "too little", MISSING: "missing"}  # as they are shown
+WHY = {
+    "Python": "The course runs on the versions that pyproject.toml names.",
+    "cores": "The course's times are measured on two cores.",
+    "memory": "The sharded fine-tune runs three processes.",
+    "disk": "Checkpoints and exported models need room.",
+    "accelerator": "The GPU sections use an accelerator where there is one.",
+}
 
 
 class Findings(list):
@@ -131,10 +132,14 @@ class Findings(list):
     @property
     def complete(self) -> bool:
         """True where nothing that the course needs is missing."""
-        return all(finding.verdict != MISSING for finding in self)
+        return not has_errors(self)
 
     def __str__(self) -> str:
-        return "\n".join(map(str, self))
+        lines = []
+        for f in self:
+            lines.append(f"{f.code:<12} {VERDICTS[f.severity]:<11} {f.observed}")
+            lines += [f"{'':25}{f.remedy}"] if f.remedy else []
+        return "\n".join(lines)
 
     __repr__ = __str__
 
@@ -143,12 +148,12 @@ class Findings(list):
             cells = [f"<{kind} style='text-align:left'>{html.escape(text)}</{kind}>" for text in texts]
             return f"<tr>{''.join(cells)}</tr>"
 
-        rows = [row("td", f.what, f.verdict, f.found, f.remedy) for f in self]
+        rows = [row("td", f.code, VERDICTS[f.severity], f.observed, f.remedy) for f in self]
         return f"<table>{row('th', 'what', 'verdict', 'found', 'what to do')}{''.join(rows)}</table>"
 
 
 def check_machine(machine: Machine | None = None) -> Findings:
-    """Judge `machine`, by default this one: a `Finding` for each thing that the course needs or can use."""
+    """A `Finding` for each thing that the course needs or can use on `machine`, by default this one."""
     m = machine or read_machine()
     findings = [_python(m), _cores(m), _memory(m), _disk(m), _accelerator(m), *_libraries(m)]
     return Findings(findings)
@@ -156,44 +161,44 @@ def check_machine(machine: Machine | None = None) -> Findings:
 
 def _python(m: Machine) -> Finding:
     if _fits(m.python, m.requires_python):
-        return Finding("Python", m.python, FINE)
+        return _finding("Python", m.python, FINE)
     remedy = f"install Python {m.requires_python}, then `make clean lab PYTHON=/path/to/python3`"
-    return Finding("Python", m.python, MISSING, remedy)
+    return _finding("Python", m.python, MISSING, remedy)
 
 
 def _cores(m: Machine) -> Finding:
     if m.cores >= CORES:
-        return Finding("cores", str(m.cores), FINE)
+        return _finding("cores", str(m.cores), FINE)
     remedy = "everything runs, and takes twice as long or more; a second core for this machine or container helps"
-    return Finding("cores", str(m.cores), TOO_LITTLE, remedy)
+    return _finding("cores", str(m.cores), TOO_LITTLE, remedy)
 
 
 def _memory(m: Machine) -> Finding:
     found = f"{m.memory_bytes / GIB:.1f} GiB in all"
     if m.available_bytes >= MEMORY_BYTES:
-        return Finding("memory", f"{found}, at least {MEMORY_BYTES / GIB:.0f} GiB of it available", FINE)
+        return _finding("memory", f"{found}, at least {MEMORY_BYTES / GIB:.0f} GiB of it available", FINE)
     remedy = (
         f"{MEMORY_BYTES / GIB:.0f} GiB are wanted: close other programs, shut down the kernels of other "
         "notebooks (Kernel > Shut Down All Kernels), and open one notebook at a time"
     )
-    return Finding("memory", f"{found}, {m.available_bytes / GIB:.1f} GiB of it available", TOO_LITTLE, remedy)
+    return _finding("memory", f"{found}, {m.available_bytes / GIB:.1f} GiB of it available", TOO_LITTLE, remedy)
 
 
 def _disk(m: Machine) -> Finding:
     if m.disk_bytes >= DISK_BYTES:
-        return Finding("disk", f"at least {DISK_BYTES / GIB:.0f} GiB free", FINE)
+        return _finding("disk", f"at least {DISK_BYTES / GIB:.0f} GiB free", FINE)
     remedy = f"{DISK_BYTES / GIB:.0f} GiB are wanted: remove old runs, or work on another disk"
-    return Finding("disk", f"{m.disk_bytes / GIB:.1f} GiB free", TOO_LITTLE, remedy)
+    return _finding("disk", f"{m.disk_bytes / GIB:.1f} GiB free", TOO_LITTLE, remedy)
 
 
 def _accelerator(m: Machine) -> Finding:
     if m.accelerators:
         names = [f"{name}, {size / GIB:.0f} GiB" if size else name for name, size in m.accelerators]
-        return Finding("accelerator", "; ".join(names), FINE)
+        return _finding("accelerator", "; ".join(names), FINE)
     if m.idle_gpu:
         remedy = "install torch as https://pytorch.org/get-started/locally says for this CUDA driver"
-        return Finding("accelerator", "an NVIDIA driver, which this torch does not use", TOO_LITTLE, remedy)
-    return Finding("accelerator", "none, and none is needed: the course runs on the processor", FINE)
+        return _finding("accelerator", "an NVIDIA driver, which this torch does not use", TOO_LITTLE, remedy)
+    return _finding("accelerator", "none, and none is needed: the course runs on the processor", FINE)
 
 
 def _libraries(m: Machine) -> list[Finding]:
@@ -209,10 +214,14 @@ def _libraries(m: Machine) -> list[Finding]:
             right.append(f"{name} {version}")
             continue
         found = "not installed" if version is None else f"{version}, outside {requirement.specifier}"
-        wrong.append(Finding(name, found, MISSING, f"pip install '{name}{requirement.specifier}'"))
+        wrong.append(_finding(name, found, MISSING, f"pip install '{name}{requirement.specifier}'"))
     if not m.requires:
-        wrong = [Finding("ftkit", "not installed", MISSING, INSTALL)]
-    return wrong or [Finding("libraries", ", ".join(right), FINE)]
+        wrong = [_finding("ftkit", "not installed", MISSING, INSTALL)]
+    return wrong or [_finding("libraries", ", ".join(right), FINE)]
+
+
+def _finding(code: str, observed: str, severity: str, remedy: str = "") -> Finding:
+    return Finding(severity, code, observed, WHY.get(code, "ftkit imports it."), remedy)
 
 
 def _fits(version: str, specifier: str) -> bool:
@@ -225,13 +234,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="ftkit machine",
         description="Check this machine: a line for each thing the course needs. "
-        "Exit status 1 if something is missing; too little of something is only said.",
+        "Exit status 1 if something is missing; too little of something is only reported.",
     )
     parse(parser, arguments)
     try:
         findings = check_machine()
     except ModuleNotFoundError as error:  # of the two libraries that the check itself needs
-        print(f"{error.name:<12} {MISSING:<11} not installed\n{'':25}{INSTALL}")
+        print(f"{error.name:<12} {VERDICTS[MISSING]:<11} not installed\n{'':25}{INSTALL}")
         return 1
     print(findings)
     return 0 if findings.complete else 1

@@ -1,4 +1,4 @@
-"""Conversations: read from JSON lines, checked line by line, and turned into token ids with a loss mask.
+"""Read and validate conversations in JSON lines, and encode them as token ids and labels.
 
 A line holds `{"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]}`, the
 format of the OpenAI, TRL and Hugging Face chat data sets. Other keys are kept and ignored.
@@ -26,18 +26,17 @@ SHOWN_PROBLEMS = 5
 
 
 class ConversationError(ValueError):
-    """Data that cannot be trained on; the message names the file, the line and what to write instead."""
+    """Invalid data; the message names the file, the line and what to write instead."""
 
 
 class ChatTemplateError(ValueError):
-    """A tokenizer whose chat template is missing or cannot tell which tokens are the assistant's."""
+    """The chat template is missing or has no generation markers."""
 
 
 def read_conversations(path: str | Path) -> list[dict[str, Any]]:
-    """Read a JSON-lines file of conversations; blank lines are allowed, nothing else is passed over.
+    """Read a JSON-lines file of conversations; blank lines are skipped.
 
-    Raises FileNotFoundError for a missing file and ConversationError for anything that is not a
-    conversation, with up to five bad lines named.
+    Raises FileNotFoundError, and ConversationError that names up to five invalid lines.
     """
     path = Path(path)
     if not path.is_file():
@@ -72,7 +71,7 @@ def _lines(path: Path) -> Iterator[str]:
 
 
 def find_problem(row: Any) -> str | None:
-    """What is wrong with one conversation and what to write instead; None where nothing is."""
+    """The first error of a conversation and how to fix it, or None."""
     if not isinstance(row, dict) or "messages" not in row:
         return f'lacks "messages". Write {EXAMPLE}'
     messages = row["messages"]
@@ -94,10 +93,9 @@ def find_problem(row: Any) -> str | None:
 
 
 def training_template(tokenizer: PreTrainedTokenizerBase) -> str:
-    """The tokenizer's chat template in a form that marks the assistant's tokens with {% generation %}.
+    """The tokenizer's chat template with {% generation %} markers: its own or TRL's training version.
 
-    Templates without the markers are looked up among TRL's training versions of well-known templates.
-    Raises ChatTemplateError when there is no template, or none with markers.
+    Raises ChatTemplateError where there is neither.
     """
     template = tokenizer.chat_template
     if isinstance(template, dict):
@@ -117,7 +115,7 @@ def training_template(tokenizer: PreTrainedTokenizerBase) -> str:
     except ValueError as error:
         raise ChatTemplateError(
             f"{tokenizer.name_or_path}: its chat template has no {{% generation %}} markers and is not one that TRL "
-            "knows, so the assistant's tokens cannot be told from the user's. Put {% generation %} … "
+            "knows, so the assistant's tokens cannot be separated from the user's. Put {% generation %} … "
             "{% endgeneration %} around what the assistant writes, its closing token included"
         ) from error
 
@@ -128,17 +126,20 @@ def encode(
     template: str,
     max_length: int | None = None,
 ) -> dict[str, list[int]]:
-    """`input_ids` and `labels` of one conversation; the loss mask lets the assistant's tokens through.
+    """`input_ids` and `labels` of one conversation, with only the assistant's tokens in the loss.
 
-    `template` comes from `training_template`. Longer conversations lose their end at `max_length` tokens.
-    Raises ConversationError when no assistant token is left to learn from.
+    Args:
+        template: from `training_template`.
+        max_length: in tokens; longer conversations are truncated at the end.
+
+    Raises ConversationError when no assistant token remains.
     """
     encoded = tokenizer.apply_chat_template(
         messages, chat_template=template, return_dict=True, return_assistant_tokens_mask=True
     )
     input_ids = encoded["input_ids"][:max_length]
     loss_mask = encoded["assistant_masks"][:max_length]
-    # The first token has nothing before it to be predicted from.
+    # The first token is never predicted.
     labels = [i if m and k else IGNORE_INDEX for k, (i, m) in enumerate(zip(input_ids, loss_mask, strict=True))]
     if all(label == IGNORE_INDEX for label in labels):
         full = len(encoded["input_ids"])
@@ -158,8 +159,8 @@ def encode_text(tokenizer: PreTrainedTokenizerBase, text: str, max_length: int |
 def find_chat(name: str | Path | None = None) -> dict[str, Path]:
     """The JSON-lines files that `load_chat` reads, by split.
 
-    `name` is a .jsonl file (the split "train") or a folder of them (a split a file); else the environment
-    variable FTKIT_DATA; else the almanac's chats. Raises FileNotFoundError where there is none.
+    `name` is a .jsonl file (the split "train") or a folder with one per split; by default the environment variable
+    FTKIT_DATA, else the almanac's chats. Raises FileNotFoundError where there is none.
     """
     source = Path(name or os.environ.get("FTKIT_DATA") or data_dir() / "chat")
     if not source.is_dir():
@@ -175,6 +176,6 @@ def load_chat(name: str | Path | None = None) -> "datasets.DatasetDict":
     The almanac's splits are train, test (held-out questions) and heldout_domains. Raises ConversationError
     or FileNotFoundError for what is not chat data.
     """
-    from datasets import Dataset, DatasetDict  # here, for ranks that do not need it start a second sooner
+    from datasets import Dataset, DatasetDict  # takes a second to import
 
     return DatasetDict({k: Dataset.from_list(read_conversations(path)) for k, path in find_chat(name).items()})

@@ -1,4 +1,4 @@
-"""What a language model answers: streamed, counted, and compared with what it should have said.
+"""Generate answers, and measure exact match, stop rate and loss by domain.
 
 Shapes: B prompts in a batch, T tokens (prompts are padded on the left), V vocabulary.
 """
@@ -16,19 +16,19 @@ from ._modules import eval_mode
 from .batching import pad
 from .loss import IGNORE_INDEX, token_losses
 
-LOSS_ROWS = 16  # of a forward pass of `loss_by_domain`: its logits are the most that it holds
+LOSS_BATCH_SIZE = 16  # of `loss_by_domain`, whose peak memory is the logits
 Prompt = str | list[dict[str, str]]  # plain text to complete, or messages that end with the user's turn
 
 
 @dataclass(frozen=True)
 class Answer:
     text: str
-    stopped: bool  # True when the model itself ended the answer, False when max_new_tokens cut it off
+    stopped: bool  # by a stop token; False where max_new_tokens truncated the answer
     tokens: int
 
 
 def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Every token that ends an answer: the tokenizer's and the model's EOS, and the template's end of turn."""
+    """The tokens that end an answer: the tokenizer's and the model's EOS, and the end-of-turn token."""
     configured = getattr(model.generation_config, "eos_token_id", None)
     found = configured if isinstance(configured, list) else [configured]
     return sorted({i for i in (*found, tokenizer.eos_token_id, end_of_turn_id(tokenizer)) if i is not None})
@@ -49,11 +49,11 @@ def generate_answers(
     max_new_tokens: int = 48,
     batch_size: int = 64,
 ) -> list[Answer]:
-    """Answer every prompt greedily, in batches padded on the left; the model's mode is restored afterwards."""
+    """Answer every prompt greedily, in left-padded batches; the model's mode is restored."""
     stops = stop_token_ids(model, tokenizer)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else stops[0]
     encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
-    # Similar lengths side by side waste the least padding; the order is put back at the end.
+    # Sorted by length, because similar lengths need the least padding.
     order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
     answers: dict[int, Answer] = {}
     with eval_mode(model):
@@ -81,13 +81,10 @@ def generate_answers(
 def stream_answer(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: Prompt, *, max_new_tokens: int = 48
 ) -> Iterator[str]:
-    """Yield the greedy answer piece by piece, as soon as each piece is whole text.
-
-    Special tokens are shown (a base model asked in a chat template may well say them), stop tokens end it.
-    """
+    """Yield the greedy answer in pieces of complete characters, special tokens included, up to a stop token."""
     stops = stop_token_ids(model, tokenizer)
     input_ids = torch.tensor([encode_prompt(tokenizer, prompt)], device=model.device)  # (1, T)
-    said: list[int] = []
+    generated: list[int] = []
     shown, cache = "", None
     with eval_mode(model):
         for _ in range(max_new_tokens):
@@ -96,8 +93,8 @@ def stream_answer(
             cache, token = output.past_key_values, int(output.logits[0, -1].argmax())
             if token in stops:
                 break
-            said.append(token)
-            text = tokenizer.decode(said)
+            generated.append(token)
+            text = tokenizer.decode(generated)
             if not text.endswith("\ufffd"):  # half of a multi-byte character: wait for the rest
                 yield text[len(shown) :]
                 shown = text
@@ -105,12 +102,12 @@ def stream_answer(
 
 
 def stop_rate(answers: Sequence[Answer]) -> float:
-    """The fraction of answers that the model ended itself."""
+    """The fraction of answers that the model ended with a stop token."""
     return sum(answer.stopped for answer in answers) / len(answers)
 
 
 def exact_match(answers: Sequence[Answer], references: Sequence[str]) -> float:
-    """The fraction of answers that equal their reference to the character, outer white space aside."""
+    """The fraction of answers that equal their reference, outer white space aside."""
     return sum(a.text == r.strip() for a, r in zip(answers, references, strict=True)) / len(references)
 
 
@@ -127,27 +124,26 @@ def exact_match_by_domain(
 def loss_by_domain(
     model: PreTrainedModel, examples: Sequence[dict[str, list[int]]], domains: Sequence[str]
 ) -> dict[str, float]:
-    """Mean cross-entropy in nats a token over each domain's unmasked tokens.
+    """Mean cross-entropy in nats per token over each domain's unmasked tokens.
 
-    `examples` hold `input_ids` and `labels` (IGNORE_INDEX where the loss mask is off), as
-    `ftkit.conversations.encode` and `encode_text` make them. Raises ValueError for a domain that has
-    no unmasked token.
+    `examples` come from `ftkit.conversations.encode` or `encode_text`. Raises ValueError for a domain without
+    unmasked tokens.
     """
     order = sorted(range(len(examples)), key=lambda i: len(examples[i]["input_ids"]))  # little to pad
-    found: dict[int, tuple[float, int]] = {}  # an example's summed loss, and its unmasked tokens
+    losses_of: dict[int, tuple[float, int]] = {}  # summed loss and unmasked tokens of each example
     with eval_mode(model):
-        for start in range(0, len(order), LOSS_ROWS):
-            rows = order[start : start + LOSS_ROWS]
+        for start in range(0, len(order), LOSS_BATCH_SIZE):
+            rows = order[start : start + LOSS_BATCH_SIZE]
             batch = {name: t.to(model.device) for name, t in pad([examples[i] for i in rows], 0).items()}
             labels = batch.pop("labels")[:, 1:]  # (B, T - 1)
             losses = token_losses(model(**batch).logits[:, :-1], labels)  # (B, T - 1)
             tokens = (labels != IGNORE_INDEX).sum(1)
-            found |= zip(rows, zip(losses.sum(1).tolist(), tokens.tolist(), strict=True), strict=True)
+            losses_of |= zip(rows, zip(losses.sum(1).tolist(), tokens.tolist(), strict=True), strict=True)
     total: dict[str, float] = defaultdict(float)
     count: dict[str, int] = defaultdict(int)
     for i, (_, domain) in enumerate(zip(examples, domains, strict=True)):
-        total[domain] += found[i][0]
-        count[domain] += found[i][1]
+        total[domain] += losses_of[i][0]
+        count[domain] += losses_of[i][1]
     if empty := [domain for domain, tokens in count.items() if tokens == 0]:
         raise ValueError(f"no unmasked token in domain {empty[0]!r}: are its labels all {IGNORE_INDEX}?")
     return {domain: total[domain] / count[domain] for domain in total}

@@ -7,11 +7,11 @@ import ipywidgets
 from transformers import PreTrainedTokenizerBase
 
 from ftkit.chat.dataset import check_dataset
-from ftkit.chat.findings import Finding, sort_findings
 from ftkit.chat.rendering import Messages, Renderer, find_training_template, own_template
 from ftkit.chat.template import check_chat_template
 from ftkit.chat.token_view import token_view
 from ftkit.chat.tokenizer import check_tokenizer
+from ftkit.findings import Finding, sort_findings
 from ftkit.loss import IGNORE_INDEX
 
 SIGNS = {"error": "✘", "warning": "▲", "note": "○"}  # severity in a sign and a word: no colour is needed
@@ -66,7 +66,7 @@ class ChatExplorer(ipywidgets.VBox):
         ids, labels = self._row(tokenizer, messages)
         found = check_tokenizer(tokenizer) + check_chat_template(tokenizer)
         found += check_dataset(tokenizer, [{"messages": messages}], length)
-        first: dict[str, Finding] = {}  # each code once, as it was first seen
+        first: dict[str, Finding] = {}  # each code once, as first observed
         for finding in found:
             first.setdefault(finding.code, finding)
         self.findings = sort_findings(first.values())
@@ -79,7 +79,7 @@ def findings_page(findings: list[Finding]) -> str:
     if not findings:
         return '<p aria-live="polite"><strong>No findings.</strong></p>'
     items = "".join(
-        f"<li>{SIGNS[f.severity]} <strong>{f.severity}: {f.code}</strong>: {html.escape(f.seen)}.<br>"
+        f"<li>{SIGNS[f.severity]} <strong>{f.severity}: {f.code}</strong>: {html.escape(f.observed)}.<br>"
         f"<em>{html.escape(f.remedy)}</em></li>"
         for f in findings
     )

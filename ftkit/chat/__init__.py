@@ -1,4 +1,4 @@
-"""Preflight for chat fine-tuning: what is wrong with tokenizer, chat template, data and masks, as values.
+"""Checks before chat fine-tuning: tokenizer, chat template, data, loss mask and attention mask.
 
     findings = check_chat_template(tokenizer) + check_dataset(tokenizer, conversations, max_length=512)
     print(report_text(findings))
@@ -6,9 +6,11 @@
 `python -m ftkit.chat MODEL DATA.jsonl` runs every check.
 """
 
+from ftkit.findings import SEVERITIES, Finding, as_records, finding_codes, has_errors, report_text
+
 from .attention import check_padding
 from .dataset import check_dataset, check_labels
-from .findings import RULES, SEVERITIES, Finding, Rule, as_records, finding_codes, has_errors, report_text
+from .findings import RULES, Rule
 from .rendering import end_of_turn_id
 from .template import check_chat_template
 from .token_view import Token, TokenView, token_view

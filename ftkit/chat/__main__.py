@@ -29,17 +29,16 @@ from . import (
 
 
 def load(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """As `ftkit.load_base`; raises ValueError or FileNotFoundError for whatever cannot be opened."""
+    """Like `ftkit.load_base`, with ValueError or FileNotFoundError for anything that cannot be opened."""
     source = resolve_model(name)
     try:
         return load_base(source)
     except CustomCodeError:
         raise
-    except Exception as error:  # damaged files raise as many types as there are formats in the folder
-        # The first line: transformers goes on with advice for other cases.
-        said = str(error).strip().splitlines()[:1]
+    except Exception as error:  # each file format raises its own types
+        first_line = "".join(str(error).strip().splitlines()[:1])  # transformers adds advice for other cases
         raise ValueError(
-            f"{source} cannot be opened as a model: {type(error).__name__}: {''.join(said)}. "
+            f"{source} cannot be opened as a model: {type(error).__name__}: {first_line}. "
             "Give a folder that model.save_pretrained and tokenizer.save_pretrained wrote, or a name on the hub"
         ) from error
 
@@ -53,28 +52,28 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("model", metavar="MODEL", help="folder or hub name of a model with its tokenizer")
     parser.add_argument("data", metavar="DATA.jsonl", help='JSON lines of {"messages": [...]}')
     parser.add_argument(
-        "--max_length", type=int, default=512, help="where training cuts a row, in tokens (%(default)s)"
+        "--max_length", type=int, default=512, help="tokens at which training truncates an example (%(default)s)"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a report")
-    given = parse(parser, arguments)
-    if given.max_length < 1:
-        parser.error(f"--max_length is {given.max_length}: give a positive number of tokens")
+    args = parse(parser, arguments)
+    if args.max_length < 1:
+        parser.error(f"--max_length is {args.max_length}: give a positive number of tokens")
     try:
-        conversations = read_conversations(given.data)
-        model, tokenizer = load(given.model)
+        conversations = read_conversations(args.data)
+        model, tokenizer = load(args.model)
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
     found = check_tokenizer(tokenizer, model) + check_chat_template(tokenizer, model)
-    in_data = check_dataset(tokenizer, conversations, given.max_length)
-    found += [f for f in in_data if f.code not in finding_codes(found)]  # the template's own are said once
+    in_data = check_dataset(tokenizer, conversations, args.max_length)
+    found += [f for f in in_data if f.code not in finding_codes(found)]  # template findings are reported once
     if "vocabulary-exceeds-embedding" not in finding_codes(found):
         found += check_padding(model, tokenizer)
-    if given.json:
-        record = {"model": given.model, "data": given.data, "rows": len(conversations)}
+    if args.json:
+        record = {"model": args.model, "data": args.data, "rows": len(conversations)}
         print(json.dumps(record | {"ok": not has_errors(found), "findings": as_records(found)}, indent=1))
     else:
-        print(f"{given.model} and {len(conversations)} conversations of {given.data}\n{report_text(found)}")
+        print(f"{args.model} and {len(conversations)} conversations of {args.data}\n{report_text(found)}")
     return int(has_errors(found))
 
 

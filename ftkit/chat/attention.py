@@ -1,6 +1,6 @@
-"""Do causal and padding mask work together? Measured on the model, not read from its code.
+"""Check that causal and padding mask work together, by comparing logits of the model.
 
-Shapes: B = 1 row, T tokens, P pads, V vocabulary.
+Shapes: T tokens, V vocabulary.
 """
 
 import inspect
@@ -9,44 +9,45 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ftkit._modules import eval_mode
+from ftkit.findings import Finding
 
-from .findings import Finding, finding
+from .findings import finding
 
-TOKENS, PADS = 12, 5
-# Allowed change of a logit, in units of the largest one: padding changes shapes, and so the order of additions.
+N_TOKENS, N_PADS = 12, 5
+# Accepted change of a logit, in units of the largest one: padding changes shapes, and so the order of additions.
 # A mask that leaks changes them by tenths. bfloat16 keeps 8 bits of each of some hundred rounded operations.
-ALLOWED = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 5e-2}
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 5e-2}
 
 
 def check_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[Finding]:
-    """Compare the logits of a short row alone, padded on either side, and with another last token.
+    """Check that neither padding nor a later token changes the logits of a short random sequence.
 
-    Positions count from the first real token, as `generate` has them. The model's mode is restored.
+    Position ids count from the first real token, as in `generate`. The model's mode is restored.
     """
     usable = min(len(tokenizer), model.get_input_embeddings().weight.shape[0])
     pad = tokenizer.pad_token_id if (tokenizer.pad_token_id or usable) < usable else 0
     ordinary = [i for i in range(usable) if i not in set(tokenizer.all_special_ids)] or list(range(usable))
     generator = torch.Generator().manual_seed(0)
-    row = torch.tensor(ordinary)[torch.randint(len(ordinary), (1, TOKENS), generator=generator)]  # (1, T)
-    pads = torch.full((1, PADS), pad)
+    row = torch.tensor(ordinary)[torch.randint(len(ordinary), (1, N_TOKENS), generator=generator)]  # (1, T)
+    pads = torch.full((1, N_PADS), pad)
     real, unreal = torch.ones_like(row), torch.zeros_like(pads)
     with eval_mode(model):
-        alone = _logits(model, row, real)
-        right = _logits(model, torch.cat([row, pads], 1), torch.cat([real, unreal], 1))[:TOKENS]
-        left = _logits(model, torch.cat([pads, row], 1), torch.cat([unreal, real], 1))[PADS:]
+        unpadded = _logits(model, row, real)
+        right = _logits(model, torch.cat([row, pads], 1), torch.cat([real, unreal], 1))[:N_TOKENS]
+        left = _logits(model, torch.cat([pads, row], 1), torch.cat([unreal, real], 1))[N_PADS:]
         other = row.clone()
         other[0, -1] = next(i for i in ordinary if i != row[0, -1])
-        changed = _logits(model, torch.cat([other, pads], 1), torch.cat([real, unreal], 1))[: TOKENS - 1]
-    scale = alone.abs().max().clamp_min(torch.finfo(torch.float32).tiny)
-    allowed = ALLOWED.get(model.dtype, ALLOWED[torch.bfloat16])
+        changed = _logits(model, torch.cat([other, pads], 1), torch.cat([real, unreal], 1))[: N_TOKENS - 1]
+    scale = unpadded.abs().max().clamp_min(torch.finfo(torch.float32).tiny)
+    allowed = TOLERANCE.get(model.dtype, TOLERANCE[torch.bfloat16])
     found = []
     for side, logits in (("right", right), ("left", left)):
-        if not (change := ((logits - alone).abs().max() / scale).item()) <= allowed:  # NaN is a finding too
-            seen = f"{PADS} pads on the {side} change a logit by {change:.2g} of the largest"
-            found.append(finding("padding-changes-logits", seen))
-    if not (change := ((changed - alone[:-1]).abs().max() / scale).item()) <= allowed:
-        seen = f"another last token changes a logit before it by {change:.2g} of the largest"
-        found.append(finding("future-changes-logits", seen))
+        if not (change := ((logits - unpadded).abs().max() / scale).item()) <= allowed:  # NaN is a finding too
+            observed = f"{N_PADS} pads on the {side} change a logit by {change:.2g} of the largest"
+            found.append(finding("padding-changes-logits", observed))
+    if not (change := ((changed - unpadded[:-1]).abs().max() / scale).item()) <= allowed:
+        observed = f"another last token changes a logit before it by {change:.2g} of the largest"
+        found.append(finding("future-changes-logits", observed))
     return found
 
 

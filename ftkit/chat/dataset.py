@@ -1,6 +1,6 @@
-"""Tokenised rows as a training loop gets them: is there something to learn in each, and its end?
+"""Checks of the training data: conversations as the template writes them, and the examples tokenised from them.
 
-Shapes: T tokens of a row, B rows of a batch.
+Shapes: B examples of a batch, T tokens.
 """
 
 from collections import defaultdict
@@ -10,9 +10,10 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from ftkit.conversations import ConversationError, encode
+from ftkit.findings import Finding, sort_findings
 from ftkit.loss import IGNORE_INDEX
 
-from .findings import Finding, finding, sort_findings
+from .findings import finding
 from .rendering import (
     Messages,
     Renderer,
@@ -25,12 +26,16 @@ from .rendering import (
 from .template import check_generation_prompt
 
 LabelledRow = Mapping[str, Any]  # input_ids and labels: lists or tensors of T tokens
+MAX_PROMPT_CHECKS = 200  # examples whose prompts are rendered a second time: what merges does so in the first of many
 
 
 def check_labels(tokenizer: PreTrainedTokenizerBase, rows: Iterable[LabelledRow] | Mapping[str, Any]) -> list[Finding]:
-    """Check `input_ids` and `labels`, in rows of T or as the (B, T) batch that a collator made of them.
+    """Check that each example has labels and that they include a token that ends the answer.
 
-    Raises ValueError where there is no row, or one without the two keys.
+    Args:
+        rows: examples with `input_ids` and `labels` of T tokens, or a collated (B, T) batch.
+
+    Raises ValueError without examples, or for one that lacks a key.
     """
     pairs = _as_pairs(rows)
     stops = stop_ids(tokenizer) | {end_of_turn_id(tokenizer)}
@@ -45,18 +50,18 @@ def check_labels(tokenizer: PreTrainedTokenizerBase, rows: Iterable[LabelledRow]
         (padded if masked else endless).append(k)
     bos = tokenizer.bos_token_id
     doubled = [k for k, (ids, _) in enumerate(pairs) if bos is not None and ids[:2] == [bos, bos]]
-    seen = {
+    observed = {
         "all-labels-masked": (empty, f"every label is {IGNORE_INDEX}"),
         "stop-masked-by-pad": (padded, f"{tokenizer.pad_token!r} ends the answer and its label is masked"),
         "stop-not-in-labels": (endless, "no label is a token that ends an answer"),
-        "bos-doubled": (doubled, f"they begin with {tokenizer.bos_token!r} twice"),
+        "bos-doubled": (doubled, f"the examples begin with {tokenizer.bos_token!r} twice"),
     }
-    return [finding(code, f"{describe_rows(ks, len(pairs))}: {text}") for code, (ks, text) in seen.items() if ks]
+    return [finding(code, f"{describe_rows(ks, len(pairs))}: {text}") for code, (ks, text) in observed.items() if ks]
 
 
 def describe_rows(rows: list[int], total: int) -> str:
-    """How many rows and the first of them, counted from 1 as the lines of a file are."""
-    return f"{len(rows)} of {total} rows (first: {rows[0] + 1})"
+    """The number of rows and the first one, counted from 1 like the lines of a file."""
+    return f"{len(rows)} of {total} examples (first: {rows[0] + 1})"
 
 
 def _as_pairs(rows: Iterable[LabelledRow] | Mapping[str, Any]) -> list[tuple[list[int], list[int]]]:
@@ -67,24 +72,23 @@ def _as_pairs(rows: Iterable[LabelledRow] | Mapping[str, Any]) -> list[tuple[lis
     pairs = []
     for row in rows:
         if "input_ids" not in row or "labels" not in row:
-            raise ValueError(f"a row has {sorted(row)}: give input_ids and labels, or use check_dataset")
+            raise ValueError(f"an example has {sorted(row)}: give input_ids and labels, or use check_dataset")
         ids, labels = (getattr(row[key], "tolist", lambda v=row[key]: v)() for key in ("input_ids", "labels"))
         pairs.append((list(ids), list(labels)))
     if not pairs:
-        raise ValueError("no rows to check: give at least one")
+        raise ValueError("no examples to check: give at least one")
     return pairs
-
-
-# Rows whose prompts are rendered a second time; what merges does so in the first of many rows.
-BOUNDARIES_OF = 200
 
 
 def check_dataset(
     tokenizer: PreTrainedTokenizerBase, conversations: Iterable[dict[str, Any]], max_length: int | None = None
 ) -> list[Finding]:
-    """Write each conversation (a dict with `messages`) as tokens and labels, and look for what is lost on the way.
+    """Render and tokenise each conversation (a dict with `messages`) and report what training would lose.
 
-    `max_length` in tokens, as the training will have it. Raises ConversationError where there is none.
+    Args:
+        max_length: tokens at which training truncates an example.
+
+    Raises ConversationError without conversations.
     """
     rows = [conversation["messages"] for conversation in conversations]
     if not rows:
@@ -92,44 +96,43 @@ def check_dataset(
     template, found = find_training_template(tokenizer)
     if own_template(tokenizer) is None:
         return found
-    own = Renderer(tokenizer, own_template(tokenizer))
-    trained = Renderer(tokenizer, template) if template else own
-    seen: dict[str, dict[int, str]] = defaultdict(dict)  # code: what was seen, by row
-    encoded, boundary = [], []  # the rows as tokens; the first boundary that differs
+    prompt_renderer = Renderer(tokenizer, own_template(tokenizer))
+    train_renderer = Renderer(tokenizer, template) if template else prompt_renderer
+    by_code: dict[str, dict[int, str]] = defaultdict(dict)  # code -> what was observed, by row
+    encoded, prompt_findings = [], []
     for k, messages in enumerate(rows):
         try:
-            _compare_texts(k, messages, trained.text(messages), seen)
+            _compare_texts(k, messages, train_renderer.text(messages), by_code)
             if template:
                 encoded.append(_encode(tokenizer, messages, template))
-            if k < BOUNDARIES_OF and not boundary:
-                boundary = [
-                    finding(f.code, f"row {k + 1}, {f.seen}") for f in check_generation_prompt(own, trained, messages)
-                ]
+            if k < MAX_PROMPT_CHECKS and not prompt_findings:
+                differ = check_generation_prompt(prompt_renderer, train_renderer, messages)
+                prompt_findings = [finding(f.code, f"example {k + 1}, {f.observed}") for f in differ]
         except TemplateFailed as error:
-            seen["row-fails"][k] = str(error)
-    found += boundary
-    for code, by_row in seen.items():
+            by_code["row-fails"][k] = str(error)
+    found += prompt_findings
+    for code, by_row in by_code.items():
         found.append(finding(code, f"{describe_rows(list(by_row), len(rows))}: {next(iter(by_row.values()))}"))
     if encoded:
         found += _check_length(encoded, max_length) + check_labels(tokenizer, encoded)
     return sort_findings(found)
 
 
-def _compare_texts(k: int, messages: Messages, text: str, seen: dict[str, dict[int, str]]) -> None:
+def _compare_texts(k: int, messages: Messages, text: str, by_code: dict[str, dict[int, str]]) -> None:
     start = 0
     for message in messages:
         content = message.get("content") or ""
-        for code, wanted in (("", content), ("text-altered", content.strip())):
-            if (at := text.find(wanted, start)) >= 0:
-                start = at + len(wanted)
+        for code, expected in (("", content), ("text-altered", content.strip())):
+            if (at := text.find(expected, start)) >= 0:
+                start = at + len(expected)
                 if code:
-                    seen[code].setdefault(k, f"the {message['role']}'s {_short(content)} loses space at its ends")
+                    by_code[code].setdefault(k, f"the {message['role']}'s {_short(content)} loses space at its ends")
                 break
         else:
-            seen["text-lost"].setdefault(k, f"the {message['role']}'s {_short(content)} is not written")
+            by_code["text-lost"].setdefault(k, f"the {message['role']}'s {_short(content)} is not written")
         for call in message.get("tool_calls") or []:
             if (name := call.get("function", call).get("name", "")) not in text:
-                seen["text-lost"].setdefault(k, f"the call of the tool {name!r} is not written")
+                by_code["text-lost"].setdefault(k, f"the call of the tool {name!r} is not written")
 
 
 def _short(text: str) -> str:
@@ -139,7 +142,7 @@ def _short(text: str) -> str:
 def _encode(tokenizer: PreTrainedTokenizerBase, messages: Messages, template: str) -> dict[str, list[int]]:
     try:
         return encode(tokenizer, messages, template)
-    except ConversationError:  # nothing of it is in the loss: a finding here, not an end
+    except ConversationError:  # no token in the loss: check_labels reports it
         ids = Renderer(tokenizer, template).tokens(messages)
         return {"input_ids": ids, "labels": [IGNORE_INDEX] * len(ids)}
 
@@ -148,17 +151,17 @@ def _check_length(rows: list[dict[str, list[int]]], max_length: int | None) -> l
     if max_length is None:
         return []
 
-    def learnt(labels: list[int]) -> int:
+    def count_in_loss(labels: list[int]) -> int:
         return sum(label != IGNORE_INDEX for label in labels)
 
-    cut = [k for k, r in enumerate(rows) if learnt(r["labels"][max_length:])]
-    gone = [k for k in cut if not learnt(rows[k]["labels"][:max_length])]
+    truncated = [k for k, r in enumerate(rows) if count_in_loss(r["labels"][max_length:])]
+    emptied = [k for k in truncated if not count_in_loss(rows[k]["labels"][:max_length])]
     found = []
-    if cut:
+    if truncated:
         longest = max(len(row["input_ids"]) for row in rows)
-        seen = f"{describe_rows(cut, len(rows))} at max_length {max_length}; the longest row has {longest} tokens"
-        found.append(finding("answer-cut-off", seen))
-    if gone:
-        seen = f"{describe_rows(gone, len(rows))}: max_length {max_length} leaves none of the answer"
-        found.append(finding("all-labels-masked", seen))
+        observed = f"{describe_rows(truncated, len(rows))} at max_length {max_length}; the longest has {longest} tokens"
+        found.append(finding("answer-cut-off", observed))
+    if emptied:
+        observed = f"{describe_rows(emptied, len(rows))}: max_length {max_length} leaves none of the answer"
+        found.append(finding("all-labels-masked", observed))
     return found

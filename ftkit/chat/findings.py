@@ -1,14 +1,11 @@
-"""What is known of a code before anything is checked: how bad it is, why it matters, and what to do.
+"""The rules of the chat checks: the severity of each code, why it matters, and what to do.
 
-An error spoils the training or its use; a warning may, depending on what the model is for; a note is worth knowing.
+An error breaks training or generation; a warning may, depending on what the model is for; a note is worth knowing.
 """
 
-import textwrap
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
-SEVERITIES = ("error", "warning", "note")
+from ftkit.findings import Finding
 
 
 class Rule(NamedTuple):
@@ -26,7 +23,7 @@ TEMPLATE_RULES = {
     "template-fails": Rule(
         "error",
         "A question and an answer is the least that a chat template must be able to write.",
-        "Mend the template where the message points, or take the one that the model was published with.",
+        "Fix the template where the message points, or take the one that the model was published with.",
     ),
     "wants-content-blocks": Rule(
         "error",
@@ -41,7 +38,7 @@ TEMPLATE_RULES = {
     ),
     "no-generation-markers": Rule(
         "error",
-        "Without {% generation %} markers nothing tells the assistant's tokens from the user's: no loss mask.",
+        "Without {% generation %} markers the assistant's tokens are unknown: no loss mask.",
         "Put {% generation %} … {% endgeneration %} around what the assistant writes, its closing token included.",
     ),
     "markers-from-trl": Rule(
@@ -61,18 +58,18 @@ TEMPLATE_RULES = {
     ),
     "gap-before-answer": Rule(
         "warning",
-        "What stands between the generation prompt and the loss mask is neither given to the model nor learnt: when "
-        "it generates, it has to guess it.",
+        "What stands between the generation prompt and the loss mask is neither given to the model nor "
+        "in the loss: the model has to guess it when it generates.",
         "Begin {% generation %} where the generation prompt ends.",
     ),
     "turn-not-closed": Rule(
         "error",
-        "Nothing follows the answer, so there is no token to learn that ends it: the model will never stop.",
+        "Nothing follows the answer, so no token in the loss ends it: the model will never stop.",
         "Write the end-of-turn token after message.content, inside the {% generation %} block.",
     ),
     "turn-end-is-text": Rule(
         "warning",
-        "What closes an answer is no token of its own: it can be written in several ways, and generation stops at "
+        "What ends an answer is not a single token: it can be written in several ways, and generation stops at "
         "single tokens.",
         "Add the closing mark as a special token and resize the embedding, or close the turn with eos_token.",
     ),
@@ -83,7 +80,7 @@ TEMPLATE_RULES = {
     ),
     "stop-not-in-loss": Rule(
         "error",
-        "The token that ends an answer is written but not learnt: the model will never stop.",
+        "The token that ends an answer is written but not in the loss: the model will never stop.",
         "Move {% endgeneration %} behind the closing token.",
     ),
     "bos-doubled": Rule(
@@ -98,7 +95,7 @@ TEMPLATE_RULES = {
     ),
     "system-dropped": Rule(
         "warning",
-        "The system turn is left out without a word: the model never sees the instruction.",
+        "The system turn is silently left out: the model never sees the instruction.",
         "Put the instruction at the head of the first user turn, or extend the template.",
     ),
     "strips-whitespace": Rule(
@@ -175,7 +172,7 @@ DATA_RULES = {
     "row-fails": Rule(
         "error",
         "The template refuses these conversations: training stops at the first of them.",
-        "Mend or leave out the rows named, or take a template that knows their roles.",
+        "Fix or leave out the examples named, or take a template that knows their roles.",
     ),
     "text-lost": Rule(
         "error",
@@ -184,17 +181,17 @@ DATA_RULES = {
     ),
     "text-altered": Rule(
         "warning",
-        "The template strips space from these texts, so the tokens learnt differ from those in your data.",
+        "The template strips space from these texts, so the tokens in the loss differ from those in your data.",
         "Strip the data yourself, or drop | trim and .strip() from the template where space matters.",
     ),
     "all-labels-masked": Rule(
         "error",
-        "A row without labels teaches nothing, and a micro-batch of such rows has NaN for a loss.",
+        "An example without unmasked labels has no effect, and the loss of a micro-batch of them is NaN.",
         "Raise the maximal length, or check the loss mask with token_view.",
     ),
     "stop-not-in-labels": Rule(
         "error",
-        "Nothing in these rows teaches the model to end an answer: it will never stop.",
+        "No label of these examples ends an answer: the model will never stop.",
         "Let the loss mask take in the closing token: the template's {% endgeneration %} goes behind it.",
     ),
     "stop-masked-by-pad": Rule(
@@ -205,7 +202,7 @@ DATA_RULES = {
     "answer-cut-off": Rule(
         "warning",
         "These answers lose their end, and with it the token that says so: the model learns to break off or run on.",
-        "Raise the maximal length, or leave these rows out.",
+        "Raise the maximal length, or leave these examples out.",
     ),
 }
 
@@ -224,55 +221,8 @@ MASK_RULES = {
 
 RULES: dict[str, Rule] = TOKENIZER_RULES | TEMPLATE_RULES | DATA_RULES | MASK_RULES
 
-WIDTH = 100  # columns of the printed report
 
-
-@dataclass(frozen=True, repr=False)
-class Finding:
-    severity: str  # "error", "warning" or "note"
-    code: str  # a key of ftkit.chat.RULES
-    seen: str  # what was seen, in this tokenizer, template, model or data
-    why: str  # why it matters
-    remedy: str  # what to do
-
-    def __repr__(self) -> str:
-        return f"{self.severity} {self.code}: {self.seen}"
-
-
-def finding(code: str, seen: str) -> Finding:
-    """The finding of this code; severity, why and remedy are the catalogue's."""
-    kind = RULES[code]
-    return Finding(kind.severity, code, seen, kind.why, kind.remedy)
-
-
-def finding_codes(findings: Iterable[Finding]) -> list[str]:
-    return [f.code for f in findings]
-
-
-def has_errors(findings: Iterable[Finding]) -> bool:
-    return any(f.severity == "error" for f in findings)
-
-
-def sort_findings(findings: Iterable[Finding]) -> list[Finding]:
-    """Errors first, then warnings, then notes; what two checks found alike comes once."""
-    return sorted(dict.fromkeys(findings), key=lambda f: SEVERITIES.index(f.severity))
-
-
-def report_text(findings: Iterable[Finding]) -> str:
-    """The findings in words, the worst first, with a count of each severity as the last line."""
-    findings = sort_findings(findings)
-    lines = []
-    for f in findings:
-        lines.append(f"{f.severity}: {f.code}")
-        for name, text in (("seen", f.seen), ("why", f.why), ("remedy", f.remedy)):
-            # The first column is kept for the words themselves: a narrow terminal breaks lines on its own.
-            label = f"  {name + ':':8}"
-            wrapped = textwrap.wrap(text, WIDTH - len(label), break_long_words=False, break_on_hyphens=False)
-            lines += [label + wrapped[0], *(" " * len(label) + rest for rest in wrapped[1:])]
-    counts = [sum(f.severity == s for f in findings) for s in SEVERITIES]
-    lines.append(", ".join(f"{n} {s}{'' if n == 1 else 's'}" for n, s in zip(counts, SEVERITIES, strict=True)))
-    return "\n".join(lines)
-
-
-def as_records(findings: Iterable[Finding]) -> list[dict[str, str]]:
-    return [asdict(f) for f in sort_findings(findings)]
+def finding(code: str, observed: str) -> Finding:
+    """The finding of this code, with severity, why and remedy from RULES."""
+    rule = RULES[code]
+    return Finding(rule.severity, code, observed, rule.why, rule.remedy)

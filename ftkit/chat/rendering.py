@@ -1,7 +1,4 @@
-"""A chat template at work: text, tokens, and which of them are in the loss.
-
-Shapes: T tokens.
-"""
+"""Render conversations with a chat template: text, T tokens, loss mask, and the end-of-turn token."""
 
 import re
 from dataclasses import dataclass
@@ -11,15 +8,16 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ftkit.conversations import ChatTemplateError, training_template
+from ftkit.findings import Finding
 
-from .findings import Finding, finding
+from .findings import finding
 
 Messages = list[dict[str, Any]]
 MARKERS = re.compile(r"\{%-?\s*generation\s*-?%\}")  # as transformers and TRL look for them
 
 
 class TemplateFailed(ValueError):
-    """A chat template, or the tokenizer under it, that raised; the message is its own."""
+    """The chat template or the tokenizer raised; carries its message."""
 
 
 @dataclass(frozen=True)
@@ -28,13 +26,13 @@ class Rendered:
 
     text: str
     input_ids: list[int]
-    loss_mask: list[bool]  # True where the template says that the assistant writes
-    marked: bool  # False for a template without generation markers, whose loss mask is all False
-    spans: list[tuple[int, int]]  # the characters of `text` that each token stands for
+    loss_mask: list[bool]  # True inside {% generation %}
+    has_generation_markers: bool  # without them, loss_mask is all False
+    spans: list[tuple[int, int]]  # start and end in `text` of each token
 
     @cached_property
-    def learnt_text(self) -> str:
-        """The characters that the loss mask lets through."""
+    def loss_text(self) -> str:
+        """The characters whose tokens are in the loss."""
         chars = {k for span, kept in zip(self.spans, self.loss_mask, strict=True) if kept for k in range(*span)}
         return "".join(self.text[k] for k in sorted(chars))
 
@@ -43,40 +41,35 @@ class Rendered:
 class Renderer:
     tokenizer: PreTrainedTokenizerBase
     template: str
-    blocks: bool = False  # give content as a list of blocks, as templates of vision models want it
+    content_blocks: bool = False  # give content as a list of blocks, as templates of vision models want it
 
     def text(self, messages: Messages, **kwargs) -> str:
-        """The conversation as text. Raises TemplateFailed for whatever the template raises."""
+        """The conversation as text. Raises TemplateFailed."""
         return self._apply(messages, tokenize=False, **kwargs)
 
     def tokens(self, messages: Messages, **kwargs) -> list[int]:
         return self._apply(messages, return_dict=False, **kwargs)
 
     def rendered(self, messages: Messages) -> Rendered:
-        """Raises TemplateFailed, also for a tokenizer that cannot say which characters a token stands for."""
-        marked = MARKERS.search(self.template) is not None
+        """The conversation as text and tokens. Raises TemplateFailed, also for a tokenizer without offsets."""
+        has_generation_markers = MARKERS.search(self.template) is not None
         encoded = self._apply(
             messages,
             return_dict=True,
-            return_assistant_tokens_mask=marked,
+            return_assistant_tokens_mask=has_generation_markers,
             tokenizer_kwargs={"return_offsets_mapping": True},
         )
         input_ids = encoded["input_ids"]
-        loss_mask = encoded["assistant_masks"] if marked else [0] * len(input_ids)
-        return Rendered(
-            self.text(messages),
-            input_ids,
-            [bool(kept) for kept in loss_mask],
-            marked,
-            encoded["offset_mapping"],
-        )
+        loss_mask = encoded["assistant_masks"] if has_generation_markers else [0] * len(input_ids)
+        spans = encoded["offset_mapping"]
+        return Rendered(self.text(messages), input_ids, list(map(bool, loss_mask)), has_generation_markers, spans)
 
     def _apply(self, messages: Messages, **kwargs):
-        if self.blocks:
+        if self.content_blocks:
             messages = [{**m, "content": [{"type": "text", "text": m["content"]}]} for m in messages]
         try:
             return self.tokenizer.apply_chat_template(messages, chat_template=self.template, **kwargs)
-        except Exception as error:  # a template is somebody else's program: it may raise anything
+        except Exception as error:  # templates can raise anything
             raise TemplateFailed(f"{type(error).__name__}: {error}") from error
 
 
@@ -87,7 +80,7 @@ def own_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
 
 
 def find_training_template(tokenizer: PreTrainedTokenizerBase) -> tuple[str | None, list[Finding]]:
-    """The template to train with, with generation markers, or None; and what there is to say about it."""
+    """The template with generation markers to train with, or None, and the findings about it."""
     own = own_template(tokenizer)
     if own is None:
         return None, [finding("no-template", "tokenizer.chat_template is empty")]
@@ -104,7 +97,7 @@ def find_training_template(tokenizer: PreTrainedTokenizerBase) -> tuple[str | No
 
 QUESTION, ANSWER = "What is 6 times 7?", "It is forty-two."
 SECOND_QUESTION, SECOND_ANSWER = "And 6 times 8?", "That is forty-eight."
-# What the checks let a template write: four turns whose texts occur nowhere else.
+# The conversation that the checks render: four turns whose texts occur nowhere else.
 CHAT = [
     {"role": "user", "content": QUESTION},
     {"role": "assistant", "content": ANSWER},
@@ -115,11 +108,11 @@ CHAT = [
 
 @dataclass(frozen=True)
 class EndOfTurn:
-    """What a template writes after an answer, up to the next turn's text: the tokens that are not white space."""
+    """What a template writes after an answer, up to the next turn's text."""
 
     text: str
-    positions: list[int]  # of all of them
-    marks: list[int]  # positions of those that the tokenizer has as special or added tokens
+    positions: list[int]  # of the tokens that are not white space
+    special_positions: list[int]  # of the special and added tokens among them
 
 
 def find_end_of_turn(
@@ -130,8 +123,8 @@ def find_end_of_turn(
     end = rendered.text.index(until, start) if until else len(rendered.text)
     positions = [i for i, (a, b) in enumerate(rendered.spans) if start <= a < end and rendered.text[a:b].strip()]
     own = set(tokenizer.all_special_ids) | set(tokenizer.get_added_vocab().values())
-    marks = [i for i in positions if rendered.input_ids[i] in own]
-    return EndOfTurn(rendered.text[start:end], positions, marks)
+    special_positions = [i for i in positions if rendered.input_ids[i] in own]
+    return EndOfTurn(rendered.text[start:end], positions, special_positions)
 
 
 def stop_ids(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel | None = None) -> set[int]:
@@ -142,18 +135,16 @@ def stop_ids(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel | None =
 
 
 def end_of_turn_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The token that closes an answer in the tokenizer's chat template; None where there is none.
-
-    A model tuned on the template must learn to say this token in order to stop. Where several tokens close the
-    answer, the one that is EOS counts, else the first.
+    """The end-of-turn token of the tokenizer's chat template: EOS if it is among the special tokens after an answer,
+    else the first of them; None without any. A model tuned on the template stops by generating it.
     """
     template = own_template(tokenizer)
     if template is None:
         return None
     try:
         rendered = Renderer(tokenizer, template).rendered(CHAT[:2])
-        closing = find_end_of_turn(tokenizer, rendered, ANSWER)
+        end_of_turn = find_end_of_turn(tokenizer, rendered, ANSWER)
     except ValueError:  # the template fails, or leaves out the answer
         return None
-    marks = [rendered.input_ids[i] for i in closing.marks]
-    return next((i for i in marks if i == tokenizer.eos_token_id), marks[0] if marks else None)
+    special = [rendered.input_ids[i] for i in end_of_turn.special_positions]
+    return tokenizer.eos_token_id if tokenizer.eos_token_id in special else next(iter(special), None)

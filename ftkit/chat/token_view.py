@@ -1,4 +1,4 @@
-"""Every token of a conversation on a page: who says it, whether it is in the loss, whether it is attended to."""
+"""Show the tokens of a conversation with their role, and whether they are in the loss and attended to."""
 
 import html
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ TINTS = {
 VISIBLE = str.maketrans({" ": "·", "\n": "⏎", "\t": "⇥", "\r": "␍"})
 LEGEND = (
     "Each box is a token; · is a space, ⏎ a line break, ⇥ a tab. ‹…› is a special token. "
-    "A thick green underline and “learnt” mean: in the loss. "
+    "A thick green underline and “in loss” mean: the loss includes it. "
     "A dashed box and “not attended” mean: hidden by the attention mask."
 )
 
@@ -36,29 +36,29 @@ class Token:
     token_id: int
     text: str
     role: str  # a key of TINTS; "template" is what the template writes around the messages
-    learnt: bool  # the loss mask lets it through: its label is not IGNORE_INDEX
-    attended: bool  # the attention mask lets it through
+    in_loss: bool  # its label is not IGNORE_INDEX
+    attended: bool
     special: bool
 
     @property
     def label(self) -> str:
-        states = ["learnt"] * self.learnt + ["not attended"] * (not self.attended)
+        states = ["in loss"] * self.in_loss + ["not attended"] * (not self.attended)
         return ", ".join([self.role, *states])
 
 
 @dataclass(frozen=True, repr=False)
 class TokenView:
-    """What `token_view` returns: `tokens` to look into, a page in a notebook, plain text elsewhere."""
+    """The tokens, shown as HTML in a notebook and as plain text elsewhere."""
 
     tokens: list[Token]
 
     def __repr__(self) -> str:
-        return "\n".join(f"[{label}] {' '.join(map(_shown, run))}" for label, run in self._runs())
+        return "\n".join(f"[{label}] {' '.join(map(_display_text, run))}" for label, run in self._runs())
 
     def _repr_html_(self) -> str:
         runs = "".join(_run_html(label, run) for label, run in self._runs())
-        learnt = sum(token.learnt for token in self.tokens)
-        title = f"{len(self.tokens)} tokens, {learnt} of them in the loss"
+        in_loss = sum(token.in_loss for token in self.tokens)
+        title = f"{len(self.tokens)} tokens, {in_loss} of them in the loss"
         return (
             '<section aria-label="Tokens by role" style="line-height: 2.2; max-width: 60em">'
             f'<p style="line-height: 1.4"><strong>{title}.</strong> {html.escape(LEGEND)}</p>'
@@ -66,18 +66,21 @@ class TokenView:
         )
 
     def _runs(self) -> list[tuple[str, list[Token]]]:
-        """Neighbours with the same role and masks."""
+        """Consecutive tokens with the same role and masks."""
         return [(label, list(run)) for label, run in groupby(self.tokens, key=lambda token: token.label)]
 
 
 def token_view(
     tokenizer: PreTrainedTokenizerBase, messages: Messages, row: Mapping[str, Any] | None = None
 ) -> TokenView:
-    """Show a conversation as the training template writes it, or a `row` made of it.
+    """Show a conversation as the training template renders it.
 
-    `row` holds `input_ids` and, as a collator gives them, `labels` and `attention_mask` (lists or tensors of T
-    tokens): it may be cut off, or padded on either side. Roles come from `messages`. Raises TemplateFailed, and
-    ValueError for a tokenizer without a template.
+    Args:
+        messages: the conversation, from which the roles come.
+        row: optional example made of it: `input_ids`, `labels`, `attention_mask` (lists or tensors of T tokens),
+            possibly truncated or padded.
+
+    Raises TemplateFailed, and ValueError for a tokenizer without a template.
     """
     own = own_template(tokenizer)
     if own is None:
@@ -90,13 +93,13 @@ def token_view(
     ids, mask = columns["input_ids"], columns.get("attention_mask")
     labels = columns.get("labels", [IGNORE_INDEX] * len(ids))
     start = mask.index(1) if mask and 1 in mask else 0  # pads on the left
-    learnt = [label != IGNORE_INDEX for label in labels]
+    in_loss = [label != IGNORE_INDEX for label in labels]
     placed = ["text"] * start + roles + ["text"] * len(ids)
     same = ids[start : start + len(roles)] == rendered.input_ids[: len(ids) - start]
-    return TokenView(_tokens(tokenizer, ids, learnt, mask, placed if same else ["text"] * len(ids)))
+    return TokenView(_tokens(tokenizer, ids, in_loss, mask, placed if same else ["text"] * len(ids)))
 
 
-def _tokens(tokenizer, ids, learnt, mask, roles) -> list[Token]:
+def _tokens(tokenizer, ids, in_loss, mask, roles) -> list[Token]:
     special = set(tokenizer.all_special_ids) | set(tokenizer.get_added_vocab().values())
     tokens = []
     for i, token_id in enumerate(ids):
@@ -105,24 +108,24 @@ def _tokens(tokenizer, ids, learnt, mask, roles) -> list[Token]:
         text = tokenizer.decode([token_id], clean_up_tokenization_spaces=False)
         if "\ufffd" in text:  # part of a character: the vocabulary's own name of it
             text = tokenizer.convert_ids_to_tokens(token_id)
-        tokens.append(Token(token_id, text, role, learnt[i], attended, token_id in special))
+        tokens.append(Token(token_id, text, role, in_loss[i], attended, token_id in special))
     return tokens
 
 
 def _roles(rendered: Rendered, messages: Messages) -> list[str]:
-    """Who says each token: the message whose text it overlaps, else the template."""
+    """The role of the message whose text each token overlaps, else "template"."""
     spans, start = [], 0
     for message in messages:
         content = message.get("content") or ""
-        for wanted in (content, content.strip()):
-            if wanted and (at := rendered.text.find(wanted, start)) >= 0:
-                start = at + len(wanted)
+        for expected in (content, content.strip()):
+            if expected and (at := rendered.text.find(expected, start)) >= 0:
+                start = at + len(expected)
                 spans.append((at, start, message["role"]))
                 break
     return [next((role for a, b, role in spans if start < b and a < end), "template") for start, end in rendered.spans]
 
 
-def _shown(token: Token) -> str:
+def _display_text(token: Token) -> str:
     text = token.text.translate(VISIBLE)
     return f"‹{text}›" if token.special else text
 
@@ -145,10 +148,10 @@ def _box_html(token: Token) -> str:
         "margin": "0 1px",
         "border": f"1px {'solid' if token.attended else 'dashed'} #888888",
     }
-    if token.learnt:
+    if token.in_loss:
         style["border-bottom"] = "4px solid #007a5a"
     if token.special:
         style["font-weight"] = "bold"
     css = "; ".join(f"{name}: {value}" for name, value in style.items())
-    box = f'<span style="{css}" title="id {token.token_id}">{html.escape(_shown(token))}</span>'
+    box = f'<span style="{css}" title="id {token.token_id}">{html.escape(_display_text(token))}</span>'
     return box + "<br>" * token.text.endswith("\n")

@@ -1,15 +1,17 @@
-"""A chat template for a base model that has none."""
+"""Prepare a tokenizer for chat fine-tuning (chat template, pad token) and check its tokens and their embeddings."""
 
 from dataclasses import dataclass
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .findings import Finding, finding
+from ftkit.findings import Finding
+
+from .findings import finding
 from .rendering import CHAT, Renderer, TemplateFailed, end_of_turn_id, own_template, stop_ids
 
 TURN_START, TURN_END = "<|im_start|>", "<|im_end|>"
-# ChatML, as Qwen's and many other models write it, with marks around what the assistant writes.
+# ChatML as in Qwen and many other models, with generation markers.
 CHATML = (
     "{% for message in messages %}"
     "{{ '<|im_start|>' + message['role'] + '\n' }}"
@@ -22,11 +24,10 @@ CHATML = (
 
 
 def add_chat_template(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> int:
-    """Give both the ChatML format; returns how many tokens are new, of two.
+    """Set up ChatML and return how many of its two tokens are new.
 
-    `<|im_end|>` becomes EOS, so that generation stops where a turn does. The embedding grows where the new tokens
-    have no row; their rows have to be trained. Raises ValueError for a tokenizer that has a template: a model wants
-    to be asked in the form that it was trained in.
+    `<|im_end|>` becomes EOS, so generation stops at the end of a turn. The embedding is resized where needed; the new
+    rows have to be trained. Raises ValueError for a tokenizer that has a template already.
     """
     if tokenizer.chat_template:
         raise ValueError(
@@ -53,12 +54,11 @@ class PadToken:
 
 
 def choose_pad_token(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel | None = None) -> PadToken:
-    """Set a pad token: the one that is defined, else the unknown token, else a new one; never EOS.
+    """Set a pad token: the one that is defined, else the unknown token, else a new one.
 
-    A defined pad token or an unknown token that also ends an answer (EOS, or the token with which the chat
-    template closes a turn) is passed over. Changes `tokenizer`, and of `model` the pad token's id in its two
-    configs and, where the new token has no row, the embedding. Save both afterwards. Without a model, a new
-    token may lack a row: `check_tokenizer(tokenizer, model)` says so.
+    A token that ends an answer (EOS or the end-of-turn token) is never used. Updates the tokenizer, the pad token id
+    in both of the model's configs and, for a new token, the embedding: save both afterwards. Without a model, a new
+    token may lack an embedding row, which `check_tokenizer(tokenizer, model)` reports.
     """
     stops = stop_ids(tokenizer, model) | {end_of_turn_id(tokenizer)}
     if tokenizer.pad_token_id is not None and tokenizer.pad_token_id not in stops:
@@ -82,21 +82,23 @@ def choose_pad_token(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel 
 
 
 # Of pocket-base's embedding rows, those never trained have a fifth of the median norm, those trained about all of it.
-SHORT = 0.4
-# transformers draws new rows around the mean row with a thousandth of a percent of the spread.
-AT_THE_MEAN = 0.05
+SMALL_NORM = 0.4
+# transformers initialises new rows around the mean row, with 1e-5 of the spread.
+NEAR_MEAN = 0.05
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel | None = None) -> list[Finding]:
-    """Check the pad token and, with a `model`, whether it has learnt embeddings for the template's tokens."""
+    """Check the pad token and, with a `model`, whether the template's tokens have trained embeddings."""
     found = _check_pad(tokenizer, model)
     if model is None:
         return found
     rows = model.get_input_embeddings().weight.shape[0]
     vocabulary = tokenizer.get_vocab()
     if outside := [token for token, i in vocabulary.items() if i >= rows]:
-        seen = f"{rows} embedding rows, but {max(outside, key=vocabulary.get)!r} is token {max(vocabulary.values())}"
-        found.append(finding("vocabulary-exceeds-embedding", seen))
+        observed = (
+            f"{rows} embedding rows, but {max(outside, key=vocabulary.get)!r} is token {max(vocabulary.values())}"
+        )
+        found.append(finding("vocabulary-exceeds-embedding", observed))
     return found + _check_untrained(tokenizer, model)
 
 
@@ -121,7 +123,7 @@ def _check_untrained(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel)
 
 
 def template_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The special and added tokens that the chat template writes around two questions and answers, in order."""
+    """The special and added tokens that the chat template writes, in order."""
     template = own_template(tokenizer)
     if template is None:
         return []
@@ -135,13 +137,12 @@ def template_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 @torch.no_grad()
 def untrained_rows(embedding: torch.Tensor) -> torch.Tensor:
-    """Which rows of a (V, D) embedding look as if no training had touched them: bool, (V,).
+    """Guess which rows of a (V, D) embedding are untrained: bool, (V,).
 
-    A row is short where training made most of them long (the initial scale is small), or it lies where
-    `resize_token_embeddings` puts new rows, at the mean of all. A guess: of a model that is not trained at
-    all, or one drawn at full scale, no row is named.
+    Their norm is far below the median, since initial scales are small, or they lie at the mean of all rows, where
+    `resize_token_embeddings` puts new ones. None is found in a model that is not trained at all.
     """
     rows = embedding.detach().float()
     norms = rows.norm(dim=1)
     from_mean = (rows - rows.mean(dim=0)).norm(dim=1)
-    return (norms < SHORT * norms.median()) | (from_mean < AT_THE_MEAN * from_mean.median())
+    return (norms < SMALL_NORM * norms.median()) | (from_mean < NEAR_MEAN * from_mean.median())

@@ -78,7 +78,7 @@ print(
     else "the course cannot run yet: see what to do above"
 )
 assert findings.complete
-assert all(finding.remedy for finding in findings if finding.verdict != FINE)
+assert all(finding.remedy for finding in findings if finding.severity != FINE)
 
 # %% [markdown]
 # Notice: *too little* slows you down or limits the larger notebooks; only *missing* stops you. In a terminal,

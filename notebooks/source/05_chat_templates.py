@@ -152,7 +152,7 @@ labels = [token if kept else IGNORE_INDEX for token, kept in pairs]
 learnt = [tokenizer.decode([label]) for label in labels if label != IGNORE_INDEX]
 print(f"{len(learnt)} of {len(labels)} tokens are learnt:", learnt)
 assert learnt.count("<|end|>") == 2
-assert [token.learnt for token in view.tokens] == [label != IGNORE_INDEX for label in labels]
+assert [token.in_loss for token in view.tokens] == [label != IGNORE_INDEX for label in labels]
 
 # %% [markdown]
 # Notice: two answers, and two `<|end|>`. Only that label teaches the model to stop. `ftkit.conversations.encode`
@@ -270,7 +270,7 @@ chat.token_view(llama, conversation)
 formats = {"course": tokenizer, "Llama 2": llama}
 for name, its in formats.items():
     tokens = chat.token_view(its, conversation).tokens
-    said = [token for token in tokens if token.learnt]
+    said = [token for token in tokens if token.in_loss]
     around = sum(token.role == "template" for token in tokens)
     print(
         f"{name:8} {len(tokens)} tokens, {around} of them around the text, {len(said)} learnt,"
@@ -562,7 +562,7 @@ for max_length in (24, 128):
     found = chat.check_dataset(tokenizer, chats["train"], max_length)
     print(f"max_length {max_length}: {found or 'no findings'}")
     cut = int((lengths["course"] > max_length).sum())
-    assert (f"{cut} of {len(rows)} rows" in found[0].seen) if cut else not found
+    assert (f"{cut} of {len(rows)} examples" in found[0].observed) if cut else not found
 nothing = torch.full_like(alone, IGNORE_INDEX)
 print("loss without any label:", model(input_ids=alone, labels=nothing).loss.item())
 

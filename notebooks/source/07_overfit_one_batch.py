@@ -280,7 +280,7 @@ def shape(run):
     if not last < first:
         return "rises, or ends in NaN"
     start = "begins above guessing" if first > chance else "begins below guessing"
-    return f"{start}, {'is learnt' if run.learnt else 'is not learnt'}"
+    return f"{start}, {'is learnt' if run.fitted else 'is not learnt'}"
 
 
 shapes = {name: shape(run) for name, run in runs.items()}
@@ -293,7 +293,7 @@ assert shapes["wrong pad"] == shapes["shifted"] == "begins above guessing, is le
 # guessing: the start gives them away, and only the labels say which it is.
 
 # %%
-learnt_bugs = [name for name in shapes if name != "healthy" and runs[name].learnt]
+learnt_bugs = [name for name in shapes if name != "healthy" and runs[name].fitted]
 claim = "a batch that is overfitted means that there is no bug"
 measured = f"learnt in spite of a planted bug: {', '.join(learnt_bugs)}; 1 batch"
 claims.append(Claim(claim, "a possible reading of the recipe", not learnt_bugs, measured))
@@ -312,9 +312,9 @@ claims.append(Claim(claim, "this course", distinct, measured))
 
 # %%
 for name, verdict in verdicts.items():
-    remedy = verdict.remedy.split(" towards")[0]  # without the rate, which may differ
-    print(f"{name}: {verdict.finding}\n    remedy: {remedy}")
-findings = [verdict.finding for verdict in verdicts.values()]
+    remedy = verdict.finding.remedy.split(" towards")[0]  # without the rate, which may differ
+    print(f"{name}: {verdict.finding.code}\n    remedy: {remedy}")
+findings = [verdict.finding.code for verdict in verdicts.values()]
 assert verdicts["healthy"].healthy and len(set(findings)) == len(findings)
 fresh = load_base()[0].state_dict()
 assert all(torch.equal(value, fresh[name]) for name, value in base.state_dict().items())
@@ -323,7 +323,7 @@ assert all(torch.equal(value, fresh[name]) for name, value in base.state_dict().
 print(verdicts["rate × 1000"])
 
 # %% [markdown]
-# Notice: `str(verdict)` says what was seen, the likely cause and a remedy. "Likely" is meant: a rate is blamed
+# Notice: `str(verdict)` says what was observed, the likely cause and a remedy. "Likely" is meant: a rate is blamed
 # because another one worked, and labels because they differ from their tokens.
 #
 # On a model of your own: `print(overfit_one_batch(model, batch, lr=your_rate))`.
@@ -359,7 +359,9 @@ print(f"computed from the batch: {verdict.floor.loss:.3f} nats")
 print(f"best accuracy, with one of the two guessed wrong: {verdict.floor.accuracy:.0%}")
 loss = verdict.run.losses[-1]
 at_floor = 0.02 < loss < verdict.floor.loss + 0.02
-print(f"the run ended above zero and near the floor: {at_floor}; verdict: {verdict.finding}")
+print(
+    f"the run ended above zero and near the floor: {at_floor}; verdict: {verdict.finding.code}"
+)
 assert math.isclose(verdict.floor.loss, 2 * math.log(2) / torn_labels)
 assert at_floor and verdict.healthy
 
@@ -367,7 +369,7 @@ assert at_floor and verdict.healthy
 # Notice: this batch is healthy, although its loss stays above zero. `overfit_one_batch` compares with the floor.
 
 # %%
-stuck = [name for name in runs if not runs[name].learnt]
+stuck = [name for name in runs if not runs[name].fitted]
 explained = verdict.floor.loss > 0.02 and "healthy" not in stuck
 claim = "a batch that cannot be overfitted to zero means a bug"
 measured = f"{len(stuck)} runs not learnt, each with a planted bug; "
@@ -438,7 +440,7 @@ assert stop_rate(never) > 0.9, (
 
 # %%
 verdict = overfit_one_batch(base, endless, LR, STEPS)
-print(f"curve: {shape(verdict.run)}; verdict: {verdict.finding}")
+print(f"curve: {shape(verdict.run)}; verdict: {verdict.finding.code}")
 assert shape(verdict.run) == shapes["healthy"] and not verdict.healthy
 loss, stops = learn_and_ask(batch)
 print(f"mended: loss under 0.1: {loss < 0.1}, stop rate over 90 %: {stop_rate(stops) > 0.9}")

@@ -46,7 +46,7 @@ LACKS = {  # what is wrong -> the change, whose line, its verdict, what the reme
 
 def test_a_machine_that_is_enough_gets_no_remedy():
     findings = check_machine(GOOD)
-    assert [(f.verdict, f.remedy) for f in findings] == [(FINE, "")] * 6
+    assert [(f.severity, f.remedy) for f in findings] == [(FINE, "")] * 6
     assert findings.complete
 
 
@@ -54,8 +54,8 @@ def test_a_machine_that_is_enough_gets_no_remedy():
 def test_what_is_lacking_is_named_with_its_remedy_and_nothing_else_is(lack):
     change, what, verdict, remedy = LACKS[lack]
     findings = check_machine(replace(GOOD, **change))
-    (wrong,) = [f for f in findings if f.verdict != FINE]
-    assert (wrong.what, wrong.verdict) == (what, verdict)
+    (wrong,) = [f for f in findings if f.severity != FINE]
+    assert (wrong.code, wrong.severity) == (what, verdict)
     assert remedy in wrong.remedy
     assert findings.complete == (verdict != MISSING)
     assert wrong.remedy in str(findings)
@@ -69,7 +69,7 @@ def test_what_is_free_is_not_shown_while_it_suffices():
 
 def test_accelerators_are_named_with_their_memory():
     found = check_machine(replace(GOOD, accelerators=(("NVIDIA T4", 15 * GIB), ("MPS", 0))))[4]
-    assert (found.verdict, found.found) == (FINE, "NVIDIA T4, 15 GiB; MPS")
+    assert (found.severity, found.observed) == (FINE, "NVIDIA T4, 15 GiB; MPS")
 
 
 def test_the_table_escapes_what_it_shows():
@@ -96,7 +96,7 @@ def test_a_missing_library_is_found_missing(monkeypatch):
 
     version = metadata.version
     monkeypatch.setattr(machine.metadata, "version", without_peft)
-    wrong = [f.what for f in check_machine() if f.verdict == MISSING]
+    wrong = [f.code for f in check_machine() if f.severity == MISSING]
     assert wrong == ["peft"]
 
 

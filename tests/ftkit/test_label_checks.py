@@ -1,6 +1,7 @@
 """Faults of labels, each planted, and the floor of the loss against a direct minimisation and by hand."""
 
 import math
+from dataclasses import asdict
 from types import SimpleNamespace
 
 import pytest
@@ -37,17 +38,17 @@ def behind(labels, ids, attended):
 
 
 FAULTS = {
-    "all": (lambda labels, ids, attended: labels.fill_(-100), PAD, overfit.NOTHING_TO_LEARN),
+    "all": (lambda labels, ids, attended: labels.fill_(-100), PAD, overfit.NO_LABELS),
     "only the first": (
         lambda labels, ids, a: labels.fill_(-100).index_fill_(1, torch.tensor([0]), 1),
         PAD,
         None,
     ),
-    "ahead": (ahead, PAD, overfit.SHIFTED),
-    "behind": (behind, PAD, overfit.SHIFTED),
+    "ahead": (ahead, PAD, overfit.LABELS_SHIFTED),
+    "behind": (behind, PAD, overfit.LABELS_SHIFTED),
     "pad token": (lambda labels, ids, a: torch.where(a == 0, ids, labels), PAD, overfit.PADDING_IN_LOSS),
     "padded with 0": (lambda labels, ids, a: torch.where(a == 0, 0, labels), 3, overfit.PADDING_IN_LOSS),
-    "other rows": (lambda labels, ids, attended: labels.roll(1, 0), PAD, overfit.UNRELATED),
+    "other rows": (lambda labels, ids, attended: labels.roll(1, 0), PAD, overfit.LABELS_UNRELATED),
     "end": (
         lambda labels, ids, a: torch.where(ids == END, -100, labels),
         END,
@@ -69,15 +70,15 @@ def test_good_labels_have_no_fault(pad):
 def test_each_fault_is_named(fault):
     change, pad, name = FAULTS[fault]
     found = check_labels(with_labels(change, pad), next_token=True)
-    assert found.name == (name or overfit.NOTHING_TO_LEARN)
-    assert all(found)
+    assert found.code == (name or overfit.NO_LABELS)
+    assert all(asdict(found).values())
 
 
 def test_other_models_are_only_asked_for_labels():
     labels = torch.tensor([1, 0])
     assert check_labels({"input_ids": torch.ones(2, 3), "labels": labels}, next_token=False) is None
     none = check_labels({"labels": torch.full((2,), -100)}, next_token=False)
-    assert none.name == overfit.NOTHING_TO_LEARN
+    assert none.code == overfit.NO_LABELS
 
 
 def test_the_floor_is_zero_where_every_beginning_goes_on_in_one_way():

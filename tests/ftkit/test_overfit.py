@@ -1,6 +1,7 @@
-"""The verdict on one batch: right on healthy runs and on each planted bug, of two models that have little in common."""
+"""The finding on one batch: right on healthy runs and on each planted bug, of two models that have little in common."""
 
 import math
+from dataclasses import asdict
 from functools import cache
 
 import pytest
@@ -50,84 +51,84 @@ def shift(labels, by):
 
 BUGS = {
     overfit.PADDING_IN_LOSS: lambda b: torch.where(b["attention_mask"] == 0, b["input_ids"], b["labels"]),
-    overfit.SHIFTED: lambda b: shift(b["labels"], -1),
-    f"{overfit.SHIFTED}, the other way": lambda b: shift(b["labels"], +1),
-    overfit.NOTHING_TO_LEARN: lambda b: torch.full_like(b["labels"], -100),
-    overfit.UNRELATED: lambda b: b["labels"].roll(1, 0),
+    overfit.LABELS_SHIFTED: lambda b: shift(b["labels"], -1),
+    f"{overfit.LABELS_SHIFTED}, the other way": lambda b: shift(b["labels"], +1),
+    overfit.NO_LABELS: lambda b: torch.full_like(b["labels"], -100),
+    overfit.LABELS_UNRELATED: lambda b: b["labels"].roll(1, 0),
 }
 
 
 def test_a_healthy_batch_is_learnt(healthy):
     model, batch, lr = healthy
-    verdict = overfit_one_batch(model, batch, lr)
-    assert verdict.healthy, verdict
-    assert verdict.run.learnt and verdict.run.losses[-1] < overfit.TOLERANCE and verdict.run.accuracies[-1] == 1
-    assert verdict.floor == (0, 1)
-    assert verdict.run.losses[0] == pytest.approx(model.eval()(**batch).loss.item(), rel=1e-5)
-    assert verdict.chance == pytest.approx(math.log(model.config.vocab_size))
+    result = overfit_one_batch(model, batch, lr)
+    assert result.healthy, result
+    assert result.run.fitted and result.run.losses[-1] < overfit.TOLERANCE and result.run.accuracies[-1] == 1
+    assert result.floor == (0, 1)
+    assert result.run.losses[0] == pytest.approx(model.eval()(**batch).loss.item(), rel=1e-5)
+    assert result.chance == pytest.approx(math.log(model.config.vocab_size))
 
 
 def test_a_rate_is_found_in_half_precision():
-    verdict = overfit_one_batch(foreign_model(torch.bfloat16), foreign_batch())
-    assert verdict.healthy and verdict.run.lr in overfit.USUAL_RATES, verdict
+    result = overfit_one_batch(foreign_model(torch.bfloat16), foreign_batch())
+    assert result.healthy and result.run.lr in overfit.DEFAULT_LRS, result
 
 
 @pytest.mark.parametrize("bug", BUGS)
 def test_broken_labels_are_named(healthy, bug):
     model, batch, lr = healthy
-    verdict = overfit_one_batch(model, {**batch, "labels": BUGS[bug](batch)}, lr, steps=3)
-    assert verdict.finding == bug.split(",")[0], verdict
-    assert not verdict.healthy and verdict.seen and verdict.cause and verdict.remedy
+    result = overfit_one_batch(model, {**batch, "labels": BUGS[bug](batch)}, lr, steps=3)
+    assert result.finding.code == bug.split(",")[0], result
+    assert not result.healthy and all(asdict(result.finding).values())
 
 
 def test_a_batch_with_shifted_labels_is_learnt_and_not_healthy():
     """The curve alone would say that all is well: what gives it away is the start, above the loss of guessing."""
     batch = pocket_batch()
-    verdict = overfit_one_batch(load_base()[0], {**batch, "labels": shift(batch["labels"], -1)}, lr=3e-3)
-    assert verdict.run.learnt and verdict.finding == overfit.SHIFTED
-    assert verdict.run.losses[0] > verdict.chance
+    result = overfit_one_batch(load_base()[0], {**batch, "labels": shift(batch["labels"], -1)}, lr=3e-3)
+    assert result.run.fitted and result.finding.code == overfit.LABELS_SHIFTED
+    assert result.run.losses[0] > result.chance
 
 
 def test_nothing_trains(healthy):
     model, batch, lr = healthy
-    verdict = overfit_one_batch(model.requires_grad_(False), batch, lr)
-    assert verdict.finding == overfit.FROZEN and "every parameter is frozen" in verdict.cause
-    assert len(set(verdict.run.losses)) == 1 and len(verdict.run.losses) == overfit.FLAT_PASSES
+    result = overfit_one_batch(model.requires_grad_(False), batch, lr)
+    assert result.finding.code == overfit.NOTHING_TRAINS and "every parameter is frozen" in result.finding.why
+    assert len(set(result.run.losses)) == 1 and len(result.run.losses) == overfit.FLAT_PASSES
     model.register_parameter("unused", torch.nn.Parameter(torch.ones(3)))
-    verdict = overfit_one_batch(model, batch, lr)
-    assert verdict.finding == overfit.FROZEN and "takes part" in verdict.cause
+    result = overfit_one_batch(model, batch, lr)
+    assert result.finding.code == overfit.NOTHING_TRAINS and "takes part" in result.finding.why
 
 
-@pytest.mark.parametrize(("factor", "finding"), [(1000, overfit.TOO_HIGH), (1 / 1000, overfit.TOO_LOW)])
+@pytest.mark.parametrize(("factor", "finding"), [(1000, overfit.LR_TOO_HIGH), (1 / 1000, overfit.LR_TOO_LOW)])
 def test_a_rate_off_by_a_thousand(healthy, factor, finding):
     model, batch, lr = healthy
-    verdict = overfit_one_batch(model, batch, lr * factor, steps=120)
-    assert verdict.finding == finding, verdict
-    assert verdict.run.lr == lr * factor and not verdict.run.learnt
+    result = overfit_one_batch(model, batch, lr * factor, steps=120)
+    assert result.finding.code == finding, result
+    assert result.run.lr == lr * factor and not result.run.fitted
 
 
 def test_weights_that_are_not_finite(healthy):
     model, batch, lr = healthy
     with torch.no_grad():
         next(model.parameters())[batch["input_ids"][0, 1]] = torch.nan
-    assert overfit_one_batch(model, batch, lr).finding == overfit.NOT_FINITE
+    assert overfit_one_batch(model, batch, lr).finding.code == overfit.LOSS_NOT_FINITE
 
 
 def test_too_little_trains(healthy):
     model, batch, lr = healthy
     model.requires_grad_(False)
     model.model.norm.weight.requires_grad_(True)
-    assert overfit_one_batch(model, batch, lr, steps=5).finding == overfit.NOT_FITTED
+    assert overfit_one_batch(model, batch, lr, steps=5).finding.code == overfit.NOT_FITTED
 
 
 def test_one_question_with_two_answers_is_not_a_fault():
     batch = {name: value[[0, 0]] for name, value in pocket_batch().items()}
     place = int((batch["labels"][1] != -100).nonzero()[1])
     batch["input_ids"][1, place] = batch["labels"][1, place] = 700
-    verdict = overfit_one_batch(load_base()[0], batch, lr=1e-3)
+    result = overfit_one_batch(load_base()[0], batch, lr=1e-3)
     labels = int((batch["labels"] != -100).sum())
-    assert verdict.healthy, verdict
-    assert verdict.floor.loss == pytest.approx(2 * math.log(2) / labels) and "begin alike" in verdict.seen
+    assert result.healthy, result
+    assert result.floor.loss == pytest.approx(2 * math.log(2) / labels) and "begin alike" in result.finding.observed
 
 
 def test_the_model_is_left_as_it_was(healthy):
@@ -136,8 +137,8 @@ def test_the_model_is_left_as_it_was(healthy):
     model.model.norm.weight.grad = grad = torch.ones_like(model.model.norm.weight)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     modes = [module.training for module in model.modules()]
-    verdict = overfit_one_batch(model, batch, lr, steps=3)
-    assert verdict.run.losses[-1] != verdict.run.losses[0]  # the weights did move
+    result = overfit_one_batch(model, batch, lr, steps=3)
+    assert result.run.losses[-1] != result.run.losses[0]  # the weights did move
     with pytest.raises(IndexError):  # a token that the model does not have, met on the way
         overfit_one_batch(model, {**batch, "input_ids": batch["input_ids"] + 10_000}, lr)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -152,8 +153,8 @@ def test_a_classifier():
     torch.manual_seed(0)
     model = Qwen3ForSequenceClassification(config).float()
     batch = {**foreign_batch(), "labels": torch.tensor([2, 0, 1])}
-    verdict = overfit_one_batch(model, batch, lr=1e-2)
-    assert verdict.healthy and verdict.chance == pytest.approx(math.log(3)), verdict
+    result = overfit_one_batch(model, batch, lr=1e-2)
+    assert result.healthy and result.chance == pytest.approx(math.log(3)), result
 
 
 def test_an_encoder_and_decoder():
@@ -164,9 +165,9 @@ def test_an_encoder_and_decoder():
         "input_ids": torch.tensor([[5, 6, 7], [8, 9, 7]]),
         "labels": torch.tensor([[11, 12, 1], [13, 1, -100]]),
     }
-    verdict = overfit_one_batch(model, batch, lr=1e-2)
-    assert verdict.healthy and verdict.run.accuracies[-1] == 1, verdict
-    assert overfit_one_batch(model, batch, lr=1e-5, steps=100).finding == overfit.TOO_LOW
+    result = overfit_one_batch(model, batch, lr=1e-2)
+    assert result.healthy and result.run.accuracies[-1] == 1, result
+    assert overfit_one_batch(model, batch, lr=1e-5, steps=100).finding.code == overfit.LR_TOO_LOW
 
 
 def test_bad_calls():

@@ -27,7 +27,7 @@ def test_an_ignored_attention_mask_shows_on_the_left_only():
     # With padding on the right the causal mask alone hides the pads: this is why it goes unnoticed for so long.
     (found,) = with_masks(torch.ones_like)
     assert found.code == "padding-changes-logits"
-    assert "on the left" in found.seen
+    assert "on the left" in found.observed
 
 
 def test_a_padding_mask_without_the_causal_one_lets_the_future_through():
@@ -37,9 +37,9 @@ def test_a_padding_mask_without_the_causal_one_lets_the_future_through():
 
 def test_limits_have_room_on_both_sides(monkeypatch):
     """Rounding stays a factor of five below the limit; leaks of these masks are over it by more than two."""
-    for dtype, limit in padding.ALLOWED.items():
-        monkeypatch.setitem(padding.ALLOWED, dtype, limit / 5)
+    for dtype, limit in padding.TOLERANCE.items():
+        monkeypatch.setitem(padding.TOLERANCE, dtype, limit / 5)
         assert check_padding(foreign_model(dtype), foreign_tokenizer()) == []
-        monkeypatch.setitem(padding.ALLOWED, dtype, 2 * limit)
+        monkeypatch.setitem(padding.TOLERANCE, dtype, 2 * limit)
     assert with_masks(torch.ones_like) != []
     assert with_masks(padding_only) != []

@@ -17,7 +17,7 @@ def test_provoked_and_mended(code):
     found = [f for f in provoke() if f.code == code]
     assert len(found) >= 1
     assert found[0].severity == RULES[code].severity
-    assert found[0].seen.strip()
+    assert found[0].observed.strip()
     assert code not in finding_codes(mend())
 
 

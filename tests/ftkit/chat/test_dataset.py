@@ -23,8 +23,8 @@ def test_only_some_rows():
     refuses = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}" + CHATML
     (found,) = data(refuses, rows)
     assert found.code == "row-fails"
-    assert found.seen.startswith("1 of 8 rows (first: 7): ")
-    assert "no system" in found.seen
+    assert found.observed.startswith("1 of 8 examples (first: 7): ")
+    assert "no system" in found.observed
 
 
 def test_truncation_is_counted_as_encoding_would_cut():
@@ -33,12 +33,12 @@ def test_truncation_is_counted_as_encoding_would_cut():
     for limit in (10, 25, 40):
         lost = [any(label >= 0 for label in e["labels"][limit:]) for e in encoded]
         gone = [all(label < 0 for label in e["labels"][:limit]) for e in encoded]
-        seen = {f.code: f.seen for f in check_dataset(made, rows, max_length=limit)}
+        seen = {f.code: f.observed for f in check_dataset(made, rows, max_length=limit)}
         for code, hit in (("answer-cut-off", lost), ("all-labels-masked", gone)):
             assert (code in seen) == any(hit)
             if any(hit):
                 first = hit.index(True) + 1
-                assert seen[code].startswith(f"{sum(hit)} of {len(rows)} rows (first: {first})")
+                assert seen[code].startswith(f"{sum(hit)} of {len(rows)} examples (first: {first})")
 
 
 def test_a_tool_call_that_is_not_written_is_lost_text():
@@ -46,7 +46,7 @@ def test_a_tool_call_that_is_not_written_is_lost_text():
     turn = {"role": "assistant", "content": "", "tool_calls": [call]}
     rows = [{"messages": [ROWS[0]["messages"][0], turn]}]
     (found,) = [f for f in data(CHATML, rows) if f.code == "text-lost"]
-    assert "look_up" in found.seen
+    assert "look_up" in found.observed
     writes = CHATML.replace(
         "{{ m.content }}<|im_end|>{% endgen",
         "{{ m.content }}{% for c in m.tool_calls %}{{ c.function.name }}{% endfor %}<|im_end|>{% endgen",

@@ -6,7 +6,8 @@ import json
 import pytest
 
 from ftkit.chat import RULES, as_records, finding_codes, has_errors, report_text
-from ftkit.chat.findings import WIDTH, finding
+from ftkit.chat.findings import finding
+from ftkit.findings import WIDTH
 
 NOTE = finding("date-in-prompt", "it calls strftime_now")
 WARNING = finding("no-pad-token", "tokenizer.pad_token is None")
@@ -43,7 +44,7 @@ def test_the_report_is_whole_and_fits_a_terminal():
     long = finding("text-lost", "a very long text of many words " * 20 + "and " + "x" * 200)
     text = report_text([long])
     words = " ".join(text.split())
-    for part in (long.seen, long.why, long.remedy):
+    for part in (long.observed, long.why, long.remedy):
         assert " ".join(part.split()) in words
     assert all(len(line) <= WIDTH or "x" * 200 in line for line in text.splitlines())
 
@@ -51,4 +52,4 @@ def test_the_report_is_whole_and_fits_a_terminal():
 def test_records_are_json_with_every_field():
     records = json.loads(json.dumps(as_records([NOTE, ERROR])))
     assert [record["code"] for record in records] == finding_codes([ERROR, NOTE])
-    assert all(list(record) == ["severity", "code", "seen", "why", "remedy"] for record in records)
+    assert all(list(record) == ["severity", "code", "observed", "why", "remedy"] for record in records)

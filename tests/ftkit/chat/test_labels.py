@@ -24,7 +24,7 @@ def test_good_rows_have_no_findings():
 def test_bad_rows_are_counted_and_the_first_is_named(row, code):
     (found,) = check_labels(MADE, [GOOD, row, GOOD, row])
     assert found.code == code
-    assert found.seen.startswith("2 of 4 rows (first: 2)")
+    assert found.observed.startswith("2 of 4 examples (first: 2)")
 
 
 def test_the_end_that_a_collator_masked_is_told_from_the_one_never_marked():

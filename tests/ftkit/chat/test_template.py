@@ -69,9 +69,9 @@ def test_bos_written_twice_by_the_template_itself():
     made = tokenizer("{{ bos_token }}{{ bos_token }}" + CHATML, bos_token="<|endoftext|>")
     (found,) = check_chat_template(made)
     assert found.code == "bos-doubled"
-    assert "itself" in found.seen
+    assert "itself" in found.observed
     (found,) = check_chat_template(adds_bos("{{ bos_token }}" + CHATML))
-    assert "tokenizer(" in found.seen
+    assert "tokenizer(" in found.observed
 
 
 def test_templates_by_name_are_read_by_their_default():
@@ -92,7 +92,7 @@ def test_a_template_that_fails_at_the_second_question_only():
     text = "{% if messages | length > 2 %}{{ raise_exception('one question') }}{% endif %}" + CHATML
     (found,) = [f for f in template(text) if f.severity == "error"]
     assert found.code == "template-fails"
-    assert "one question" in found.seen
+    assert "one question" in found.observed
 
 
 def test_the_end_of_a_turn():

@@ -40,7 +40,7 @@ def test_what_is_learnt_is_what_encode_trains_on():
     for row in ragged_conversations():
         labels = encode(made, row["messages"], CHATML)["labels"]
         tokens = token_view(made, row["messages"]).tokens
-        assert [token.learnt for token in tokens] == [label != IGNORE_INDEX for label in labels]
+        assert [token.in_loss for token in tokens] == [label != IGNORE_INDEX for label in labels]
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -75,11 +75,11 @@ def test_the_page_says_in_words_all_that_it_says_in_colour():
     view = token_view(foreign_tokenizer(), MESSAGES)
     page = view._repr_html_()
     text = visible_text(page)
-    for label in ("system:", "user:", "assistant, learnt:", "template, learnt:", "template:"):
+    for label in ("system:", "user:", "assistant, in loss:", "template, in loss:", "template:"):
         assert label in text
     assert "‹<|im_end|>›" in text
     assert "⏎" in text
-    learnt = sum(token.learnt for token in view.tokens)
+    learnt = sum(token.in_loss for token in view.tokens)
     assert f"{len(view.tokens)} tokens, {learnt} of them in the loss" in text
     assert 'aria-label="Tokens by role"' in page
     assert page.count("display: inline-block") == len(view.tokens)  # else a long run does not wrap
@@ -115,6 +115,6 @@ def test_tints_carry_black_text():
 
 
 def test_without_markers_nothing_is_learnt_and_without_a_template_it_refuses():
-    assert not any(token.learnt for token in token_view(tokenizer(UNMARKED), MESSAGES).tokens)
+    assert not any(token.in_loss for token in token_view(tokenizer(UNMARKED), MESSAGES).tokens)
     with pytest.raises(ValueError, match="no chat template"):
         token_view(tokenizer(None), MESSAGES)
