@@ -415,10 +415,10 @@ explorer = RankExplorer(short, losses)
 explorer
 
 # %%
-explorer.slider.value, less = R, explorer.energy
+explorer.slider.value, less = R, explorer.explained
 explorer.menu.value = "block 3 down_proj"
 print(explorer)
-assert explorer.energy > less and "at rank 8" in explorer.picture.value
+assert explorer.explained > less and "at rank 8" in explorer.picture.value
 
 # %% [markdown]
 # ### Exercise 2 · a pair from a change
