@@ -5,7 +5,7 @@
 
 Each contender trains in a process of its own on the same rows in the same order, without evaluation. The record,
 data/results/gpu_lora.json, holds every step's seconds and loss; notebook 11 shows it. Unsloth patches what it finds
-and wants older libraries than ftkit, so it has its own environment: see ftkit/bench/unsloth.txt.
+and wants older libraries than ftkit, so it has its own environment: see experiments/lora_speed/unsloth.txt.
 """
 
 import argparse
@@ -33,7 +33,7 @@ NEEDS = {"trl": ("trl", "peft"), "liger": ("trl", "peft", "liger_kernel"), "unsl
 REMEDY = {
     "trl": "pip install -c constraints.txt -e .",
     "liger": "pip install -c constraints.txt -e '.[gpu]'",
-    "unsloth": "python3 -m venv unsloth && unsloth/bin/pip install -r ftkit/bench/unsloth.txt, then "
+    "unsloth": "python3 -m venv unsloth && unsloth/bin/pip install -r experiments/lora_speed/unsloth.txt, then "
     "--unsloth-python unsloth/bin/python",
 }
 TRIES = 100  # rows looked at for each that is wanted

@@ -917,7 +917,7 @@ claims.append(Claim("Unsloth trains with 70 % less memory", source, memory, meas
 # - **Checkpointing:** `"unsloth"` parks activations in the host's memory; under 512 tokens it takes torch's
 #   (`models/_utils.py`).
 # - **Needs** trl ≤ 1.15.0, transformers ≤ 5.17.0 and datasets < 5 (`METADATA`): older than this course's, so give it
-#   an environment of its own, with the pins in `ftkit/bench/unsloth.txt`.
+#   an environment of its own, with the pins in `experiments/lora_speed/unsloth.txt`.
 #
 # And **Liger 0.8.5** needs torch and Triton only, and so runs where Triton does. It replaces norms, rotary embeddings,
 # MLP and loss in some fifty designs (`transformers/monkey_patch.py`), and works with FSDP, DDP and DeepSpeed (README).

@@ -161,7 +161,7 @@ def test_every_notebook_has_this_cell_and_none_installs_the_bare_name():
         ("%pip install './ftkit[colab]'", False),
         ("%pip install 'ftkit[colab] @ git+https://repository.invalid/ftkit.git@v0.1.0'", False),
         ("pip install -e .", False),
-        ("pip install -r ftkit/bench/unsloth.txt", False),
+        ("pip install -r experiments/lora_speed/unsloth.txt", False),
     ],
 )
 def test_a_bare_name_is_told_from_an_address(line, bare):
