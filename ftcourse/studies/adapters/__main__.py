@@ -153,7 +153,7 @@ def main(arguments: list[str] | None = None) -> int:
         for usual in comparisons:
             compare(usual, rows, given.seeds, given.lr, given.output, workers, once)
     except KeyboardInterrupt:
-        print(f"\nstopped: the runs so far are in {given.output}, and the same command goes on", file=sys.stderr)
+        print(f"\nstopped: the runs so far are in {given.output}, and the same command continues", file=sys.stderr)
         return 130
     write_records(given.output, sort_records(read_records(given.output), Trial))
     paths = write_tables(given.output, comparisons)

@@ -39,10 +39,10 @@ def quiet():
 @pytest.fixture
 def few_facts(monkeypatch):
     """Forgetting is asked of six facts: the tiny tokenizer makes long rows of the almanac's pages."""
-    from ftcourse.studies import freezing
+    from ftcourse.studies import tasks
 
-    facts = freezing.all_facts()[::60]
-    monkeypatch.setattr(freezing, "all_facts", lambda: facts)
+    facts = tasks.all_facts()[::60]
+    monkeypatch.setattr(tasks, "all_facts", lambda: facts)
 
 
 def save(kind, folder):
