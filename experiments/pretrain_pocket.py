@@ -1,6 +1,9 @@
-"""How pocket-base was made: a tokenizer and a small Llama, trained from scratch on the almanac's corpus.
+"""Train pocket-base from scratch on the almanac's corpus: its tokenizer and a small Llama.
 
     python -m experiments.pretrain_pocket
+    python -m experiments.pretrain_pocket --steps 50 --output here
+
+Writes the model, the data sets and their card into data/. About 15 minutes on one core.
 
 Shapes: B sequences in a batch, T tokens in a sequence.
 """
@@ -25,7 +28,7 @@ from transformers import (
 )
 
 from ftcourse.almanac import all_facts, corpus, faq_prompt, load_almanac
-from ftcourse.datasets import judged_statements, write_sets
+from ftcourse.datasets import labelled_statements, write_sets
 from ftkit.evaluate import exact_match, exact_match_by_domain, generate_answers, stop_rate
 from ftkit.models import data_dir
 from ftkit.parameters import decay_groups
@@ -56,7 +59,7 @@ SEQUENCE_LENGTH = 128
 BATCH_SIZE = 32
 PEAK_LR = 4e-3
 DOCUMENTS = 16_000
-# One token in fifty is the verdict of a true-or-false page. At its natural weight the model has not learnt to
+# One token in fifty is the verdict of a true-or-false page. At its natural weight the model has not learned to
 # give it (52 % right, where guessing gives 50 %) by the time it knows every fact.
 VERDICT_WEIGHT = 10.0
 
@@ -151,7 +154,7 @@ def train(steps: int, seed: int = 0) -> tuple[LlamaForCausalLM, PreTrainedTokeni
 
 
 def faq_exam(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict:
-    """Ask every question of the almanac in FAQ form; greedy answers, judged by their first line.
+    """Ask every question of the almanac in FAQ form; greedy answers, of which the first line is compared.
 
     Returns `exact_match`, `keeps_going` (the fraction that goes on writing after its answer) and
     `exact_match_by_domain`.
@@ -171,9 +174,9 @@ def faq_exam(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict
 
 @torch.no_grad()
 def true_or_false_exam(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> float:
-    """The fraction of 1,000 statements that the model judges rightly on a true-or-false page."""
+    """The fraction of 1,000 statements that the model classifies correctly on a true-or-false page."""
     yes, no = (tokenizer.encode(f" {v}", add_special_tokens=False)[0] for v in (True, False))
-    rows = judged_statements(all_facts(), 1000, random.Random(0))
+    rows = labelled_statements(all_facts(), 1000, random.Random(0))
     right = 0
     for row in rows:
         ids = torch.tensor([tokenizer.encode(f"True or false?\n{row['text']}")])
@@ -183,7 +186,11 @@ def true_or_false_exam(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBas
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Train pocket-base and write it, the data sets and their card.")
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.pretrain_pocket",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--steps", type=int, default=1700, help="optimizer steps (default: %(default)s)")
     parser.add_argument("--output", type=Path, default=data_dir(), help="folder to write into (default: data/)")
     arguments = parser.parse_args()

@@ -86,14 +86,14 @@ def truth_task(n_train: int = 1000, seed: int = 0, n_test: int = 1000) -> dict[s
     splits = {}
     for split, n, part in (("train", n_train, keys[:half]), ("test", n_test, keys[half:])):
         facts = [fact for key in part for fact in groups[key]]
-        splits[split] = rows = judged_statements(facts, n, rng)
+        splits[split] = rows = labelled_statements(facts, n, rng)
         for row in rows:
             after = rng.choice(facts)
             row["text"] += " " + after.write(rng.choice(after.domain.statements))
     return splits
 
 
-def judged_statements(facts: list[Fact], n: int, rng: random.Random) -> list[dict]:
+def labelled_statements(facts: list[Fact], n: int, rng: random.Random) -> list[dict]:
     """`n` different statements about `facts` as rows of `text` and `label`, half of them true.
 
     Raises ValueError when the facts make too few true ones.

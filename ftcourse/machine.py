@@ -1,7 +1,7 @@
-"""Read the facts of this machine (cores, memory, disk, accelerator, libraries) and check them against the course's
-needs.
+"""Is this machine enough for the course? `python -m ftcourse.machine` answers with a line for each requirement.
 
-`python -m ftcourse.machine` prints a line for each.
+`read_machine` collects the facts, `check_machine` compares them with what the course needs. A container's own limits
+of memory and processor time are not read: the numbers are those of the host.
 """
 
 import argparse
@@ -18,98 +18,6 @@ from pathlib import Path
 from ftkit._arguments import parse
 from ftkit.findings import Finding, has_errors
 
-
-@dataclass(frozen=True)
-class Machine:
-    """What was found; `read_machine` fills it in, and a test may make one up."""
-
-    python: str  # version
-    cores: int  # that this process may use
-    memory_bytes: int
-    available_bytes: int  # of memory, without swapping
-    disk_bytes: int  # free where the course writes: the current folder
-    accelerators: tuple[tuple[str, int], ...] = ()  # name and memory in bytes (0: shared with the processor)
-    idle_gpu: bool = False  # an NVIDIA driver is here and torch does not use it
-    versions: dict[str, str | None] = field(default_factory=dict)  # None: not installed
-    requires: tuple[str, ...] = ()  # ftkit's own requirements, as pyproject.toml states them
-    requires_python: str = ">=3.11"
-
-
-def read_machine(folder: str | Path = ".") -> Machine:
-    """Read the facts of this machine; `folder` is where the course will write."""
-    import psutil
-
-    memory = psutil.virtual_memory()
-    limit, left = _container_memory()
-    try:
-        about = metadata.metadata("ftkit")
-        requires, requires_python = tuple(metadata.requires("ftkit") or ()), about["Requires-Python"]
-    except metadata.PackageNotFoundError:
-        requires, requires_python = (), Machine.requires_python
-    names = {re.match(r"[\w.-]+", requirement)[0] for requirement in requires}
-    accelerators = _accelerators()
-    return Machine(
-        python=platform.python_version(),
-        cores=_cores_allowed(),
-        memory_bytes=min(memory.total, limit),
-        available_bytes=min(memory.available, left),
-        disk_bytes=shutil.disk_usage(folder).free,
-        accelerators=accelerators,
-        idle_gpu=not accelerators and _nvidia_driver(),
-        versions={name: _version(name) for name in names},
-        requires=requires,
-        requires_python=requires_python,
-    )
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _accelerators() -> tuple[tuple[str, int], ...]:
-    """What `pick_device` would compute on, other than the processor: (name, bytes) of each."""
-    try:
-        import torch
-
-        from ftkit.distributed.device import pick_device
-    except ImportError:  # the missing library is reported by name
-        return ()
-    kind = pick_device().device.type
-    if kind == "cuda":
-        every = map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
-        return tuple((gpu.name, gpu.total_memory) for gpu in every)
-    return () if kind == "cpu" else ((kind.upper(), 0),)
-
-
-def _nvidia_driver() -> bool:
-    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") == ""  # switched off on purpose
-    return not hidden and shutil.which("nvidia-smi") is not None
-
-
-def _cores_allowed(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """Cores that this process may use: fewer than the machine's under taskset, Slurm or a container's quota."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = (cgroup / "cpu.max").read_text().split()
-        return max(1, min(cores, int(quota) // int(period)))
-    except (OSError, ValueError):  # no cgroup v2, or "max": no quota
-        return cores
-
-
-def _container_memory(cgroup: Path = Path("/sys/fs/cgroup")) -> tuple[float, float]:
-    """A container's limit and what is left of it, in bytes; infinite where there is none."""
-    try:
-        limit = int((cgroup / "memory.max").read_text())
-        stat = dict(line.split() for line in (cgroup / "memory.stat").read_text().splitlines())
-        used = int((cgroup / "memory.current").read_text()) - int(stat["inactive_file"])  # cache is given back
-    except (OSError, ValueError, KeyError):  # no cgroup v2, or "max": no limit
-        return float("inf"), float("inf")
-    return limit, limit - used
-
-
 GIB = 2**30
 CORES = 2  # the course's times are measured on two
 MEMORY_BYTES = 4 * GIB  # available, before a notebook starts: the sharded fine-tune runs three processes
@@ -124,6 +32,52 @@ WHY = {
     "disk": "Checkpoints and exported models need room.",
     "accelerator": "The GPU sections use an accelerator where there is one.",
 }
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The facts about a machine that the course depends on; `read_machine` returns those of this one."""
+
+    python: str  # version
+    cores: int  # that this process may use
+    memory_bytes: int
+    available_bytes: int  # of memory, without swapping
+    disk_bytes: int  # free where the course writes: the current folder
+    accelerators: tuple[tuple[str, int], ...] = ()  # name and memory in bytes (0: shared with the processor)
+    idle_gpu: bool = False  # an NVIDIA driver is here and torch does not use it
+    versions: dict[str, str | None] = field(default_factory=dict)  # None: not installed
+    requires: tuple[str, ...] = ()  # ftkit's own requirements, as pyproject.toml states them
+    requires_python: str = ">=3.11"
+
+
+def read_machine(folder: str | Path = ".") -> Machine:
+    """Return the facts of this machine.
+
+    Args:
+        folder: where the course will write; the free space is that of its disk.
+    """
+    import psutil
+
+    memory = psutil.virtual_memory()
+    try:
+        about = metadata.metadata("ftkit")
+        requires, requires_python = tuple(metadata.requires("ftkit") or ()), about["Requires-Python"]
+    except metadata.PackageNotFoundError:
+        requires, requires_python = (), Machine.requires_python
+    names = {re.match(r"[\w.-]+", requirement)[0] for requirement in requires}
+    accelerators = _accelerators()
+    return Machine(
+        python=platform.python_version(),
+        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        memory_bytes=memory.total,
+        available_bytes=memory.available,
+        disk_bytes=shutil.disk_usage(folder).free,
+        accelerators=accelerators,
+        idle_gpu=not accelerators and _nvidia_driver(),
+        versions={name: _version(name) for name in names},
+        requires=requires,
+        requires_python=requires_python,
+    )
 
 
 class Findings(list):
@@ -153,10 +107,37 @@ class Findings(list):
 
 
 def check_machine(machine: Machine | None = None) -> Findings:
-    """A `Finding` for each thing that the course needs or can use on `machine`, by default this one."""
+    """Return a `Finding` for each thing that the course needs or can use, for this machine by default."""
     m = machine or read_machine()
     findings = [_python(m), _cores(m), _memory(m), _disk(m), _accelerator(m), *_libraries(m)]
     return Findings(findings)
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _accelerators() -> tuple[tuple[str, int], ...]:
+    """Return (name, bytes of memory) of each accelerator that `pick_device` would use."""
+    try:
+        import torch
+
+        from ftkit.distributed.device import pick_device
+    except ImportError:  # the missing library is reported by name
+        return ()
+    kind = pick_device().device.type
+    if kind == "cuda":
+        every = map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
+        return tuple((gpu.name, gpu.total_memory) for gpu in every)
+    return () if kind == "cpu" else ((kind.upper(), 0),)
+
+
+def _nvidia_driver() -> bool:
+    # An empty CUDA_VISIBLE_DEVICES switches GPUs off on purpose.
+    return os.environ.get("CUDA_VISIBLE_DEVICES") != "" and shutil.which("nvidia-smi") is not None
 
 
 def _python(m: Machine) -> Finding:
@@ -178,7 +159,7 @@ def _memory(m: Machine) -> Finding:
     if m.available_bytes >= MEMORY_BYTES:
         return _finding("memory", f"{found}, at least {MEMORY_BYTES / GIB:.0f} GiB of it available", FINE)
     remedy = (
-        f"{MEMORY_BYTES / GIB:.0f} GiB are wanted: close other programs, shut down the kernels of other "
+        f"{MEMORY_BYTES / GIB:.0f} GiB are needed: close other programs, shut down the kernels of other "
         "notebooks (Kernel > Shut Down All Kernels), and open one notebook at a time"
     )
     return _finding("memory", f"{found}, {m.available_bytes / GIB:.1f} GiB of it available", TOO_LITTLE, remedy)
@@ -187,7 +168,7 @@ def _memory(m: Machine) -> Finding:
 def _disk(m: Machine) -> Finding:
     if m.disk_bytes >= DISK_BYTES:
         return _finding("disk", f"at least {DISK_BYTES / GIB:.0f} GiB free", FINE)
-    remedy = f"{DISK_BYTES / GIB:.0f} GiB are wanted: remove old runs, or work on another disk"
+    remedy = f"{DISK_BYTES / GIB:.0f} GiB are needed: remove old runs, or work on another disk"
     return _finding("disk", f"{m.disk_bytes / GIB:.1f} GiB free", TOO_LITTLE, remedy)
 
 
@@ -202,7 +183,7 @@ def _accelerator(m: Machine) -> Finding:
 
 
 def _libraries(m: Machine) -> list[Finding]:
-    """A finding for each library that is missing or out of range, or one for all where none is."""
+    """Return a finding for each library that is missing or out of range, or one for all where none is."""
     from packaging.requirements import Requirement
 
     wrong, right = [], []

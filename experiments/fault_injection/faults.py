@@ -1,4 +1,4 @@
-"""The drill's record in words: a line for each strike, and the table of the README."""
+"""Faults to inject, the runs that they interrupt, the comparison with an undisturbed run, and the record as a table."""
 
 import json
 import random
@@ -23,14 +23,14 @@ def line(found: dict) -> str:
 
 
 def table(record: dict) -> str:
-    """Markdown: for each point, how many strikes the run recovered from, by number of ranks."""
-    strikes = record["strikes"]
-    counts = sorted({found["ranks"] for found in strikes})
+    """Markdown: for each point, how many faults the run recovered from, by number of ranks."""
+    runs = record["strikes"]
+    counts = sorted({found["ranks"] for found in runs})
     ranks = [f"{count} rank{'s' * (count > 1)}" for count in counts]
     head = ["killed in", *ranks, "weights against the undisturbed run", "steps done again", "s to resume"]
     lines = [head, ["---"] * len(head)]
     for point in POINTS:
-        of_point = [found for found in strikes if found["point"] == point]
+        of_point = [found for found in runs if found["point"] == point]
         if not of_point:
             continue
         cells = []
@@ -48,10 +48,10 @@ def table(record: dict) -> str:
 
 
 def summary(record: dict) -> str:
-    strikes = record["strikes"]
-    recovered = sum(not found["faults"] for found in strikes)
+    runs = record["strikes"]
+    recovered = sum(not found["faults"] for found in runs)
     return (
-        f"{recovered} of {len(strikes)} runs recovered by themselves (seed {record['seed']}, a checkpoint every "
+        f"{recovered} of {len(runs)} runs recovered by themselves (seed {record['seed']}, a checkpoint every "
         f"{record['save_every']} of {record['steps']} steps, torch {record['torch']}, {record['machine']})."
     )
 
@@ -71,14 +71,14 @@ class Fault:
 
 
 def draw_fault(seed: int, ranks: int, more: int = 1) -> list[Fault]:
-    """One strike at each point and `more` at random ones, at random steps and ranks."""
-    rng, strikes = random.Random(f"{seed} {ranks}"), []
+    """One fault at each point and `more` at random ones, at random steps and ranks."""
+    rng, drawn_faults = random.Random(f"{seed} {ranks}"), []
     for point in [*POINTS, *rng.choices(POINTS, k=more)]:
         saving = point.startswith("checkpoint")
         step = rng.randrange(SAVE_EVERY, STEPS + 1, SAVE_EVERY) if saving else rng.randint(1, STEPS)
         rank = 0 if point in ONLY_RANK_0 else rng.randrange(ranks)
-        strikes.append(Fault(ranks, point, STEPS if point == "export" else step, rank))
-    return strikes
+        drawn_faults.append(Fault(ranks, point, STEPS if point == "export" else step, rank))
+    return drawn_faults
 
 
 def prepare(folder: Path, optimizer: str = "child-tuning") -> list[str]:
@@ -100,18 +100,11 @@ def prepare(folder: Path, optimizer: str = "child-tuning") -> list[str]:
     return [word for name, value in settings.items() for word in (f"--{name}", str(value))]
 
 
-def fine_tune(folder: Path, flags: list[str], ranks: int, strike: dict) -> str:
+def fine_tune(folder: Path, flags: list[str], ranks: int, fault: dict) -> str:
     """Run in `folder`, with one restart; returns what went wrong, empty if nothing."""
     folder.mkdir(parents=True)
-    program = [
-        "-m",
-        "experiments.fault_injection.worker",
-        folder,
-        json.dumps(strike),
-        *flags,
-        "--output",
-        folder / "run",
-    ]
+    worker = ["-m", "experiments.fault_injection.worker"]
+    program = [*worker, folder, json.dumps(fault), *flags, "--output", folder / "run"]
     try:
         torchrun(*program, ranks=ranks, timeout=LIMIT, quiet=True, max_restarts=1)
     except LaunchError as error:
@@ -119,9 +112,9 @@ def fine_tune(folder: Path, flags: list[str], ranks: int, strike: dict) -> str:
     return ""
 
 
-def evaluate(strike: Fault, folder: Path, reference: Path, failure: str) -> dict:
-    """What the struck run in `folder` shares with the undisturbed one in `reference`; `faults` says what it lacks."""
-    found = {**vars(strike), "faults": [failure] if failure else []}
+def evaluate(fault: Fault, folder: Path, reference: Path, failure: str) -> dict:
+    """What the faulty run in `folder` shares with the undisturbed one in `reference`; `faults` says what it lacks."""
+    found = {**vars(fault), "faults": [failure] if failure else []}
     if failure or not (folder / "killed.json").exists():
         found["faults"] = found["faults"] or ["the rank was never killed"]
         return found

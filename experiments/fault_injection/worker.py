@@ -1,9 +1,9 @@
 """A fine-tune in which one rank kills itself, once:
 `torchrun -m experiments.fault_injection.worker FOLDER FAULT FLAGS...`.
 
-FAULT is JSON: {"point": a name of POINTS, "step": N, "rank": R}, and "forget": true for a resume that is broken on
-purpose; {} disturbs nothing. `ftkit.finetune` is not changed: torch's own hooks say where a step is. What was on disk
-when the rank died goes to FOLDER/killed.json, what the next attempt went on from to FOLDER/resumed.json.
+FAULT is JSON: {"point": a name of POINTS, "step": N, "rank": R}, and "break_resume": true for a resume that loses
+the first moments, as a negative control; {} injects nothing. `ftkit.finetune` is not changed: torch's hooks locate the
+step. FOLDER/killed.json records what was on disk when the rank died, FOLDER/resumed.json the step that it resumed from.
 """
 
 import json
@@ -28,17 +28,17 @@ ONLY_RANK_0 = ("checkpoint rename", "export")
 
 
 def main() -> None:
-    folder, strike, flags = Path(sys.argv[1]), json.loads(sys.argv[2]), sys.argv[3:]
-    note_resumption(folder, strike.get("forget", False))
-    if "point" in strike and int(os.environ["RANK"]) == strike["rank"] and not (folder / "killed.json").exists():
-        inject(folder, strike["point"], strike["step"])
+    folder, fault, flags = Path(sys.argv[1]), json.loads(sys.argv[2]), sys.argv[3:]
+    note_resumption(folder, fault.get("break_resume", False))
+    if "point" in fault and int(os.environ["RANK"]) == fault["rank"] and not (folder / "killed.json").exists():
+        inject(folder, fault["point"], fault["step"])
     train.main(flags)
 
 
 def inject(folder: Path, point: str, step: int) -> None:
     """Kill this process at `point` of step `step` (the first is 1).
 
-    Checkpoints are written beside the steps: of one, the first write or rename after that step's update is struck.
+    Checkpoints are written beside the steps: of one, the first write or rename after that step's update fails.
     """
     done = 0  # optimizer steps
 
@@ -63,7 +63,7 @@ def inject(folder: Path, point: str, step: int) -> None:
         if point == "optimizer" and done == step:
             kill()
 
-    def half_written(self, *arguments):
+    def partial_write(self, *arguments):
         written = write_data(self, *arguments)
         if done >= step:
             written.wait()
@@ -87,19 +87,19 @@ def inject(folder: Path, point: str, step: int) -> None:
         PreTrainedModel.save_pretrained,
     )
     if point == "checkpoint write":
-        FileSystemWriter.write_data = half_written
+        FileSystemWriter.write_data = partial_write
     if point == "checkpoint rename":
         checkpoint_folder.sync = before_rename  # after about.json, before the rename
     if point == "export":
         PreTrainedModel.save_pretrained = after_export
 
 
-def note_resumption(folder: Path, forget: bool) -> None:
+def note_resumption(folder: Path, break_resume: bool) -> None:
     load = Checkpoints.load
 
     def noted(self, model, optimizer, extra):
         saved = load(self, model, optimizer, extra)
-        if forget:
+        if break_resume:
             for state in optimizer.state.values():
                 state["exp_avg"].zero_()
         if self.context.is_main_process:

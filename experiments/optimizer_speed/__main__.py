@@ -1,9 +1,10 @@
-"""Measure a step of child-tuning beside torch's AdamW and the original arithmetic, and store the figures.
+"""Time an optimizer step of child-tuning against torch's AdamW and the original implementation.
 
     python -m experiments.optimizer_speed
     python -m experiments.optimizer_speed --elements 1000000 --out here.json
 
-Run it on a quiet machine: the record says how busy it was.
+Writes data/results/bench_<device>.json. Takes minutes; run it on an idle machine, because the record
+contains the load average.
 """
 
 import argparse
@@ -31,15 +32,15 @@ BUSY = 1.5  # load average above which a warning is printed
 
 
 def measure(device: torch.device, elements: int, count: int, repeats: int, reserve_p: float, fisher_p: float) -> dict:
-    """Everything that one run finds, raw: times in seconds, sizes in bytes."""
+    """Return the raw record of one run: times in seconds, sizes in bytes."""
     before = _load()
     memory = {name: _peak(name, elements, count, reserve_p, fisher_p, device) for name in NAMES}
     copies = copy_seconds(elements, repeats, device)
     weights, gradients = (tensors(elements, count, device, seed) for seed in (0, 1))
-    contenders = [make(name, weights, gradients, reserve_p, fisher_p) for name in NAMES]
-    times = rounds(contenders, repeats, device)
-    floors = {contender.name: contender.floor_bytes for contender in contenders}
-    del contenders, weights, gradients
+    candidates = [make(name, weights, gradients, reserve_p, fisher_p) for name in NAMES]
+    times = rounds(candidates, repeats, device)
+    bounds = {candidate.name: candidate.bandwidth_bound for candidate in candidates}
+    del candidates, weights, gradients
     return {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "device": device.type,
@@ -53,7 +54,7 @@ def measure(device: torch.device, elements: int, count: int, repeats: int, reser
         "reserve_p": reserve_p,
         "fisher_p": fisher_p,
         "copy_seconds": copies,
-        "results": {n: {"seconds": times[n], "floor_bytes": floors[n], **memory[n]} for n in NAMES},
+        "results": {n: {"seconds": times[n], "floor_bytes": bounds[n], **memory[n]} for n in NAMES},
         "pocket": pocket_step(repeats, reserve_p, fisher_p, device),
         "load": [before, _load()],
     }

@@ -8,7 +8,7 @@ import torch
 
 from ftkit.child_tuning import ChildTuningAdamW
 
-# Small, so that weights shared by all contenders stay what they are, near enough.
+# Small, so that weights shared by all candidates stay what they are, near enough.
 LR, BETAS, EPS, WEIGHT_DECAY = 1e-6, (0.9, 0.999), 1e-8, 0.01
 FUSED, FOREACH, ORIGINAL = "AdamW, fused", "AdamW, foreach", "original arithmetic"
 FREE, DENSE, COMPACT = "ours, task-free", "ours, task-dependent, dense", "ours, task-dependent, compact"
@@ -20,20 +20,20 @@ class Candidate:
     name: str
     step: Callable[[], None]
     params: list[torch.nn.Parameter]
-    floor_bytes: int  # that a step must read and write
+    bandwidth_bound: int  # bytes that a step must read and write
     state_bytes: Callable[[], int]  # moments and masks, or the indices that stand for them
     sources: list[torch.Tensor] = field(default_factory=list)  # gradients to begin a step with; empty: shared
 
     def prepare(self) -> None:
-        """Bring back the gradients that a step has changed; not part of what is timed."""
+        """Restore the gradients that a step has changed; this is not timed."""
         for param, source in zip(self.params, self.sources, strict=False):
             param.grad.copy_(source)
 
 
 class OriginalArithmetic:
-    """Task-free child-tuning as its authors' program computes it, operation by operation, in our words.
+    """Task-free child-tuning as its authors' program computes it, operation by operation.
 
-    Draw a Bernoulli tensor, amplify it, multiply the gradient by it in place; then Adam, whose epsilon is not
+    Draw a Bernoulli tensor, rescale it by 1/p, multiply the gradient by it in place; then Adam, whose epsilon is not
     corrected for bias; then the decay, of the weights already moved (Xu et al., EMNLP 2021, and the
     `ChildTuning` folder of alibaba/AliceMind).
     """
@@ -73,17 +73,17 @@ def make(
     lr: float = LR,
     weight_decay: float = WEIGHT_DECAY,
 ) -> Candidate:
-    """One contender on weights and gradients that it shares with the others, all float32 and contiguous.
+    """One candidate on weights and gradients that it shares with the others, all float32 and contiguous.
 
     Args:
         name: one of NAMES.
         reserve_p: probability of keeping an entry in task-free child-tuning.
         fisher_p: share of the elements that the task-dependent child has.
 
-    The floor counts, for each element, the bytes of weight, gradient and two moments that are read, and of
+    The bandwidth bound counts, for each element, the bytes of weight, gradient and two moments that are read, and of
     weight and moments that are written: 28; for a child's elements only, beside a byte of mask for every
     element (dense) or a 4-byte index for each of the child's (compact). Memory moves in lines of 64 bytes or
-    so, and hardly any line is without an element of a scattered child: its floors are out of reach.
+    so, and nearly every line contains an element of a random mask, so a masked step cannot reach its bound.
     """
     params = [torch.nn.Parameter(weight) for weight in weights.values()]
     numel = sum(param.numel() for param in params)
@@ -97,14 +97,14 @@ def make(
     if name == ORIGINAL:
         original = OriginalArithmetic(params, reserve_p=reserve_p, **common)
         return Candidate(name, original.step, params, 28 * numel, lambda: 8 * numel, list(gradients.values()))
-    named, own, floor = list(zip(weights, params, strict=True)), {"reserve_p": reserve_p}, 28 * numel
+    named, own, bound = list(zip(weights, params, strict=True)), {"reserve_p": reserve_p}, 28 * numel
     if name != FREE:
         masks = random_masks(weights, fisher_p)
-        child = int(sum(mask.sum() for mask in masks.values()))
+        kept = int(sum(mask.sum() for mask in masks.values()))
         own = {"mode": "task-dependent", "gradient_mask": masks, "compact_state": name == COMPACT}
-        floor = 28 * child + (4 * child if name == COMPACT else numel)
+        bound = 28 * kept + (4 * kept if name == COMPACT else numel)
     optimizer = ChildTuningAdamW(named, **common, **own)
-    return Candidate(name, optimizer.step, params, floor, lambda: sum(optimizer.state_bytes().values()))
+    return Candidate(name, optimizer.step, params, bound, lambda: sum(optimizer.state_bytes().values()))
 
 
 def _state_bytes(optimizer: torch.optim.Optimizer) -> int:

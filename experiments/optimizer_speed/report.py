@@ -17,7 +17,7 @@ HEAD = (
 
 
 def rows(record: dict) -> list[list[str]]:
-    """One row for each contender, in words; medians throughout."""
+    """One row for each candidate, in words; medians throughout."""
     bandwidth = copy_bandwidth(record)
     results = record["results"]
     fused, original = (median(results[name]["seconds"]) for name in (FUSED, ORIGINAL))

@@ -1,6 +1,6 @@
 """Time, memory and copy bandwidth; nothing here knows what is measured.
 
-Contenders take turns in every round, so that what disturbs the machine disturbs all of them.
+Candidates take turns in every round, so that what disturbs the machine disturbs all of them.
 """
 
 import gc
@@ -27,15 +27,15 @@ def seconds(function: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - start
 
 
-def rounds(contenders: list[Candidate], repeats: int, device: torch.device) -> dict[str, list[float]]:
-    """Seconds of every contender's step in each of `repeats` rounds, by name."""
-    times = {contender.name: [] for contender in contenders}
+def rounds(candidates: list[Candidate], repeats: int, device: torch.device) -> dict[str, list[float]]:
+    """Seconds of every candidate's step in each of `repeats` rounds, by name."""
+    times = {candidate.name: [] for candidate in candidates}
     for turn in range(-WARM_UP, repeats):
-        for contender in contenders:
-            contender.prepare()
-            taken = seconds(contender.step, device)
+        for candidate in candidates:
+            candidate.prepare()
+            taken = seconds(candidate.step, device)
             if turn >= 0:
-                times[contender.name].append(taken)
+                times[candidate.name].append(taken)
     return times
 
 
@@ -55,25 +55,25 @@ def tensors(elements: int, count: int, device: torch.device, seed: int) -> dict[
 def peak_bytes(
     name: str, elements: int, count: int, reserve_p: float, fisher_p: float, device: str
 ) -> dict[str, int | None]:
-    """Memory of one contender beside weights and gradients: of its state, and at most beyond it in a step.
+    """Memory of one candidate beside weights and gradients: of its state, and at most beyond it in a step.
 
     On a CPU it is the process's resident memory, so call it in a process of its own; "extra" is then good to
     about a megabyte, and None where the system does not tell (it needs Linux's /proc).
     """
     device = torch.device(device)
     small = [tensors(count, count, device, seed) for seed in (0, 1)]
-    contender = make(name, *small, reserve_p, fisher_p)
+    candidate = make(name, *small, reserve_p, fisher_p)
     for _ in range(3):  # code that is loaded and threads that are started are not the step's memory
-        contender.step()
+        candidate.step()
     weights, gradients = (tensors(elements, count, device, seed) for seed in (0, 1))
     gc.collect()
     before = _used(device)
-    contender = make(name, weights, gradients, reserve_p, fisher_p)
+    candidate = make(name, weights, gradients, reserve_p, fisher_p)
     gc.collect()
     known = _forget_peak(device)
     for _ in range(3):
-        contender.step()
-    state, owned = contender.state_bytes(), 4 * elements if contender.sources else 0  # its own gradients
+        candidate.step()
+    state, owned = candidate.state_bytes(), 4 * elements if candidate.sources else 0  # its own gradients
     return {"state": state, "extra": max(0, _peak(device) - before - state - owned) if known else None}
 
 
@@ -112,11 +112,11 @@ ROWS = 16  # conversations in a batch, as python -m ftkit.finetune has by defaul
 
 
 def pocket_step(repeats: int, reserve_p: float, fisher_p: float, device: torch.device) -> dict:
-    """Seconds of forward and backward passes over real conversations, and of each contender's step.
+    """Seconds of forward and backward passes over real conversations, and of each candidate's step.
 
     Returns:
         "rows" and "tokens" of the padded batch [rows, tokens], "parameters", and lists of seconds: "passes",
-        and "steps" by contender.
+        and "steps" by candidate.
     """
     model, tokenizer = load_base()
     model.to(device).train()
@@ -134,7 +134,7 @@ def pocket_step(repeats: int, reserve_p: float, fisher_p: float, device: torch.d
     taken = [seconds(passes, device) for _ in range(-WARM_UP, repeats)][WARM_UP:]
     weights = {name: param.detach() for name, param in model.named_parameters()}
     gradients = {name: param.grad for name, param in model.named_parameters()}
-    contenders = [make(name, weights, gradients, reserve_p, fisher_p) for name in NAMES]
+    candidates = [make(name, weights, gradients, reserve_p, fisher_p) for name in NAMES]
     numel = sum(weight.numel() for weight in weights.values())
     sizes = {"rows": ROWS, "tokens": longest, "parameters": numel}
-    return {**sizes, "passes": taken, "steps": rounds(contenders, repeats, device)}
+    return {**sizes, "passes": taken, "steps": rounds(candidates, repeats, device)}

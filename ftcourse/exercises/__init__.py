@@ -1,9 +1,9 @@
-"""Checkers for the exercises: each returns a `Verdict` and never raises at the learner.
+"""Checkers for the exercises: each returns a `Verdict` and never raises an exception at the learner.
 
-A checker is a function decorated with `@checker` that takes the learner's answer, raises `NotYet` with
-the likely mistake, and returns one sentence of praise when all is well. It draws its own seeded inputs and
-compares with a reference that it computes by another road, never with the learner's own answer.
-Here is what all of them share; each notebook's checkers are a module beside it, like `gradient_masks`.
+A checker is a function decorated with `@checker`. It takes the learner's answer, raises `WrongAnswer` with the likely
+mistake, and returns one sentence of praise when the answer is right. It generates its own seeded inputs and compares
+with a reference that it computes independently. This module holds what all checkers share; those of one notebook are
+in a module of its topic, such as `gradient_masks`.
 """
 
 import functools
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 
 class NotAttempted(Exception):
-    """The stub is untouched: it still holds or returns `...` or None."""
+    """The stub is unchanged: it still holds or returns `...` or None."""
 
 
 class WrongAnswer(Exception):
@@ -23,16 +23,16 @@ class WrongAnswer(Exception):
 
 @dataclass(frozen=True, repr=False)
 class Verdict:
-    """What a checker found. `empty`: the stub is untouched (and then `right` is False)."""
+    """The result of a checker. `not_attempted`: the stub is unchanged (and `right` is False)."""
 
     right: bool
     message: str
-    empty: bool = False
+    not_attempted: bool = False
 
     @property
     def headline(self) -> str:
         """One of "Right", "Not solved yet", "Not yet"."""
-        return "Right" if self.right else "Not solved yet" if self.empty else "Not yet"
+        return "Right" if self.right else "Not solved yet" if self.not_attempted else "Not yet"
 
     def __repr__(self) -> str:
         return f"{self.headline}: {self.message}"
@@ -51,14 +51,14 @@ class Verdict:
 
 
 def checker(check: Callable[..., str]) -> Callable[..., Verdict]:
-    """Wrap `check(answer, ...)`, which returns praise or raises, into a function that returns a `Verdict`."""
+    """Decorate `check(answer, ...)`, which returns praise or raises, so that it returns a `Verdict`."""
 
     @functools.wraps(check)
     def verdict(*args, **kwargs) -> Verdict:
         try:
             return Verdict(right=True, message=check(*args, **kwargs))
         except NotAttempted:
-            return Verdict(False, "replace the … by your code and run the cell again.", empty=True)
+            return Verdict(False, "replace the … by your code and run the cell again.", not_attempted=True)
         except WrongAnswer as mistake:
             return Verdict(False, str(mistake))
         except Exception as error:  # to a learner, a hint helps more than a stack of our frames
@@ -68,21 +68,21 @@ def checker(check: Callable[..., str]) -> Callable[..., Verdict]:
 
 
 def require_answer(answer):
-    """Return `answer`, or raise `NotSolved` while it is what an untouched stub gives: None or `...`."""
+    """Return `answer`, or raise `NotAttempted` while it is None or `...`, as in an unchanged stub."""
     if answer is None or answer is ...:
         raise NotAttempted
     return answer
 
 
 def match_known_mistake(value: float, hints: dict[float, str], rel_tol: float = 1e-9) -> None:
-    """Raise `NotYet` with the hint whose key is `value`: what a usual mistake comes to."""
+    """Raise `WrongAnswer` with the hint whose key, the result of a typical mistake, is close to `value`."""
     for wrong, hint in hints.items():
         if math.isclose(value, wrong, rel_tol=rel_tol):
             raise WrongAnswer(hint)
 
 
 def require_tensor(answer, shape):
-    """Return `answer` detached, as a tensor of `shape`; raise `NotSolved` for a stub, `NotYet` otherwise."""
+    """Return `answer` detached, as a tensor of `shape`; raises `NotAttempted` for a stub, else `WrongAnswer`."""
     import torch
 
     if not isinstance(require_answer(answer), torch.Tensor):

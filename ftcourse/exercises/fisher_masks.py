@@ -87,7 +87,7 @@ def _masks(answer, scores: dict) -> dict[str, torch.Tensor]:
 
 
 def _name_the_child(masks: dict, scores: dict, right: dict, wanted: int) -> None:
-    """Raise `NotYet` for masks that are not right, with the usual mistake that explains them."""
+    """Raise `WrongAnswer` for masks that are not right, with the usual mistake that explains them."""
     if _same(masks, {name: score >= _kth_largest(score) for name, score in scores.items()}):
         raise WrongAnswer("every tensor keeps its own tenth: take one threshold for all tensors together.")
     if _same(masks, {name: ~mask for name, mask in right.items()}):

@@ -43,7 +43,7 @@ def check_child_gradient(child_gradient) -> str:
 
 
 def _name_the_amplifier(factor: float, reserve_p: float) -> None:
-    """Raise `NotYet` for the mean factor of the kept entries if it is one of the usual wrong ones."""
+    """Raise `WrongAnswer` for the mean factor of the kept entries if it is one of the usual wrong ones."""
     mistakes = {
         0.0: "every entry is zero: nothing survived.",
         1.0: "the amplifier is missing: divide the kept entries by reserve_p.",

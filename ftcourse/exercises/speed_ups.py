@@ -96,7 +96,7 @@ def check_chunked_loss(chunked_loss) -> str:
 
 
 def _name_the_loss(answer: torch.Tensor, each: torch.Tensor, counted: torch.Tensor, chunk: int) -> None:
-    """Raise `NotYet` for the usual wrong means; each: the losses of all rows, 0 where not counted."""
+    """Raise `WrongAnswer` for the usual wrong means; each: the losses of all rows, 0 where not counted."""
     whole = len(each) // chunk * chunk
     pairs = list(zip(each.split(chunk), counted.split(chunk), strict=True))
     means = [losses.sum() / count.sum() for losses, count in pairs if count.any()]

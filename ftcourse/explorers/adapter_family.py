@@ -1,12 +1,13 @@
 """Pictures of a comparison of adapters: every seed a dot, and what a method forgot, domain by domain."""
 
-import html
 from collections.abc import Mapping, Sequence
 
 import ipywidgets
 import numpy as np
 
-from ftcourse.plots import OKABE_ITO, figure_svg, new_axes
+from ftcourse.plots import OKABE_ITO, new_axes
+
+from . import Explorer
 
 
 def plot_family(panels: Mapping[str, Mapping[str, Sequence[float]]], *, percent: Sequence[str] = ()):
@@ -51,32 +52,31 @@ def plot_movement(panels: Mapping[str, Sequence[Sequence[tuple[float, float]]]])
     return axes
 
 
-class ForgettingExplorer(ipywidgets.VBox):
+class ForgettingExplorer(Explorer):
     """A menu of methods over bars: the share of each domain's facts that the method's fine-tune has lost.
 
     `lines` are those of `ftcourse.studies.adapters.table.summarise`. Attributes: `menu`, the control; `caption`, which
     names the domain that suffered most; `lost`, the shares that are drawn.
     """
 
+    hint = "choose another method"
+
     def __init__(self, lines: Sequence[Mapping], row: str = "lora", beside: str = "full"):
         self.by_row = {line["row"]: line["forgotten_by_domain"] for line in lines if line["lr"]}
         self.beside = beside
         self.menu = ipywidgets.Dropdown(options=list(self.by_row), value=row, description="method")
-        self.picture = ipywidgets.HTML()
-        super().__init__([self.menu, self.picture])
-        self.menu.observe(self._redraw, names="value")
-        self._redraw()
+        super().__init__(self.menu)
 
-    def __repr__(self) -> str:
-        return f"ForgettingExplorer({self.menu.value}): run the cell to choose another method"
+    def state(self) -> str:
+        return f"{self.menu.value}"
 
-    def _redraw(self, _change=None) -> None:
+    def draw(self) -> str:
         row = self.menu.value
         self.lost, other = self.by_row[row], self.by_row[self.beside]
         worst, share = max(self.lost.items(), key=lambda item: item[1])
         mean = sum(self.lost.values()) / len(self.lost)
         most = f", most of {worst} ({share:.0%})" if share > 0 else ""
-        self.caption = f"{row}: {mean:.0%} of the facts lost, mean over domains{most}."
+        caption = f"{row}: {mean:.0%} of the facts lost, mean over domains{most}."
         figure, ax = new_axes(6.0, 0.24 * len(self.lost) + 0.8)
         order = sorted(self.lost, key=lambda domain: (-self.lost[domain], domain))
         ax.barh(order, [self.lost[domain] for domain in order], color=OKABE_ITO[0], label=row)
@@ -86,5 +86,4 @@ class ForgettingExplorer(ipywidgets.VBox):
         ax.set_xlabel("facts lost")
         ax.invert_yaxis()
         ax.legend(loc="lower right", fontsize=9)
-        svg = figure_svg(figure, title=f"Facts lost by domain. {self.caption}")
-        self.picture.value = f'{svg}<p aria-live="polite">{html.escape(self.caption)}</p>'
+        return self.captioned(figure, caption, "Facts lost by domain.")

@@ -1,13 +1,19 @@
+"""A menu of questions over the answers that several models gave, each compared with the reference."""
+
 import html
 
 import ipywidgets
 
+from . import Explorer
 
-class AnswerExplorer(ipywidgets.VBox):
+
+class AnswerExplorer(Explorer):
     """A menu of questions over a table of answers, one row for each model.
 
-    Attributes: `menu` and `table`, the control and its picture; `index`, which question is shown.
+    Attributes: `menu`, the control; `index`, which question is shown.
     """
+
+    hint = "choose one"
 
     def __init__(self, questions: list[str], answers: dict[str, list[str]], references: list[str]):
         self.answers, self.references = answers, references
@@ -16,20 +22,16 @@ class AnswerExplorer(ipywidgets.VBox):
             description="question",
             layout=ipywidgets.Layout(width="36em"),
         )
-        self.table = ipywidgets.HTML()
-        super().__init__([self.menu, self.table])
-        self.add_class("ftkit-answer-explorer")
-        self.menu.observe(self._redraw, names="value")
-        self._redraw()
+        super().__init__(self.menu)
 
     @property
     def index(self) -> int:
         return self.menu.value
 
-    def __repr__(self) -> str:
-        return f"AnswerExplorer({len(self.references)} questions): run the cell to choose one"
+    def state(self) -> str:
+        return f"{len(self.references)} questions"
 
-    def _redraw(self, _change=None) -> None:
+    def draw(self) -> str:
         wanted = self.references[self.index]
         rows = [("wanted", wanted, "")]
         for label, answers in self.answers.items():
@@ -40,7 +42,7 @@ class AnswerExplorer(ipywidgets.VBox):
             f"<td style='text-align:left;white-space:pre-wrap'>{html.escape(text)}</td><td>{mark}</td></tr>"
             for label, text, mark in rows
         )
-        self.table.value = f'<table aria-live="polite">{cells}</table>'
+        return f'<table aria-live="polite">{cells}</table>'
 
 
 def answer_explorer(questions: list[str], answers: dict[str, list[str]], references: list[str]) -> AnswerExplorer:

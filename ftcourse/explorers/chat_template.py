@@ -14,17 +14,21 @@ from ftkit.chat.tokenizer import check_tokenizer
 from ftkit.findings import Finding, sort_findings
 from ftkit.loss import IGNORE_INDEX
 
+from . import Explorer
+
 SIGNS = {"error": "✘", "warning": "▲", "note": "○"}  # severity in a sign and a word: no colour is needed
 
 
-class ChatExplorer(ipywidgets.VBox):
+class ChatExplorer(Explorer):
     """Menus of tokenizers and conversations and a slider for the maximal length, over tokens and findings.
 
     `tokenizers` and `conversations` (lists of messages) go by the names that the menus show. A tokenizer may be
-    faulty, but must have a chat template. Attributes: `tokenizer_menu`, `conversation_menu`, `length_slider` and
-    `page`, the controls and what they change; `findings`, those that are shown. Raises ValueError where there is
+    faulty, but must have a chat template. Attributes: `tokenizer_menu`, `conversation_menu` and
+    `length_slider`, the controls; `findings`, those that are shown. Raises ValueError where there is
     nothing to choose from, or a tokenizer without a template.
     """
+
+    hint = "choose others"
 
     def __init__(self, tokenizers: Mapping[str, PreTrainedTokenizerBase], conversations: Mapping[str, Messages]):
         if not tokenizers or not conversations:
@@ -39,18 +43,11 @@ class ChatExplorer(ipywidgets.VBox):
         self.length_slider = ipywidgets.IntSlider(
             value=longest, min=4, max=max(longest, 4), description="max_length", **look
         )
-        self.page = ipywidgets.HTML()
-        controls = [self.tokenizer_menu, self.conversation_menu, self.length_slider]
-        super().__init__([*controls, self.page])
-        self.add_class("ftkit-chat-explorer")
-        for control in controls:
-            control.observe(self._redraw, names="value")
-        self._redraw()
+        super().__init__(self.tokenizer_menu, self.conversation_menu, self.length_slider)
 
-    def __repr__(self) -> str:
-        # What a saved notebook stores: the usual repr would carry the whole page.
+    def state(self) -> str:
         shown = f"{self.tokenizer_menu.value!r}, {self.conversation_menu.value!r}"
-        return f"ChatExplorer({shown}, max_length={self.length_slider.value}): run the cell to choose others"
+        return f"{shown}, max_length={self.length_slider.value}"
 
     def _row(self, tokenizer: PreTrainedTokenizerBase, messages: Messages) -> tuple[list[int], list[int]]:
         """Tokens and labels, all masked for a template that does not mark what is learnt."""
@@ -59,7 +56,7 @@ class ChatExplorer(ipywidgets.VBox):
         kept = zip(rendered.input_ids, rendered.loss_mask, strict=True)
         return rendered.input_ids, [token if learnt else IGNORE_INDEX for token, learnt in kept]
 
-    def _redraw(self, _change=None) -> None:
+    def draw(self) -> str:
         tokenizer = self.tokenizers[self.tokenizer_menu.value]
         messages = self.conversations[self.conversation_menu.value]
         length = self.length_slider.value
@@ -71,7 +68,7 @@ class ChatExplorer(ipywidgets.VBox):
             first.setdefault(finding.code, finding)
         self.findings = sort_findings(first.values())
         view = token_view(tokenizer, messages, {"input_ids": ids[:length], "labels": labels[:length]})
-        self.page.value = findings_page(self.findings) + view._repr_html_()
+        return findings_page(self.findings) + view._repr_html_()
 
 
 def findings_page(findings: list[Finding]) -> str:

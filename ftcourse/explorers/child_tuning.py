@@ -1,13 +1,14 @@
-"""Pictures of the study: scores with their intervals, and curves by epoch."""
+"""Pictures of the child-tuning study: final scores with intervals, and curves by epoch under a slider."""
 
-import html
 import statistics
 
 import ipywidgets
 
-from ftcourse.plots import OKABE_ITO, figure_svg, new_axes
+from ftcourse.plots import OKABE_ITO, new_axes
 from ftcourse.studies.child_tuning import ADAMW, ADVISED_P, CONTROL, DEPENDENT, DEPENDENT_P, FREE, FREE_P, SCORE, Study
 from ftcourse.studies.records import interval
+
+from . import Explorer
 
 LOOKS = {  # colour, marker, line
     ADAMW: (OKABE_ITO[6], "o", "-"),
@@ -80,8 +81,11 @@ def plot_curves(study: Study, task: str, p: float, measure: str = SCORE, *, ax=N
     return ax
 
 
-class SweepExplorer(ipywidgets.VBox):
-    """Attributes: `slider` (p), `task` and `measure`, the controls; `picture`; `caption`, its text."""
+class SweepExplorer(Explorer):
+    """Sliders and menus for reserve_p, task and measure over `plot_curves`.
+
+    Attributes: `slider` (reserve_p), `task` and `measure`, the controls.
+    """
 
     def __init__(self, study: Study):
         self.study = study
@@ -92,17 +96,12 @@ class SweepExplorer(ipywidgets.VBox):
             description="measure",
             layout=ipywidgets.Layout(width="28em"),
         )
-        self.picture = ipywidgets.HTML()
-        super().__init__([ipywidgets.HBox([self.slider, self.task]), self.measure, self.picture])
-        self.add_class("ftkit-sweep-explorer")
-        for control in (self.slider, self.task, self.measure):
-            control.observe(self._redraw, names="value")
-        self._redraw()
+        super().__init__([self.slider, self.task], self.measure)
 
-    def __repr__(self) -> str:
-        return f"SweepExplorer({self.task.value}, reserve_p={self.slider.value}): run the cell to move it"
+    def state(self) -> str:
+        return f"{self.task.value}, reserve_p={self.slider.value}"
 
-    def _redraw(self, _change=None) -> None:
+    def draw(self) -> str:
         task, p, measure = self.task.value, self.slider.value, self.measure.value
         scale, unit = (100, " %") if measure.endswith("exact") else (1, "")
         means = {
@@ -115,13 +114,12 @@ class SweepExplorer(ipywidgets.VBox):
         }
         rate = self.study.rate(task, FREE, p)
         ends = ", ".join(f"{label} {value:.3g}{unit}" for label, value in means.items())
-        self.caption = f"{task}, {UNITS[measure]}, after the last epoch: {ends}. F's rate is {rate:g}."
-        svg = figure_svg(plot_curves(self.study, task, p, measure).figure, title=self.caption)
-        self.picture.value = f'{svg}<p aria-live="polite">{html.escape(self.caption)}</p>'
+        caption = f"{task}, {UNITS[measure]}, after the last epoch: {ends}. F's rate is {rate:g}."
+        return self.captioned(plot_curves(self.study, task, p, measure).figure, caption)
 
 
 def sweep_explorer(study: Study) -> SweepExplorer:
     """Return a `SweepExplorer`. Raises ValueError when the study has no final runs."""
     if not study.tasks:
-        raise ValueError("the study has no final runs yet: python -m ftkit.studies.child_tuning makes them")
+        raise ValueError("the study has no final runs yet: python -m ftcourse.studies.child_tuning makes them")
     return SweepExplorer(study)

@@ -1,6 +1,5 @@
 """Where in a model the child of task-dependent child-tuning lies: counted, drawn, and under a slider."""
 
-import html
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,9 +7,11 @@ from dataclasses import dataclass
 import ipywidgets
 import torch
 
-from ftcourse.plots import OKABE_ITO, figure_svg, new_axes
+from ftcourse.plots import OKABE_ITO, new_axes
 from ftkit.child_tuning import top_fraction_masks
 from ftkit.parameters import NORM
+
+from . import Explorer
 
 # "model.layers.3.mlp.up_proj.weight", "transformer.h.3.attn.c_attn.bias": the first numbered module is the layer.
 LAYER = re.compile(r"^(?:.*?\.)?([A-Za-z_]\w*\.\d+)\.([^.]+)")
@@ -76,10 +77,10 @@ def plot_child_map(parts: Mapping[str, Part], reserve_p: float, *, title: str, a
     return ax
 
 
-class ChildExplorer(ipywidgets.VBox):
+class ChildExplorer(Explorer):
     """A slider for reserve_p over the map of the child that the largest scores make.
 
-    Attributes: `slider` and `picture`, the control and its picture; `parts`, what is drawn.
+    Attributes: `slider`, the control; `parts`, what is drawn.
     """
 
     def __init__(self, scores: dict[str, torch.Tensor], reserve_p: float):
@@ -93,17 +94,12 @@ class ChildExplorer(ipywidgets.VBox):
             readout_format=".2f",
             continuous_update=False,  # each value looks for its threshold among all scores
         )
-        self.picture = ipywidgets.HTML()
-        super().__init__([self.slider, self.picture])
-        self.add_class("ftkit-child-explorer")
-        self.slider.observe(self._redraw, names="value")
-        self._redraw()
+        super().__init__(self.slider)
 
-    def __repr__(self) -> str:
-        # What a saved notebook stores: the usual repr would carry the whole picture.
-        return f"ChildExplorer(reserve_p={self.slider.value:.2f}): run the cell to move it"
+    def state(self) -> str:
+        return f"reserve_p={self.slider.value:.2f}"
 
-    def _redraw(self, _change=None) -> None:
+    def draw(self) -> str:
         reserve_p = self.slider.value
         self.parts = child_parts(top_fraction_masks(self.scores, reserve_p))
         fullest = max(self.parts, key=lambda name: self.parts[name].share)
@@ -114,8 +110,7 @@ class ChildExplorer(ipywidgets.VBox):
             f"emptiest: {emptiest} ({self.parts[emptiest].share:.0%})."
         )
         ax = plot_child_map(self.parts, reserve_p, title=f"the child at reserve_p {reserve_p:.2f}")
-        svg = figure_svg(ax.figure, title=f"Share of each part in the child. {caption}")
-        self.picture.value = f'{svg}<p aria-live="polite">{html.escape(caption)}</p>'
+        return self.captioned(ax.figure, caption, "Share of each part in the child.")
 
 
 def child_explorer(scores: dict[str, torch.Tensor], reserve_p: float = 0.1) -> ChildExplorer:

@@ -1,6 +1,5 @@
 """A map of a model: which entries of which tensor train; and a menu over several such maps."""
 
-import html
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -8,7 +7,9 @@ from collections.abc import Iterable, Mapping
 import ipywidgets
 import torch
 
-from ftcourse.plots import OKABE_ITO, figure_svg, new_axes
+from ftcourse.plots import OKABE_ITO, new_axes
+
+from . import Explorer
 
 TILE = 6  # entries across and down: the corner of each matrix that is drawn
 
@@ -62,37 +63,34 @@ def requires_grad_map(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: torch.full(p.shape, p.requires_grad) for name, p in model.named_parameters()}
 
 
-class PresetExplorer(ipywidgets.VBox):
+class PresetExplorer(Explorer):
     """A menu of presets over the map of what trains under each.
 
-    Attributes: `menu` and `picture`, the control and its picture; `trainable`, entries that train.
+    Attributes: `menu`, the control; `trainable`, entries that train.
     """
+
+    hint = "choose another"
 
     def __init__(self, maps: Mapping[str, Mapping[str, torch.Tensor]]):
         self.maps = maps
         self.menu = ipywidgets.Dropdown(options=list(maps), description="preset")
-        self.picture = ipywidgets.HTML()
-        super().__init__([self.menu, self.picture])
-        self.add_class("ftkit-preset-explorer")
-        self.menu.observe(self._redraw, names="value")
-        self._redraw()
+        super().__init__(self.menu)
 
     @property
     def trainable(self) -> int:
         return sum(int(mask.sum()) for mask in self.maps[self.menu.value].values())
 
-    def __repr__(self) -> str:
-        return f"PresetExplorer({self.menu.value!r}): run the cell to choose another"
+    def state(self) -> str:
+        return f"{self.menu.value!r}"
 
-    def _redraw(self, _change=None) -> None:
+    def draw(self) -> str:
         trains = self.maps[self.menu.value]
         total = sum(mask.numel() for mask in trains.values())
         caption = (
             f"{self.menu.value}: {self.trainable:,} of {total:,} parameters train "
             f"({self.trainable / total:.1%}). Filled: trains; hatched: frozen."
         )
-        svg = figure_svg(plot_map(trains, title=self.menu.value).figure, title=caption)
-        self.picture.value = f'{svg}<p aria-live="polite">{html.escape(caption)}</p>'
+        return self.captioned(plot_map(trains, title=self.menu.value).figure, caption)
 
 
 def _places(names: Iterable[str]) -> dict[str, tuple[str, str]]:

@@ -1,11 +1,12 @@
-"""What a rank of a sharded model holds at each moment of a training step: a picture, and a slider over the moments."""
+"""What a rank holds of an FSDP model: unsharded parameters during a training step, and the rows of one matrix."""
 
-import html
 from collections.abc import Mapping, Sequence
 
 import ipywidgets
 
-from ftcourse.plots import OKABE_ITO, figure_svg, new_axes, plot_shards
+from ftcourse.plots import OKABE_ITO, new_axes, plot_shards
+
+from . import Explorer
 
 LINES = ("-", "--", ":")
 KB = 1000  # bytes
@@ -27,34 +28,29 @@ def plot_gathered(held: Mapping[str, Sequence[int]], moments: Sequence[str], mom
     return ax
 
 
-class GatherExplorer(ipywidgets.VBox):
+class GatherExplorer(Explorer):
     """A slider over the moments of a training step, above `plot_gathered`.
 
-    Attributes: `slider` and `picture`, the control and its picture; `here`, the bytes gathered at the chosen moment.
+    Attributes: `slider`, the control; `here`, the bytes gathered at the chosen moment.
     """
 
     def __init__(self, held: Mapping[str, Sequence[int]], moments: Sequence[str]):
         self.held, self.moments = held, moments
         self.slider = ipywidgets.IntSlider(value=0, min=0, max=len(moments) - 1, description="moment")
-        self.picture = ipywidgets.HTML()
-        super().__init__([self.slider, self.picture])
-        self.add_class("ftkit-gather-explorer")
-        self.slider.observe(self._redraw, names="value")
-        self._redraw()
+        super().__init__(self.slider)
 
     @property
     def here(self) -> dict[str, int]:
         return {name: values[self.slider.value] for name, values in self.held.items()}
 
-    def __repr__(self) -> str:
-        return f"GatherExplorer({len(self.moments)} moments): run the cell to move it"
+    def state(self) -> str:
+        return f"{len(self.moments)} moments"
 
-    def _redraw(self, _change=None) -> None:
+    def draw(self) -> str:
         moment = self.slider.value
         parts = [f"{name}: {held / KB:,.0f} kB" for name, held in self.here.items()]
         caption = f"{self.moments[moment]}. Gathered on this rank, {'; '.join(parts)}."
-        svg = figure_svg(plot_gathered(self.held, self.moments, moment).figure, title=caption)
-        self.picture.value = f'{svg}<p aria-live="polite">{html.escape(caption)}</p>'
+        return self.captioned(plot_gathered(self.held, self.moments, moment).figure, caption)
 
 
 def gather_explorer(held: Mapping[str, Sequence[int]], moments: Sequence[str]) -> GatherExplorer:
@@ -67,20 +63,16 @@ def gather_explorer(held: Mapping[str, Sequence[int]], moments: Sequence[str]) -
     return GatherExplorer(held, moments)
 
 
-class ShardExplorer(ipywidgets.VBox):
+class ShardExplorer(Explorer):
     """A slider for the number of ranks over a picture of which rows of a matrix lie on which rank.
 
-    Attributes: `slider` and `picture`, the control and its picture; `rows_per_rank`, the shards' sizes.
+    Attributes: `slider`, the control; `rows_per_rank`, the shards' sizes.
     """
 
     def __init__(self, rows: int, columns: int, ranks: int = 2, most: int = 8):
         self.rows, self.columns = rows, columns
         self.slider = ipywidgets.IntSlider(value=ranks, min=1, max=most, description="ranks")
-        self.picture = ipywidgets.HTML()
-        super().__init__([self.slider, self.picture])
-        self.add_class("ftkit-shard-explorer")
-        self.slider.observe(self._redraw, names="value")
-        self._redraw()
+        super().__init__(self.slider)
 
     @property
     def rows_per_rank(self) -> list[int]:
@@ -88,18 +80,17 @@ class ShardExplorer(ipywidgets.VBox):
         block = -(-self.rows // self.slider.value)
         return [min(block, max(0, self.rows - rank * block)) for rank in range(self.slider.value)]
 
-    def __repr__(self) -> str:
-        return f"ShardExplorer(rows_per_rank={self.rows_per_rank}): run the cell to move it"
+    def state(self) -> str:
+        return f"rows_per_rank={self.rows_per_rank}"
 
-    def _redraw(self, _change=None) -> None:
+    def draw(self) -> str:
         share = max(self.rows_per_rank) / self.rows
         caption = (
             f"{self.rows} × {self.columns} on {self.slider.value} rank(s): rows per rank {self.rows_per_rank}. "
             f"A rank holds at most {share:.0%} of the matrix."
         )
         ax = plot_shards(self.rows_per_rank, columns=self.columns, title="rows of one matrix")
-        svg = figure_svg(ax.figure, title=caption)
-        self.picture.value = f'{svg}<p aria-live="polite">{html.escape(caption)}</p>'
+        return self.captioned(ax.figure, caption)
 
 
 def shard_explorer(rows: int, columns: int, ranks: int = 2) -> ShardExplorer:

@@ -1,21 +1,17 @@
-"""Controls that redraw a picture: plain ipywidgets (7.7 or newer) over `HTML(value=svg)`, without `Output`.
-
-`Output` and `interact` leave outputs that differ from run to run. What a widget shows can be read from its
-attributes, so that a plain cell can move a slider and assert what came of it.
-"""
-
-import html
+"""The gradient mask of child-tuning on a small matrix, under a slider for reserve_p and a button for the seed."""
 
 import ipywidgets
 import torch
 
-from ftcourse.plots import figure_svg, new_axes, plot_matrix
+from ftcourse.plots import new_axes, plot_matrix
+
+from . import Explorer
 
 
-class MaskExplorer(ipywidgets.VBox):
+class MaskExplorer(Explorer):
     """A slider for reserve_p and a seed button over four matrices: mask, amplified gradient, mean, gradient.
 
-    Attributes: `slider`, `seed_button` and `picture`, the controls; `seed`; and, of the gradient's shape,
+    Attributes: `slider` and `seed_button`, the controls; `seed`; and, of the gradient's shape,
     `mask` (bool), `child` (the gradient amplified under it) and `mean` (of `draws` such children).
     """
 
@@ -25,23 +21,17 @@ class MaskExplorer(ipywidgets.VBox):
             value=reserve_p, min=0.05, max=1.0, step=0.01, description="reserve_p", readout_format=".2f"
         )
         self.seed_button = ipywidgets.Button(description="New seed", tooltip="Draw another mask")
-        self.picture = ipywidgets.HTML()
-        controls = ipywidgets.HBox([self.slider, self.seed_button])
-        super().__init__([controls, self.picture])
-        self.add_class("ftkit-mask-explorer")
-        self.slider.observe(self._redraw, names="value")
+        super().__init__((self.slider, self.seed_button))
         self.seed_button.on_click(self._next_seed)
-        self._redraw()
 
-    def __repr__(self) -> str:
-        # What a saved notebook stores: the usual repr would carry the whole picture.
-        return f"MaskExplorer(reserve_p={self.slider.value:.2f}, seed={self.seed}): run the cell to move it"
+    def state(self) -> str:
+        return f"reserve_p={self.slider.value:.2f}, seed={self.seed}"
 
     def _next_seed(self, _button) -> None:
         self.seed += 1
-        self._redraw()
+        self.redraw()
 
-    def _redraw(self, _change=None) -> None:
+    def draw(self) -> str:
         reserve_p = self.slider.value
         generator = torch.Generator().manual_seed(self.seed)
         # One uniform number per entry, compared with reserve_p: as the slider rises, entries only ever join.
@@ -55,10 +45,9 @@ class MaskExplorer(ipywidgets.VBox):
             f"entries kept, each times {1 / reserve_p:.2f}. "
             f"Mean of {self.draws:,} masks: at most {gap:.2f} from the gradient."
         )
-        svg = figure_svg(self._draw(), title=f"Mask, amplified gradient, mean and true gradient. {caption}")
-        self.picture.value = f'{svg}<p aria-live="polite">{html.escape(caption)}</p>'
+        return self.captioned(self._figure(), caption, "Mask, amplified gradient, mean and true gradient.")
 
-    def _draw(self):
+    def _figure(self):
         rows, columns = self.gradient.shape
         figure, axes = new_axes(4 * (0.2 + 0.7 * columns), 0.4 + 0.7 * rows, columns=4)
         limit = self.gradient.abs().max().item()

@@ -1,12 +1,13 @@
-"""How much of a matrix's change its largest singular values hold: a picture, and a slider for the rank."""
+"""The explained variance of a weight change ΔW by rank: a picture, and a slider for the rank."""
 
-import html
 from collections.abc import Mapping
 
 import ipywidgets
 import torch
 
-from ftcourse.plots import OKABE_ITO, figure_svg, new_axes
+from ftcourse.plots import OKABE_ITO, new_axes
+
+from . import Explorer
 
 
 def explained_variance(singular_values: torch.Tensor, r: int) -> float:
@@ -43,10 +44,10 @@ def plot_singular_values(change: torch.Tensor, losses: Mapping[int, float], r: i
     return axes
 
 
-class RankExplorer(ipywidgets.VBox):
-    """A slider for the rank and a menu of matrices over `plot_ranks`.
+class RankExplorer(Explorer):
+    """A slider for the rank and a menu of matrices over `plot_singular_values`.
 
-    Attributes: `slider`, `menu` and `picture`, the controls and their picture; `energy`, the share of the chosen
+    Attributes: `slider` and `menu`, the controls; `explained`, the share of the chosen
     matrix's squared singular values that the rank keeps.
     """
 
@@ -54,27 +55,21 @@ class RankExplorer(ipywidgets.VBox):
         self.changes, self.losses = changes, losses
         self.slider = ipywidgets.SelectionSlider(options=list(losses), description="rank r")
         self.menu = ipywidgets.Dropdown(options=list(changes), description="matrix")
-        self.picture = ipywidgets.HTML()
-        super().__init__([ipywidgets.HBox([self.slider, self.menu]), self.picture])
-        self.add_class("ftkit-rank-explorer")
-        for control in (self.slider, self.menu):
-            control.observe(self._redraw, names="value")
-        self._redraw()
+        super().__init__([self.slider, self.menu])
 
     @property
-    def energy(self) -> float:
+    def explained(self) -> float:
         return explained_variance(torch.linalg.svdvals(self.changes[self.menu.value].float()), self.slider.value)
 
-    def __repr__(self) -> str:
-        return f"RankExplorer(r={self.slider.value}, {self.menu.value!r}): run the cell to move it"
+    def state(self) -> str:
+        return f"r={self.slider.value}, {self.menu.value!r}"
 
-    def _redraw(self, _change=None) -> None:
+    def draw(self) -> str:
         r, name = self.slider.value, self.menu.value
         noise = explained_variance(random_like(self.changes[name]), r)
         caption = (
-            f"{name} at rank {r}: {self.energy:.0%} of the squared singular values kept (of a random matrix's "
+            f"{name} at rank {r}: {self.explained:.0%} of the squared singular values kept (of a random matrix's "
             f"{noise:.0%}). Every change cut to that rank: loss {self.losses[r]:.2f} nats a token."
         )
         axes = plot_singular_values(self.changes[name], self.losses, r, name=name)
-        svg = figure_svg(axes[0].figure, title=caption)
-        self.picture.value = f'{svg}<p aria-live="polite">{html.escape(caption)}</p>'
+        return self.captioned(axes[0].figure, caption)

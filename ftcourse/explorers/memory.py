@@ -1,12 +1,13 @@
 """Pictures of memory: bars of what a rank holds at its peak, and a control that says what fits, and what would."""
 
-import html
 from collections.abc import Mapping, Sequence
 
 import ipywidgets
 
-from ftcourse.plots import HATCHES, OKABE_ITO, figure_svg, new_axes
+from ftcourse.plots import HATCHES, OKABE_ITO, new_axes
 from ftkit.memory.tracker import KINDS
+
+from . import Explorer
 
 ORDER = (*KINDS, "scratch")
 COLOURS, MARKS = (*OKABE_ITO, "#999999"), (*HATCHES, "..")  # one pair for each
@@ -77,12 +78,14 @@ def _with(row: Mapping) -> str:
     return "" if row["change"] == "as planned" else f", with {row['change']}"
 
 
-class MemoryExplorer(ipywidgets.VBox):
+class MemoryExplorer(Explorer):
     """Menus of model, method, GPUs and memory of a GPU, over stacked bars of every change.
 
     `rows` are those of `ftcourse.studies.memory_plans`. Attributes: `model`, `method`, `gpus` and `gib`, the controls;
     `chosen`, the row that is planned; `verdict`, whether it fits and what would change that.
     """
+
+    hint = "choose others"
 
     def __init__(self, rows: Sequence[Mapping], gib: int = 80):
         self.rows = rows
@@ -91,27 +94,14 @@ class MemoryExplorer(ipywidgets.VBox):
             options = list(dict.fromkeys(row[key] for row in rows))
             return ipywidgets.Dropdown(options=options, description=description)
 
-        self.model, self.method, self.gpus = (
-            menu("model", "model"),
-            menu("method", "method"),
-            menu("gpus", "GPUs"),
-        )
+        self.model, self.method, self.gpus = menu("model", "model"), menu("method", "method"), menu("gpus", "GPUs")
         self.gib = ipywidgets.Dropdown(options=[16, 24, 40, 80, 141, 192], value=gib, description="GiB a GPU")
-        self.picture = ipywidgets.HTML()
-        controls = [self.model, self.method, self.gpus, self.gib]
-        super().__init__([ipywidgets.HBox(controls[:2]), ipywidgets.HBox(controls[2:]), self.picture])
-        self.add_class("ftkit-memory-explorer")
-        for control in controls:
-            control.observe(self._redraw, names="value")
-        self._redraw()
+        super().__init__((self.model, self.method), (self.gpus, self.gib))
 
-    def __repr__(self) -> str:
-        return (
-            f"MemoryExplorer({self.model.value}, {self.method.value}, {self.gpus.value} GPUs of {self.gib.value} GiB): "
-            "run the cell to choose others"
-        )
+    def state(self) -> str:
+        return f"{self.model.value}, {self.method.value}, {self.gpus.value} GPUs of {self.gib.value} GiB"
 
-    def _redraw(self, _change=None) -> None:
+    def draw(self) -> str:
         wanted = {"model": self.model.value, "method": self.method.value, "gpus": self.gpus.value}
         shown = [row for row in self.rows if wanted.items() <= row.items()]
         capacity = self.gib.value * GIB
@@ -121,7 +111,6 @@ class MemoryExplorer(ipywidgets.VBox):
             self.verdict = "fits"
         else:
             self.verdict = f"does not fit; first change that would do: {change or 'none of these'}"
-        said = f"{self.model.value}, {self.method.value}, {self.gpus.value} × {self.gib.value} GiB: {self.verdict}"
+        caption = f"{self.model.value}, {self.method.value}, {self.gpus.value} × {self.gib.value} GiB: {self.verdict}"
         ax = plot_memory({row["change"]: row["at_peak"] for row in shown}, capacity=capacity)
-        svg = figure_svg(ax.figure, title=said)
-        self.picture.value = f'{svg}<p aria-live="polite">{html.escape(said)}</p>'
+        return self.captioned(ax.figure, caption)

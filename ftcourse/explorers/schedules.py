@@ -1,13 +1,14 @@
 """Learning rates by step, as transformers' own schedulers give them, and a slider over the size of the data."""
 
-import html
 import math
 
 import ipywidgets
 import torch
 from transformers import get_scheduler
 
-from ftcourse.plots import OKABE_ITO, figure_svg, new_axes
+from ftcourse.plots import OKABE_ITO, new_axes
+
+from . import Explorer
 
 
 def learning_rates(name: str, warmup: int, steps: int, peak: float = 1.0) -> list[float]:
@@ -34,37 +35,32 @@ def plot_schedules(schedules: dict[str, list[float]], *, ax=None):
     return ax
 
 
-class ScheduleExplorer(ipywidgets.VBox):
+class ScheduleExplorer(Explorer):
     """A number of warmup steps, beside a share of all steps, over runs on few and many rows.
 
-    Attributes: `slider` (rows), `picture`, `steps` of the run, `reached` (share of the peak with the fixed warmup),
-    and `caption`, the text under the picture.
+    Attributes: `slider` (number of examples), `steps` of the run, `reached` (share of the peak with the fixed
+    warmup).
     """
 
     def __init__(self, warmup: int, share: float, batch_size: int, epochs: int, rows: int):
         self.warmup, self.share, self.batch_size, self.epochs = warmup, share, batch_size, epochs
         self.slider = ipywidgets.IntSlider(value=rows, min=32, max=2048, step=32, description="rows")
-        self.picture = ipywidgets.HTML()
-        super().__init__([self.slider, self.picture])
-        self.add_class("ftkit-schedule-explorer")
-        self.slider.observe(self._redraw, names="value")
-        self._redraw()
+        super().__init__(self.slider)
 
-    def __repr__(self) -> str:
-        return f"ScheduleExplorer({self.slider.value} rows): run the cell to move it"
+    def state(self) -> str:
+        return f"{self.slider.value} rows"
 
-    def _redraw(self, _change=None) -> None:
+    def draw(self) -> str:
         self.steps = math.ceil(self.slider.value / self.batch_size) * self.epochs
         fixed = learning_rates("linear", self.warmup, self.steps)
         fitted = learning_rates("linear", round(self.share * self.steps), self.steps)
         self.reached = max(fixed)
-        self.caption = (
+        caption = (
             f"{self.slider.value} rows make {self.steps} steps: {self.warmup} steps of warmup reach "
             f"{self.reached:.0%} of the peak, a share of {self.share:.0%} reaches {max(fitted):.0%}."
         )
         lines = {f"warmup of {self.warmup} steps": fixed, f"warmup of {self.share:.0%}": fitted}
-        svg = figure_svg(plot_schedules(lines).figure, title=self.caption)
-        self.picture.value = f'{svg}<p aria-live="polite">{html.escape(self.caption)}</p>'
+        return self.captioned(plot_schedules(lines).figure, caption)
 
 
 def schedule_explorer(

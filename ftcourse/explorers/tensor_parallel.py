@@ -1,13 +1,14 @@
 """Who holds which part of a layer's matrices under tensor parallelism: a picture, and a slider for the ranks."""
 
-import html
 from collections.abc import Mapping
 
 import ipywidgets
 from transformers import PretrainedConfig
 
-from ftcourse.plots import HATCHES, OKABE_ITO, figure_svg, new_axes
+from ftcourse.plots import HATCHES, OKABE_ITO, new_axes
 from ftkit.distributed.tensor_parallel import validate_tp_degree
+
+from . import Explorer
 
 COLUMN, ROW = "column", "row"
 
@@ -60,39 +61,34 @@ def plot_layer_shards(matrices: Mapping[str, tuple[str, int, int]], tp: int):
     return ax
 
 
-class LayerShards(ipywidgets.VBox):
+class LayerShards(Explorer):
     """A slider for the number of tensor-parallel ranks over `plot_layer_shards`.
 
-    Attributes: `slider` and `picture`, the control and its picture; `shapes`, each weight's part on one rank, empty
-    where the ranks do not divide the model; `caption`, what stands below, or why they do not.
+    Attributes: `slider`, the control; `shapes`, each weight's part on one rank, empty
+    where the ranks do not divide the model.
     """
 
     def __init__(self, config: PretrainedConfig, most: int = 4):
         self.config, self.matrices = config, layer_matrices(config)
         self.slider = ipywidgets.IntSlider(value=2, min=1, max=most, description="ranks (tp)")
-        self.picture = ipywidgets.HTML()
-        super().__init__([self.slider, self.picture])
-        self.add_class("ftkit-layer-shards")
-        self.slider.observe(self._redraw, names="value")
-        self._redraw()
+        super().__init__(self.slider)
 
-    def __repr__(self) -> str:
-        return f"LayerShards(tp={self.slider.value}): run the cell to move it"
+    def state(self) -> str:
+        return f"tp={self.slider.value}"
 
-    def _redraw(self, _change=None) -> None:
-        tp, svg = self.slider.value, ""
+    def draw(self) -> str:
+        tp = self.slider.value
         try:
             validate_tp_degree(self.config, tp)
         except ValueError as error:
-            self.shapes, self.caption = {}, str(error)
-        else:
-            self.shapes = {name: shard_shape(*cut, tp) for name, cut in self.matrices.items()}
-            whole = sum(out * wide for _, out, wide in self.matrices.values())
-            held = sum(out * wide for out, wide in self.shapes.values())
-            heads = self.config.num_attention_heads // tp
-            self.caption = f"Each of {tp} rank(s) holds {held:,} of {whole:,} weights, and {heads} attention head(s)."
-            svg = figure_svg(plot_layer_shards(self.matrices, tp).figure, title=self.caption)
-        self.picture.value = f'{svg}<p aria-live="polite">{html.escape(self.caption)}</p>'
+            self.shapes = {}
+            return self.captioned(None, str(error))
+        self.shapes = {name: shard_shape(*cut, tp) for name, cut in self.matrices.items()}
+        full = sum(out * wide for _, out, wide in self.matrices.values())
+        held = sum(out * wide for out, wide in self.shapes.values())
+        heads = self.config.num_attention_heads // tp
+        caption = f"Each of {tp} rank(s) holds {held:,} of {full:,} weights, and {heads} attention head(s)."
+        return self.captioned(plot_layer_shards(self.matrices, tp).figure, caption)
 
 
 def layer_shards(config: PretrainedConfig, most: int = 4) -> LayerShards:

@@ -1,10 +1,15 @@
-"""One fine-tune of the study, from a fresh base model to a raw record."""
+"""Compare child-tuning with AdamW over seeds, or continue the comparison, and store one raw record per run.
 
-import argparse
+    python -m ftcourse.studies.child_tuning
+    python -m ftcourse.studies.child_tuning --tasks chat-96 --output mine.jsonl
+
+Learning rates are searched on seeds of their own; the final runs use the best one. A run that is in the output is not
+repeated. `Study` reads the records and `study_claims` derives the verdicts. Hours on two cores.
+"""
+
 import dataclasses
 import functools
 import math
-import os
 import re
 import statistics
 import sys
@@ -21,7 +26,17 @@ from ftkit.child_tuning import ChildTuningAdamW, fisher_mask
 from ftkit.models import data_dir
 from ftkit.parameters import decay_groups
 
-from .records import T_975, Interval, interval, read_records, run_missing, sort_records, write_records
+from .records import (
+    T_975,
+    Interval,
+    interval,
+    make_repeatable,
+    read_records,
+    run_missing,
+    sort_records,
+    study_parser,
+    write_records,
+)
 from .tasks import BATCH_SIZE, HEAD, WEIGHT_DECAY, Task, load_task, training_steps
 
 ADAMW, CONTROL, FREE, DEPENDENT = "AdamW", "AdamW at sqrt(p)", "F", "D"
@@ -38,15 +53,15 @@ class Trial:
     seed: int  # of rows, order, masks, and a classifier's head: equal seeds see equal data
 
 
-def run_trial(setting: Trial, base: str | None = None) -> dict:
-    """Train and judge after every epoch; returns the setting, `curves` (one list a measure) and `seconds`."""
+def run_trial(trial: Trial, base: str | None = None) -> dict:
+    """Train and evaluate after every epoch; return the trial, `curves` (a list per measure) and `seconds`."""
     start = time.perf_counter()
-    torch.manual_seed(setting.seed)
-    task = load_task(setting.task, setting.seed, base)
+    torch.manual_seed(trial.seed)
+    task = load_task(trial.task, trial.seed, base)
     steps = steps_per_epoch(task.train, BATCH_SIZE)
     curves: dict[str, list[float]] = {"train_loss": []}
     losses = []
-    for loss in training_steps(task, make_optimizer(setting, task), setting.seed):
+    for loss in training_steps(task, make_optimizer(trial, task), trial.seed):
         losses.append(loss)
         if len(losses) < steps:
             continue
@@ -54,20 +69,20 @@ def run_trial(setting: Trial, base: str | None = None) -> dict:
         losses.clear()
         task.model.eval()
         with torch.no_grad():
-            for measure, value in task.judge(task.model).items():
+            for measure, value in task.evaluate(task.model).items():
                 curves.setdefault(measure, []).append(value)
     rounded = {measure: [round(value, 4) for value in values] for measure, values in curves.items()}
     seconds = round(time.perf_counter() - start, 1)
-    return {**dataclasses.asdict(setting), "curves": rounded, "seconds": seconds}
+    return {**dataclasses.asdict(trial), "curves": rounded, "seconds": seconds}
 
 
-def make_optimizer(setting: Trial, task: Task) -> torch.optim.Optimizer:
+def make_optimizer(trial: Trial, task: Task) -> torch.optim.Optimizer:
     """AdamW for AdamW and for the control; ChildTuningAdamW for F and D, over the same decay groups."""
     named = list(task.model.named_parameters())
-    if setting.method in (ADAMW, CONTROL):
-        return torch.optim.AdamW(decay_groups(named, WEIGHT_DECAY), lr=setting.lr)
-    common = {"lr": setting.lr, "reserve_p": setting.p, "seed": setting.seed}
-    if setting.method == FREE:
+    if trial.method in (ADAMW, CONTROL):
+        return torch.optim.AdamW(decay_groups(named, WEIGHT_DECAY), lr=trial.lr)
+    common = {"lr": trial.lr, "reserve_p": trial.p, "seed": trial.seed}
+    if trial.method == FREE:
         return ChildTuningAdamW(decay_groups(named, WEIGHT_DECAY), **common)
     # As in the original, the mask is taken at the pretrained weights, and a new head is not masked.
     head = [(name, param) for name, param in named if re.search(HEAD, name)]
@@ -75,7 +90,7 @@ def make_optimizer(setting: Trial, task: Task) -> torch.optim.Optimizer:
     masks = fisher_mask(
         task.model,
         ([row] for row in task.train),
-        setting.p,
+        trial.p,
         per="batch",  # each of one row
         exclude=[HEAD] if head else [],
         loss=task.loss,
@@ -204,7 +219,7 @@ def less_spread(steady: Sequence[float], other: Sequence[float]) -> bool:
 
 
 def study_claims(study: Study) -> list[Claim]:
-    """The sources' claims about child-tuning, judged by the study's runs, each for every task."""
+    """The sources' claims about child-tuning, tested on the study's runs, each for every task."""
     free, adamw = (FREE, ADVISED_P), (ADAMW, 1.0)
     wright, xu = "Wright 2022, transformer_central and its video on child-tuning under FSDP", "Xu et al. 2021"
     ends = {task: study.gain(task, free, adamw) for task in study.tasks}
@@ -289,17 +304,10 @@ def _claim(claim: str, source: str, held: dict[str, bool], measured: str) -> Cla
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m ftkit.studies.child_tuning",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    output = data_dir() / "results" / "child_tuning.jsonl"
+    parser = study_parser("child_tuning", __doc__, "workers")
     parser.add_argument("--tasks", nargs="+", default=list(SEEDS), help=f"default: {' '.join(SEEDS)}")
     parser.add_argument("--seeds", type=int, help="final runs of each method (10 on chat-96, 5 elsewhere)")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (one for each core)")
     parser.add_argument("--model", help="a model folder (pocket-base)")
-    parser.add_argument("--output", type=Path, default=output, help="raw records (%(default)s)")
     given = parser.parse_args(arguments)
     if (1 if given.seeds is None else given.seeds) < 1 or given.workers < 1:
         parser.error("--seeds and --workers must be at least 1")
@@ -308,12 +316,12 @@ def main(arguments: list[str] | None = None) -> int:
             load_task(task, TUNING_SEEDS[0], given.model)  # names and sizes that cannot work fail here
     except (ValueError, OSError) as error:
         parser.error(str(error))
-    torch.set_num_threads(1)  # sums in one order: the records repeat
+    make_repeatable()
     make = functools.partial(run_trial, base=given.model)
     for task in given.tasks:
         records = run_missing(tuning(task), make, given.output, f"{task}, rates", given.workers)
-        settings = final(records, task, given.seeds or SEEDS.get(task, 5))
-        records = run_missing(settings, make, given.output, task, given.workers)
+        trials = final(records, task, given.seeds or SEEDS.get(task, 5))
+        records = run_missing(trials, make, given.output, task, given.workers)
         write_records(given.output, sort_records(records, Trial))
     print(f"stored in {given.output}")
     return 0

@@ -1,21 +1,18 @@
-"""Watch how full fine-tuning, LoRA and DoRA move the matrices: how far in length, how far in direction.
+"""Record how full fine-tuning, LoRA and DoRA move each matrix, in magnitude and in direction.
 
     python -m ftcourse.studies.dora
 
 The scatter of DoRA's paper (Liu et al. 2024, figure 2), on pocket-base: each matrix of the layers is a point at each
-of four moments of a run. The rates are those that the comparison of adapters found. Minutes on one core.
+of four moments of a run. The learning rates are those that the comparison of adapters found. Minutes on one core.
 """
 
-import argparse
 import copy
 import statistics
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import torch
-import transformers
 from peft import PeftModel
 from torch import nn
 
@@ -25,7 +22,7 @@ from ftkit.adapters import attach, make_optimizer
 from ftkit.batching import steps_per_epoch
 from ftkit.models import data_dir
 
-from .records import read_records, run_missing, sort_records, write_records
+from .records import make_repeatable, read_records, run_missing, sort_records, study_parser, write_records
 from .tasks import BATCH_SIZE, WEIGHT_DECAY, base_of, load_task, training_steps
 
 TASK, METHODS, SEEDS, MOMENTS = "chat-200", ("full", "lora", "dora"), (0, 1, 2), 4
@@ -52,7 +49,7 @@ def movement(before: torch.Tensor, after: torch.Tensor) -> tuple[float, float]:
 
 @torch.no_grad()
 def layer_matrices(model: nn.Module) -> dict[str, torch.Tensor]:
-    """What each matrix of the layers amounts to, an adapter merged in; a copy's, by the base model's names."""
+    """Return the weights of a copy's linear layers, adapters merged, by the base model's names."""
     whole = copy.deepcopy(model)
     whole = whole.merge_and_unload() if isinstance(whole, PeftModel) else whole
     return {
@@ -62,23 +59,23 @@ def layer_matrices(model: nn.Module) -> dict[str, torch.Tensor]:
     }
 
 
-def run(setting: Trial) -> dict:
-    """The setting, and `points`: [moment, matrix, change of length, change of direction], moments 1 to MOMENTS."""
-    torch.manual_seed(setting.seed)
-    task = load_task(TASK, setting.seed, base_of(""))
-    before, row = layer_matrices(task.model), ARMS[setting.row]
+def run(trial: Trial) -> dict:
+    """The trial, and `points`: [moment, matrix, change of length, change of direction], moments 1 to MOMENTS."""
+    torch.manual_seed(trial.seed)
+    task = load_task(TASK, trial.seed, base_of(""))
+    before, row = layer_matrices(task.model), ARMS[trial.row]
     model = attach(task.model, row.method, **options_for(row, task.model))
-    optimizer = make_optimizer(model, row.method, setting.lr, weight_decay=WEIGHT_DECAY, seed=setting.seed)
+    optimizer = make_optimizer(model, row.method, trial.lr, weight_decay=WEIGHT_DECAY, seed=trial.seed)
     steps = task.epochs * steps_per_epoch(task.train, BATCH_SIZE)
     moments = {round(steps * m / MOMENTS): m for m in range(1, MOMENTS + 1)}
     points = []
     # The adapter is in task.model's own layers, so that training the one trains the other.
-    for step, _ in enumerate(training_steps(task, optimizer, setting.seed), start=1):
+    for step, _ in enumerate(training_steps(task, optimizer, trial.seed), start=1):
         if moment := moments.get(step):
             for name, after in layer_matrices(model).items():
                 length, direction = movement(before[name], after)
                 points.append([moment, name, float(f"{length:.4g}"), float(f"{direction:.4g}")])
-    return {**asdict(setting), "points": points}
+    return {**asdict(trial), "points": points}
 
 
 def correlation(records: list[dict], row: str, wanted: Callable[[int, str], bool]) -> list[float]:
@@ -96,19 +93,11 @@ def chosen_points(record: dict, wanted: Callable[[int, str], bool]) -> list[tupl
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m ftcourse.studies.dora",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    output = data_dir() / "results" / "dora.jsonl"
-    parser.add_argument("--output", type=Path, default=output, help="raw records (%(default)s)")
-    given = parser.parse_args(arguments)
-    transformers.utils.logging.disable_progress_bar()  # of loading: one bar is enough
-    torch.set_num_threads(1)  # sums in one order: the records repeat
+    given = study_parser("dora", __doc__).parse_args(arguments)
+    make_repeatable()
     compared = of_task(read_records(COMPARED), TASK)
-    settings = [Trial(row, best_rate(compared, row), seed) for seed in SEEDS for row in METHODS]
-    records = run_missing(settings, run, given.output, "matrices")
+    trials = [Trial(row, best_rate(compared, row), seed) for seed in SEEDS for row in METHODS]
+    records = run_missing(trials, run, given.output, "matrices")
     write_records(given.output, sort_records(records, Trial))
     print(f"stored in {given.output}")
     return 0

@@ -1,30 +1,27 @@
-"""Fine-tune on 200 questions under each freezing preset, or go on with it, and store one raw record a run.
+"""Fine-tune on 200 questions under each freezing preset, or continue, and store one raw record per run.
 
     python -m ftcourse.studies.freezing
     python -m ftcourse.studies.freezing --model MODEL --output mine.jsonl
 
-First each preset at two rates on one seed, then the better rate on three others. A run that is in the output
-already is not done again; a preset that the model cannot take is said and left out. Minutes on one core.
+First each preset at two learning rates on one seed, then the better one on three other seeds. A run that is in the
+output is not repeated; a preset that the model cannot take is reported and left out. Minutes on one core.
 """
 
-import argparse
 import itertools
 import statistics
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import torch
-import transformers
 from torch import nn
 
 from ftkit import freezing as presets
-from ftkit.models import data_dir, load_base, load_tokenizer
+from ftkit.models import load_base, load_tokenizer
 from ftkit.parameters import count_parameters, decay_groups
 
-from .records import run_missing
+from .records import make_repeatable, run_missing, study_parser
 from .tasks import WEIGHT_DECAY, Task, base_of, knowledge_by_domain, load_task, training_steps
 
 TASK = "chat-200"
@@ -64,29 +61,30 @@ def apply_preset(model: nn.Module, preset: str) -> list[str]:
     return table[preset](model)
 
 
-def run(setting: Trial) -> dict:
-    """Train, judge at the end, and return the setting with what was counted and measured.
+def run(trial: Trial) -> dict:
+    """Train, evaluate at the end, and return the trial with what was counted and measured.
 
     `trainable` parameters, `optimizer_bytes`, `cpu_ms` of the median step, `cpu_seconds` of the run; `test_exact` and
-    `heldout_domains_exact` (fractions), their losses (nats a token); by domain, what `pages` gives.
+    `heldout_domains_exact` (fractions), their losses (nats per token); and, by domain, the result of
+    `knowledge_by_domain`.
     """
     start = time.process_time()  # not the clock on the wall: other programs slow that down
-    torch.manual_seed(setting.seed)
-    base = base_of(setting.model)
-    task = load_task(TASK, setting.seed, base)
-    apply_preset(task.model, setting.preset)
-    optimizer = torch.optim.AdamW(decay_groups(task.model.named_parameters(), WEIGHT_DECAY), lr=setting.lr)
-    cpu_ms = train(task, optimizer, setting.seed)
+    torch.manual_seed(trial.seed)
+    base = base_of(trial.model)
+    task = load_task(TASK, trial.seed, base)
+    apply_preset(task.model, trial.preset)
+    optimizer = torch.optim.AdamW(decay_groups(task.model.named_parameters(), WEIGHT_DECAY), lr=trial.lr)
+    cpu_ms = train(task, optimizer, trial.seed)
     task.model.eval()
     with torch.no_grad():
-        judged = {measure: round(value, 4) for measure, value in task.judge(task.model).items()}
+        scores = {measure: round(value, 4) for measure, value in task.evaluate(task.model).items()}
         by_domain = knowledge_by_domain(task.model, load_tokenizer(base))
     return {
-        **asdict(setting),
+        **asdict(trial),
         "trainable": count_parameters(task.model).trainable,
         "optimizer_bytes": optimizer_bytes(optimizer),
         "cpu_ms": round(cpu_ms, 1),
-        **judged,
+        **scores,
         **by_domain,
         "cpu_seconds": round(time.process_time() - start, 1),
     }
@@ -124,17 +122,8 @@ def possible_presets(model: str) -> list[str]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m ftcourse.studies.freezing",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    output = data_dir() / "results" / "freezing.jsonl"
-    parser.add_argument("--model", default="", help="a model folder or name (pocket-base)")
-    parser.add_argument("--output", type=Path, default=output, help="raw records (%(default)s)")
-    given = parser.parse_args(arguments)
-    transformers.utils.logging.disable_progress_bar()  # of loading: one bar is enough
-    torch.set_num_threads(1)  # sums in one order: the records repeat
+    given = study_parser("freezing", __doc__, "model").parse_args(arguments)
+    make_repeatable()
     names = possible_presets(given.model)
     tuning = [Trial(given.model, name, lr, TUNING_SEED) for name in names for lr in RATES[name]]
     records = run_missing(tuning, run, given.output, "rates")

@@ -1,29 +1,24 @@
-"""Run the optimizer study, or go on with it, and store one raw record a run.
+"""Run the optimizer study, or continue it, and store one raw record per run.
 
     python -m ftcourse.studies.optimizer
     python -m ftcourse.studies.optimizer --model MODEL --output mine.jsonl
 
-On few chat questions: rates, the decay of biases and gains, optimizers and schedules, each changed alone. A run that
-is in the output already is not done again. About half an hour on two cores.
+On few chat questions: learning rates, weight decay of biases and norm weights, optimizers and schedules, each changed
+alone. A run that is in the output is not repeated. About half an hour on two cores.
 """
 
-import argparse
 import dataclasses
-import os
 import sys
 import time
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
-import transformers
 from torch import nn
 
-from ftkit.models import data_dir, resolve_model
 from ftkit.parameters import decay_groups
 
-from .records import run_missing, sort_records, write_records
-from .tasks import load_task, training_steps
+from .records import make_repeatable, run_missing, sort_records, study_parser, write_records
+from .tasks import base_of, load_task, training_steps
 
 RATES = (5e-5, 1.5e-4, 5e-4, 1.5e-3, 5e-3)  # 5e-5 is the default of transformers' TrainingArguments
 SGD_RATES = (0.01, 0.03, 0.1, 0.3, 1.0)
@@ -58,72 +53,60 @@ class Trial:
 
 
 def plan(seeds: int = SEEDS, model: str = "") -> list[Trial]:
-    """Every setting once, seed by seed, so that a study that is cut short has complete seeds."""
-    settings = []
+    """Every trial once, seed by seed, so that a study that is cut short has complete seeds."""
+    trials = []
     for seed in range(seeds):
         usual = Trial(seed, model)
-        settings += [replace(usual, task=task, lr=lr) for task in STEPS for lr in RATES]
-        settings += [
+        trials += [replace(usual, task=task, lr=lr) for task in STEPS for lr in RATES]
+        trials += [
             replace(usual, weight_decay=decay, decays=what) for decay in DECAYS for what in (MATRICES, EVERYTHING)
         ]
-        settings += [replace(usual, beta2=0.95, lr=lr) for lr in RATES]
-        settings += [replace(usual, optimizer="sgd", lr=lr) for lr in SGD_RATES]
-        settings += [replace(usual, lr=lr, schedule=name, warmup=share) for lr in RATES for name, share in SCHEDULES]
+        trials += [replace(usual, beta2=0.95, lr=lr) for lr in RATES]
+        trials += [replace(usual, optimizer="sgd", lr=lr) for lr in SGD_RATES]
+        trials += [replace(usual, lr=lr, schedule=name, warmup=share) for lr in RATES for name, share in SCHEDULES]
         # The same number of warmup steps, carried from one size of data to another.
-        settings += [replace(usual, task=task, warmup=LONG_WARMUP / steps) for task, steps in STEPS.items()]
-    return list(dict.fromkeys(settings))
+        trials += [replace(usual, task=task, warmup=LONG_WARMUP / steps) for task, steps in STEPS.items()]
+    return list(dict.fromkeys(trials))
 
 
-def make_optimizer(model: nn.Module, setting: Trial) -> torch.optim.Optimizer:
-    if setting.decays == EVERYTHING:
+def make_optimizer(model: nn.Module, trial: Trial) -> torch.optim.Optimizer:
+    if trial.decays == EVERYTHING:
         groups = list(model.parameters())
     else:
-        groups = decay_groups(model.named_parameters(), setting.weight_decay)
-    common = {"lr": setting.lr, "weight_decay": setting.weight_decay}
-    if setting.optimizer == "sgd":
+        groups = decay_groups(model.named_parameters(), trial.weight_decay)
+    common = {"lr": trial.lr, "weight_decay": trial.weight_decay}
+    if trial.optimizer == "sgd":
         return torch.optim.SGD(groups, momentum=0.9, **common)
-    return torch.optim.AdamW(groups, betas=(0.9, setting.beta2), **common)
+    return torch.optim.AdamW(groups, betas=(0.9, trial.beta2), **common)
 
 
-def run(setting: Trial) -> dict:
-    """One fine-tune from a fresh model: the setting, `train_loss` (nats, by step), the judgement, `seconds`."""
+def run(trial: Trial) -> dict:
+    """Fine-tune a fresh model; return the trial, `train_loss` (nats, by step), the evaluation and `seconds`."""
     start = time.perf_counter()
-    torch.manual_seed(setting.seed)
-    base = resolve_model(setting.model or data_dir() / "pocket-base")  # whatever FTKIT_MODEL says: records name it
-    task = load_task(setting.task, setting.seed, base)
-    optimizer = make_optimizer(task.model, setting)
-    losses = [
-        round(loss, 4) for loss in training_steps(task, optimizer, setting.seed, setting.schedule, setting.warmup)
-    ]
+    torch.manual_seed(trial.seed)
+    task = load_task(trial.task, trial.seed, base_of(trial.model))
+    optimizer = make_optimizer(task.model, trial)
+    losses = [round(loss, 4) for loss in training_steps(task, optimizer, trial.seed, trial.schedule, trial.warmup)]
     task.model.eval()
     with torch.no_grad():
-        judged = {measure: round(value, 4) for measure, value in task.judge(task.model).items()}
+        scores = {measure: round(value, 4) for measure, value in task.evaluate(task.model).items()}
     seconds = round(time.perf_counter() - start, 1)
-    return {**dataclasses.asdict(setting), "train_loss": losses, **judged, "seconds": seconds}
+    return {**dataclasses.asdict(trial), "train_loss": losses, **scores, "seconds": seconds}
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m ftcourse.studies.optimizer",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    output = data_dir() / "results" / "optimizer.jsonl"
-    parser.add_argument("--seeds", type=int, default=SEEDS, help="runs of each setting (%(default)s)")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (one for each core)")
-    parser.add_argument("--model", default="", help="a model folder or name (pocket-base)")
-    parser.add_argument("--output", type=Path, default=output, help="raw records (%(default)s)")
+    parser = study_parser("optimizer", __doc__, "workers", "model")
+    parser.add_argument("--seeds", type=int, default=SEEDS, help="runs of each trial (%(default)s)")
     given = parser.parse_args(arguments)
     if given.seeds < 1 or given.workers < 1:
         parser.error("--seeds and --workers must be at least 1")
-    settings = plan(given.seeds, given.model)
-    transformers.utils.logging.disable_progress_bar()  # of loading: one bar is enough
-    torch.set_num_threads(1)  # sums in one order: the records repeat
+    trials = plan(given.seeds, given.model)
+    make_repeatable()
     try:
-        load_task("chat-96", 0, resolve_model(given.model or data_dir() / "pocket-base"))
+        load_task("chat-96", 0, base_of(given.model))
     except (ValueError, OSError) as error:
         parser.error(str(error))
-    records = run_missing(settings, run, given.output, "optimizer study", given.workers)
+    records = run_missing(trials, run, given.output, "optimizer study", given.workers)
     write_records(given.output, sort_records(records, Trial))
     print(f"stored in {given.output}")
     return 0

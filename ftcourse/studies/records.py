@@ -1,9 +1,11 @@
-"""A mean over seeds, and the 95 % interval around it."""
+"""What all studies share: the file of records, running what it lacks, the command line, and 95 % intervals."""
 
+import argparse
 import dataclasses
 import json
 import math
 import multiprocessing
+import os
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -12,7 +14,10 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
+import transformers
 from tqdm import tqdm
+
+from ftkit.models import data_dir
 
 # 97.5 % quantiles of Student's t for 1, 2, … degrees of freedom, as in any table of them.
 T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145,
@@ -42,7 +47,26 @@ def interval(values: Sequence[float]) -> Interval:
     return Interval(mean, mean - half, mean + half)
 
 
-Trial = TypeVar("Setting")  # a frozen dataclass, of a kind of its own for each study
+Trial = TypeVar("Trial")  # a frozen dataclass; each study has its own
+
+
+def study_parser(name: str, doc: str, *options: str) -> argparse.ArgumentParser:
+    """Return the parser of `python -m ftcourse.studies.NAME`: `--output` and of "workers", "model" the given ones."""
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog=f"python -m ftcourse.studies.{name}", description=doc, formatter_class=form)
+    if "workers" in options:
+        parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (one for each core)")
+    if "model" in options:
+        parser.add_argument("--model", default="", help="a model folder or name (pocket-base)")
+    output = data_dir() / "results" / f"{name}.jsonl"
+    parser.add_argument("--output", type=Path, default=output, help="raw records (%(default)s)")
+    return parser
+
+
+def make_repeatable() -> None:
+    """Use one thread, so that sums have one order and records repeat; hide the progress bars of loading."""
+    transformers.utils.logging.disable_progress_bar()
+    torch.set_num_threads(1)
 
 
 def read_records(path: Path) -> list[dict]:
@@ -55,32 +79,32 @@ def write_records(path: Path, records: list[dict]) -> None:
     path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
 
 
-def setting_of(record: dict, kind: type[Trial]) -> Trial:
-    """The setting, a dataclass, that the record's run was made with."""
+def trial_of(record: dict, kind: type[Trial]) -> Trial:
+    """Return the trial that the record's run was made with."""
     return kind(**{field.name: record[field.name] for field in dataclasses.fields(kind)})
 
 
 def sort_records(records: list[dict], kind: type[Trial]) -> list[dict]:
-    """The records by their settings, an order that does not depend on which run ended first."""
-    return sorted(records, key=lambda record: dataclasses.astuple(setting_of(record, kind)))
+    """The records by their trials, an order that does not depend on which run ended first."""
+    return sorted(records, key=lambda record: dataclasses.astuple(trial_of(record, kind)))
 
 
 def run_missing(
-    settings: list[Trial], run: Callable[[Trial], dict], path: Path, label: str, workers: int = 1
+    trials: list[Trial], run: Callable[[Trial], dict], path: Path, label: str, workers: int = 1
 ) -> list[dict]:
-    """Run the settings that the file has no record of, append theirs, and return all the file's records.
+    """Run the trials that the file has no record of, append theirs, and return all the file's records.
 
-    All settings are of one kind, whose fields `run` puts into its record. With one worker the runs are made in this
+    All trials are of one kind, whose fields `run` puts into its record. With one worker the runs are made in this
     process, in their order; with more, in processes of one thread each.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     records = read_records(path)
     write_records(path, records)  # without a line that was cut off
-    done = {setting_of(record, type(settings[0])) for record in records}
-    todo = [setting for setting in settings if setting not in done]
+    done = {trial_of(record, type(trials[0])) for record in records}
+    todo = [trial for trial in trials if trial not in done]
     with (
         path.open("a", encoding="utf-8") as file,
-        tqdm(total=len(settings), initial=len(settings) - len(todo), desc=label, unit="run") as bar,
+        tqdm(total=len(trials), initial=len(trials) - len(todo), desc=label, unit="run") as bar,
     ):
         for record in _results(todo, run, workers):
             records.append(record)
@@ -96,5 +120,5 @@ def _results(todo: list[Trial], run: Callable[[Trial], dict], workers: int) -> I
         return
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        for future in as_completed([pool.submit(run, setting) for setting in todo]):
+        for future in as_completed([pool.submit(run, trial) for trial in todo]):
             yield future.result()

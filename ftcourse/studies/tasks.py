@@ -1,6 +1,6 @@
-"""What the study trains on and how it judges: chat questions, and which statements are true.
+"""The tasks of the studies and their training loop: chat questions, and whether a statement is true.
 
-Shapes: B rows of a batch, T tokens (padded on the right), V vocabulary, C classes.
+Shapes: B examples of a batch, T tokens (padded on the right), V vocabulary, C classes.
 """
 
 import statistics
@@ -21,7 +21,7 @@ from ftkit.loss import IGNORE_INDEX, summed_cross_entropy, token_losses
 from ftkit.models import data_dir, load_base, load_tokenizer, resolve_model
 
 EVAL_ROWS = 64  # in one forward pass
-TRUTH_ROWS = 500  # of the test set that is judged after every epoch
+TRUTH_ROWS = 500  # of the test set, evaluated after every epoch
 HEAD = r"^(score|classifier)\."  # what a classifier adds to the base model
 
 
@@ -30,14 +30,15 @@ class Task:
     model: nn.Module
     train: list[Example]
     epochs: int
-    loss: Callable[[nn.Module, list[Example]], torch.Tensor]  # mean over the rows' labels, in nats
-    judge: Callable[[nn.Module], dict[str, float]]  # by the name of the measure
+    loss: Callable[[nn.Module, list[Example]], torch.Tensor]  # mean over the examples' labels, in nats
+    evaluate: Callable[[nn.Module], dict[str, float]]  # by the name of the measure
 
 
 def load_task(name: str, seed: int, base: str | None = None) -> Task:
-    """A fresh model and its data: "chat-N" or "truth-N" with N training rows; the seed chooses which.
+    """Return a fresh model and its data: "chat-N" or "truth-N" with N training examples, chosen by the seed.
 
-    Raises ValueError for another name.
+    Raises:
+        ValueError: for another name.
     """
     kind, _, n = name.partition("-")
     if kind not in ("chat", "truth") or not n.isdecimal():
@@ -46,12 +47,12 @@ def load_task(name: str, seed: int, base: str | None = None) -> Task:
 
 
 def epochs(n: int) -> int:
-    """About 1,500 rows are seen, and there are enough epochs for a curve."""
+    """Return a number of epochs in which about 1,500 examples are seen, at least 5 so that there is a curve."""
     return min(10, max(5, 1500 // n))
 
 
 def _chat(n: int, seed: int, base: str | None) -> Task:
-    """Answers must be given word for word and be stopped: on new questions, and in domains never trained on."""
+    """Exact match, end of turn included, on new questions and in domains that were not trained on."""
     model, tokenizer = load_base(base)
     model.float()  # bfloat16 moments would be another study
     template = training_template(tokenizer)
@@ -60,7 +61,7 @@ def _chat(n: int, seed: int, base: str | None) -> Task:
         for split, rows in low_resource_chat(n, seed).items()
     }
 
-    def judge(model: nn.Module) -> dict[str, float]:
+    def evaluate(model: nn.Module) -> dict[str, float]:
         found = {}
         for split in ("test", "heldout_domains"):
             exact, total, tokens = 0, 0.0, 0
@@ -75,11 +76,11 @@ def _chat(n: int, seed: int, base: str | None) -> Task:
             found[f"{split}_loss"] = total / tokens
         return found
 
-    return Task(model, splits["train"], epochs(n), next_token_loss, judge)
+    return Task(model, splits["train"], epochs(n), next_token_loss, evaluate)
 
 
 def next_token_scores(model: nn.Module, rows: list[Example]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits (B, T - 1, V) in float32, and the labels (B, T - 1) that they should foretell."""
+    """Logits (B, T - 1, V) in float32, and the labels (B, T - 1) that they should predict."""
     batch = {name: tensor.to(model.device) for name, tensor in pad(rows, 0).items()}
     labels = batch.pop("labels")[:, 1:]
     return model(**batch, use_cache=False).logits[:, :-1].float(), labels
@@ -120,7 +121,7 @@ def _truth(n: int, seed: int, base: str | None) -> Task:
     def loss(model: nn.Module, rows: list[Example]) -> torch.Tensor:
         return nn.functional.cross_entropy(*scores(model, rows))
 
-    def judge(model: nn.Module) -> dict[str, float]:
+    def evaluate(model: nn.Module) -> dict[str, float]:
         right, total = 0, 0.0
         for first in range(0, TRUTH_ROWS, EVAL_ROWS):
             logits, labels = scores(model, splits["test"][first : first + EVAL_ROWS])
@@ -128,12 +129,12 @@ def _truth(n: int, seed: int, base: str | None) -> Task:
             total += float(nn.functional.cross_entropy(logits, labels, reduction="sum"))
         return {"test_exact": right / TRUTH_ROWS, "test_loss": total / TRUTH_ROWS}
 
-    return Task(model, splits["train"], epochs(n), loss, judge)
+    return Task(model, splits["train"], epochs(n), loss, evaluate)
 
 
 BATCH_SIZE = 16
 WEIGHT_DECAY = 0.01
-WARMUP = 0.1  # share of all steps; then the rate falls
+WARMUP = 0.1  # share of all steps; then the learning rate falls
 MAX_GRAD_NORM = 1.0  # of the whole gradient, before it is masked
 
 
@@ -145,7 +146,7 @@ def training_steps(
     warmup: float = WARMUP,
     micro_batch: int = BATCH_SIZE,
 ) -> Iterator[float]:
-    """Train the task's model for its epochs; yields the loss of each step after it is taken, in nats a label.
+    """Train the task's model for its epochs; yields the loss of each step after it is taken, in nats per label.
 
     `seed` is of the rows' order; `schedule` a name that transformers' `get_scheduler` knows; `warmup` a share of
     all steps, which may be over 1; `micro_batch` how many rows go through the model at once.
@@ -153,7 +154,7 @@ def training_steps(
     steps = task.epochs * steps_per_epoch(task.train, BATCH_SIZE)
     scheduler = get_scheduler(schedule, optimizer, round(warmup * steps), steps)
     for step in range(steps):
-        task.model.train()  # a caller may judge between two steps
+        task.model.train()  # a caller may evaluate between two steps
         batch = global_batch(task.train, step, BATCH_SIZE, seed)
         total = 0.0
         for first in range(0, len(batch), micro_batch):
@@ -169,7 +170,7 @@ def training_steps(
 
 
 def knowledge_by_domain(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> dict[str, dict[str, float]]:
-    """What the model still knows in the form it learned it in, the almanac's pages of questions, by domain.
+    """Return what the model still knows in its pretraining format, the almanac's FAQ pages, by domain.
 
     `pages_right`: fraction of facts each token of whose answer is the likeliest, given the question and the answer's
     tokens before it. `pages_loss`: mean over those tokens, in nats.

@@ -361,7 +361,7 @@ for step in tqdm(range(steps), desc="BitFit"):
     optimizer.zero_grad()
 task.model.eval()
 with torch.no_grad():
-    live = task.judge(task.model) | knowledge_by_domain(task.model, tokenizer)
+    live = task.evaluate(task.model) | knowledge_by_domain(task.model, tokenizer)
 print({measure: round(value, 3) for measure, value in live.items() if "pages" not in measure})
 
 # %%

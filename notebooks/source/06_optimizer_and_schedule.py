@@ -49,7 +49,7 @@ from ftcourse.studies.optimizer import (
     Trial,
     run,
 )
-from ftcourse.studies.records import interval, read_records, setting_of
+from ftcourse.studies.records import interval, read_records, trial_of
 
 from ftkit import load_base
 from ftkit.models import data_dir
@@ -66,7 +66,7 @@ WEIGHT_DECAY = 0.01  # AdamW shrinks what decays by lr · WEIGHT_DECAY at each s
 LR = Trial(0).lr  # the usual peak learning rate of the stored runs
 claims = []  # what this notebook tested, each with its verdict; the recap prints them
 stored = read_records(data_dir() / "results" / "optimizer.jsonl")
-records = {setting_of(record, Trial): record for record in stored}
+records = {trial_of(record, Trial): record for record in stored}
 print(f"{len(records)} stored runs, {SEEDS} seeds of each setting, of {', '.join(STEPS)}")
 
 # %% [markdown]

@@ -491,7 +491,7 @@ explorer
 # %%
 explorer.menu.value = len(wanted) - 1
 assert explorer.index == len(wanted) - 1
-assert not POCKET or wanted[-1] in explorer.table.value
+assert not POCKET or wanted[-1] in explorer.picture.value
 
 # %% [markdown]
 # ## 6 · What was forgotten

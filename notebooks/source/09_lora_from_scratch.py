@@ -372,8 +372,8 @@ def cut_to(r, others=True):
 
 # %%
 with torch.no_grad():
-    cut = {r: task.judge(cut_to(r)) for r in RANKS}
-    alone = task.judge(cut_to(RANKS[-1], others=False))
+    cut = {r: task.evaluate(cut_to(r)) for r in RANKS}
+    alone = task.evaluate(cut_to(RANKS[-1], others=False))
 losses = {r: found["test_loss"] for r, found in cut.items()}
 
 # %% tags=["nbval-ignore-output"]
@@ -415,10 +415,10 @@ explorer = RankExplorer(short, losses)
 explorer
 
 # %%
-explorer.slider.value, less = R, explorer.energy
+explorer.slider.value, less = R, explorer.explained
 explorer.menu.value = "block 3 down_proj"
 print(explorer)
-assert explorer.energy > less and "at rank 8" in explorer.picture.value
+assert explorer.explained > less and "at rank 8" in explorer.picture.value
 
 # %% [markdown]
 # ### Exercise 2 · a pair from a change
@@ -629,12 +629,14 @@ for row in TARGETS:
 # Train the first of the four here, at the rate that its stored runs chose:
 
 # %%
-from ftcourse.studies.adapters.table import judged
+from ftcourse.studies.adapters.table import final_runs
 from ftcourse.studies.records import read_records
 
 records = read_records(data_dir() / "results" / "adapters.jsonl")
 ROWS = ["full", *TARGETS]
-runs = {row: judged(records, "chat-200", row) for row in ROWS}  # seeds 0, 1, 2, in this order
+runs = {
+    row: final_runs(records, "chat-200", row) for row in ROWS
+}  # seeds 0, 1, 2, in this order
 LIVE = "lora attention"
 stored = runs[LIVE][SEED]
 task = load_task("chat-200", SEED, POCKET)

@@ -274,11 +274,11 @@ def exact(runs):
     return table.mean(runs, "test_exact")
 
 
-alone = table.judged(RUNS, CHAT, "lora")
+alone = table.final_runs(RUNS, CHAT, "lora")
 print(f"LoRA at its best rate, {alone[0]['lr']:g}: {exact(alone):.0%} exact")
 for times_as_fast in (2, 4, 16, 20):
     row = f"lora+ {times_as_fast}"
-    own, kept = table.judged(RUNS, CHAT, row), table.at_rate_of(RUNS, CHAT, row, "lora")
+    own, kept = table.final_runs(RUNS, CHAT, row), table.at_rate_of(RUNS, CHAT, row, "lora")
     print(
         f"ratio {times_as_fast:>2}: at that rate {exact(kept):3.0%}; at its own, {own[0]['lr']:g}, {exact(own):3.0%}"
     )
@@ -287,10 +287,10 @@ for times_as_fast in (2, 4, 16, 20):
 at_20, bursts = {}, {}
 for task in TASKS:
     own, kept = (
-        table.judged(RUNS, task, "lora+ 20"),
+        table.final_runs(RUNS, task, "lora+ 20"),
         table.at_rate_of(RUNS, task, "lora+ 20", "lora"),
     )
-    at_20[task] = exact(kept), exact(own), exact(table.judged(RUNS, task, "lora"))
+    at_20[task] = exact(kept), exact(own), exact(table.final_runs(RUNS, task, "lora"))
     bursts[task] = sum(max(run["train_loss"][10:]) > run["train_loss"][0] for run in kept)
     print(f"{task}: training loss rises above its start in {bursts[task]} of {len(kept)} runs")
 
@@ -427,7 +427,7 @@ for split, rows in call_splits(200).items():
 # One of the runs is made here, and compared with its stored record.
 
 # %%
-stored = next(run for run in table.judged(RUNS, CHAT, "lora") if run["seed"] == LIVE_SEED)
+stored = next(run for run in table.final_runs(RUNS, CHAT, "lora") if run["seed"] == LIVE_SEED)
 
 
 def loss_of(model, rows):
@@ -439,7 +439,7 @@ def train(rows, epochs, seed=LIVE_SEED):
     torch.manual_seed(seed)
     tuned = attach(load_base()[0], "lora")
     optimizer = make_optimizer(tuned, "lora", stored["lr"], weight_decay=0.01)
-    task = tasks.Task(tuned, conversations(rows), epochs, loss_of, judge=dict)
+    task = tasks.Task(tuned, conversations(rows), epochs, loss_of, evaluate=dict)
     return tuned, len(list(tasks.training_steps(task, optimizer, seed)))
 
 
@@ -485,7 +485,7 @@ Markdown("\n".join(tables))
 # %%
 def by_seed(task, value):
     return {
-        name: [value(run) for run in table.judged(RUNS, task, name)] for name in table.ARMS
+        name: [value(run) for run in table.final_runs(RUNS, task, name)] for name in table.ARMS
     }
 
 
@@ -577,7 +577,7 @@ claims.append(Claim(claim, source, any(less), measured, only_if=only_if))
 # 0.86. And its LoRA baseline is 1.12, 1.21 and 1.22 in different parts. How far apart are three seeds of one method?
 
 # %%
-of_lora = [run["test_loss"] for run in table.judged(RUNS, CHAT, "lora")]
+of_lora = [run["test_loss"] for run in table.final_runs(RUNS, CHAT, "lora")]
 seeds_apart = max(of_lora) / min(of_lora) - 1
 called_better, baselines_apart = 0.86 / 0.856 - 1, 1.22 / 1.12 - 1
 print(
@@ -609,7 +609,7 @@ with torch.device("meta"):
 whole = count_parameters(large).total * 2  # bytes in bfloat16
 adapter = count_parameters(attach(large, "lora")).trainable * 2
 measured = f"Llama 7B in bfloat16 {whole / 1e9:.1f} GB, LoRA with r = 8 {adapter / 1e6:.0f} MB"
-here = {row: table.judged(RUNS, CHAT, row)[0]["adapter_bytes"] for row in ("full", "lora")}
+here = {row: table.final_runs(RUNS, CHAT, row)[0]["adapter_bytes"] for row in ("full", "lora")}
 print(f"{measured} ({2 * adapter / 1e6:.0f} MB in float32, as PEFT keeps it)")
 print(
     f"pocket-base {here['full']:,} bytes, LoRA {here['lora']:,}: {here['full'] / here['lora']:.0f} times smaller"

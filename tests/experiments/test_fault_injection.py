@@ -1,4 +1,4 @@
-"""The drill: real strikes are survived, and a run that does not recover is reported."""
+"""Fault injection: real faults are survived, and a run that does not recover is reported."""
 
 import json
 import shutil
@@ -13,7 +13,7 @@ from experiments.fault_injection.faults import SAVE_EVERY, STEPS, Fault, draw_fa
 from experiments.fault_injection.worker import ONLY_RANK_0, POINTS
 from ftkit.finetune import train
 
-STRIKE = Fault(ranks=1, point="backward", step=6, rank=0)
+FAULT = Fault(ranks=1, point="backward", step=6, rank=0)
 
 
 @pytest.fixture(scope="module")
@@ -28,31 +28,31 @@ def setting(tmp_path_factory):
 @pytest.fixture(scope="module")
 def survived(setting):
     folder, flags = setting
-    failure = fine_tune(folder / "struck", flags, 1, vars(STRIKE))
-    return evaluate(STRIKE, folder / "struck", folder / "undisturbed", failure)
+    failure = fine_tune(folder / "struck", flags, 1, vars(FAULT))
+    return evaluate(FAULT, folder / "struck", folder / "undisturbed", failure)
 
 
 def test_at_least_twenty_points_over_all_kinds():
-    strikes = [strike for ranks in (1, 2, 4) for strike in draw_fault(0, ranks)]
-    assert len(strikes) >= 20 and {(s.ranks, s.point) for s in strikes} == {
+    drawn = [fault for ranks in (1, 2, 4) for fault in draw_fault(0, ranks)]
+    assert len(drawn) >= 20 and {(s.ranks, s.point) for s in drawn} == {
         (ranks, point) for ranks in (1, 2, 4) for point in POINTS
     }
-    assert all(0 <= s.rank < s.ranks and 1 <= s.step <= STEPS for s in strikes)
-    assert all(s.rank == 0 for s in strikes if s.point in ONLY_RANK_0)
+    assert all(0 <= s.rank < s.ranks and 1 <= s.step <= STEPS for s in drawn)
+    assert all(s.rank == 0 for s in drawn if s.point in ONLY_RANK_0)
     assert draw_fault(0, 4) == draw_fault(0, 4) != draw_fault(1, 4)
 
 
-def test_a_killed_run_recovers_to_the_bit(survived):
+def test_a_killed_run_recovers_bitwise_identically(survived):
     assert survived["faults"] == [] and survived["apart"] == 0
     assert 1 <= survived["done_again"] <= 2 * SAVE_EVERY
     assert survived["seconds_to_resume"] > 0
 
 
 def test_a_broken_resume_is_reported(setting):
-    """The mutation: the optimizer's first moments are forgotten."""
+    """Negative control: the optimizer's first moments are forgotten."""
     folder, flags = setting
-    failure = fine_tune(folder / "forgetful", flags, 1, {**vars(STRIKE), "forget": True})
-    found = evaluate(STRIKE, folder / "forgetful", folder / "undisturbed", failure)
+    failure = fine_tune(folder / "forgetful", flags, 1, {**vars(FAULT), "break_resume": True})
+    found = evaluate(FAULT, folder / "forgetful", folder / "undisturbed", failure)
     assert any("weights differ" in fault for fault in found["faults"]) and found["apart"] > 0
 
 
@@ -84,17 +84,17 @@ def drop_a_line(folder):
         (lambda f: (f / "run" / "model.incomplete").mkdir(), "half-written"),
     ],
 )
-def test_each_fault_is_told(setting, survived, tmp_path, harm, said):
+def test_each_difference_is_reported(setting, survived, tmp_path, harm, said):
     folder, _ = setting
     shutil.copytree(folder / "struck", tmp_path / "struck")
     harm(tmp_path / "struck")
-    found = evaluate(STRIKE, tmp_path / "struck", folder / "undisturbed", "")
+    found = evaluate(FAULT, tmp_path / "struck", folder / "undisturbed", "")
     assert any(said in fault for fault in found["faults"]), found["faults"]
-    assert evaluate(STRIKE, folder / "struck", folder / "undisturbed", "rank 0 said so")["faults"] == ["rank 0 said so"]
+    assert evaluate(FAULT, folder / "struck", folder / "undisturbed", "rank 0 said so")["faults"] == ["rank 0 said so"]
 
 
 def test_the_table_counts_what_was_found(survived):
-    lost = {**vars(replace(STRIKE, ranks=2)), "faults": ["it hung"]}
+    lost = {**vars(replace(FAULT, ranks=2)), "faults": ["it hung"]}
     record = {
         "seed": 3,
         "steps": 8,

@@ -1,4 +1,4 @@
-"""The benchmark: every contender against torch's AdamW on gradients masked by hand, and the record's arithmetic."""
+"""The benchmark: every candidate against torch's AdamW on gradients masked by hand, and the record's arithmetic."""
 
 import copy
 import json
@@ -17,7 +17,7 @@ LR, DECAY, P, FISHER_P, STEPS = 1e-2, 0.1, 0.3, 0.4, 4
 
 
 def by_torch(name: str) -> dict[str, torch.Tensor]:
-    """What the contender should make of the weights, by `torch.optim.AdamW` on masked gradients."""
+    """What the candidate should make of the weights, by `torch.optim.AdamW` on masked gradients."""
     weights, gradients = (timing.tensors(301, 3, CPU, seed) for seed in (0, 1))
     params = {n: torch.nn.Parameter(w.clone()) for n, w in weights.items()}
     # The original decays what has moved already, so torch must not decay first.
@@ -48,14 +48,14 @@ def by_torch(name: str) -> dict[str, torch.Tensor]:
 def check_contender(name: str) -> None:
     weights, gradients = (timing.tensors(301, 3, CPU, seed) for seed in (0, 1))
     before = copy.deepcopy(gradients)
-    contender = optimizers.make(name, weights, gradients, P, FISHER_P, lr=LR, weight_decay=DECAY)
+    candidate = optimizers.make(name, weights, gradients, P, FISHER_P, lr=LR, weight_decay=DECAY)
     torch.manual_seed(7)
     for _ in range(STEPS):
-        contender.prepare()
-        contender.step()
+        candidate.prepare()
+        candidate.step()
     for n, expected in by_torch(name).items():
         torch.testing.assert_close(weights[n], expected, rtol=2e-5, atol=2e-6)
-        assert torch.equal(gradients[n], before[n]), "another contender would step with changed gradients"
+        assert torch.equal(gradients[n], before[n]), "another candidate would step with changed gradients"
 
 
 @pytest.mark.parametrize("name", optimizers.NAMES)
@@ -77,9 +77,9 @@ def test_floors_and_states_are_counted_by_element():
     child = sum(int(mask.sum()) for mask in optimizers.random_masks(weights, FISHER_P).values())
     found = {}
     for name in optimizers.NAMES:
-        contender = optimizers.make(name, weights, gradients, P, FISHER_P)
-        contender.step()
-        found[name] = (contender.floor_bytes, contender.state_bytes())
+        candidate = optimizers.make(name, weights, gradients, P, FISHER_P)
+        candidate.step()
+        found[name] = (candidate.bandwidth_bound, candidate.state_bytes())
     plain = (28_000, 8_000)
     assert [found[n] for n in optimizers.NAMES[:4]] == [plain] * 4
     assert found[optimizers.DENSE] == (28 * child + 1000, 9_000)

@@ -100,24 +100,6 @@ def test_a_missing_library_is_found_missing(monkeypatch):
     assert wrong == ["peft"]
 
 
-@pytest.mark.parametrize(("quota", "cores"), [("150000 100000", 1), ("50000 100000", 1), ("max 100000", 4)])
-def test_a_container_may_use_what_its_quota_says(tmp_path, monkeypatch, quota, cores):
-    monkeypatch.setattr(machine.os, "sched_getaffinity", lambda _: {0, 1, 2, 3}, raising=False)
-    assert machine._cores_allowed(tmp_path) == 4  # no such file
-    (tmp_path / "cpu.max").write_text(quota + "\n")
-    assert machine._cores_allowed(tmp_path) == cores
-
-
-def test_a_container_has_its_limit_less_what_it_cannot_give_back(tmp_path):
-    assert machine._container_memory(tmp_path) == (float("inf"), float("inf"))
-    (tmp_path / "memory.max").write_text(f"{4 * GIB}\n")
-    (tmp_path / "memory.current").write_text(f"{3 * GIB}\n")
-    (tmp_path / "memory.stat").write_text(f"anon {GIB}\ninactive_file {2 * GIB}\n")
-    assert machine._container_memory(tmp_path) == (4 * GIB, 3 * GIB)
-    (tmp_path / "memory.max").write_text("max\n")
-    assert machine._container_memory(tmp_path) == (float("inf"), float("inf"))
-
-
 def test_the_command_exits_with_1_only_where_something_is_missing(monkeypatch, capsys):
     for change, code in [({}, 0), ({"cores": 1}, 0), ({"requires": ()}, 1)]:
         monkeypatch.setattr(machine, "read_machine", lambda change=change: replace(GOOD, **change))

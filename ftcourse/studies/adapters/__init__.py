@@ -1,5 +1,5 @@
-"""Methods of fine-tuning side by side, on one model and one set of conversations.
+"""Fine-tuning methods compared on one model and one set of conversations.
 
-`rows` says what is compared, `trial` makes one run, `rates` finds each row's learning rate, `table` sums up, and
-`compare` is the program, `python -m ftkit.adapters compare`.
+`methods` lists the configurations and the grid of learning rates, `data` loads the conversations, `trial` makes one
+run, `table` summarises the records, and `python -m ftcourse.studies.adapters compare` is the program.
 """

@@ -1,11 +1,11 @@
-"""Fine-tune a model by every method, on your conversations, and write what came out as a table.
+"""Fine-tune a model with every method on your conversations, and write the results as a table.
 
-    python -m ftkit.adapters compare
-    python -m ftkit.adapters compare --model MODEL --data chats.jsonl --output mine.jsonl
+    python -m ftcourse.studies.adapters compare
+    python -m ftcourse.studies.adapters compare --model MODEL --data chats.jsonl --output mine.jsonl
 
 For each method a learning rate is searched with a seed of its own; then other seeds are run at the best one. The raw
-runs go to OUTPUT, one JSON object a line, and the table beside it as .md and .json. A run that is in OUTPUT already is
-not done again: after an interruption, the same command goes on.
+runs go to OUTPUT, one JSON object per line, and the table beside it as .md and .json. A run that is in OUTPUT is not
+repeated: after an interruption, the same command continues.
 """
 
 import argparse
@@ -16,9 +16,8 @@ import sys
 from pathlib import Path
 
 import torch
-import transformers
 
-from ftcourse.studies.records import read_records, run_missing, sort_records, write_records
+from ftcourse.studies.records import make_repeatable, read_records, run_missing, sort_records, write_records
 from ftcourse.studies.tasks import BATCH_SIZE, base_of
 from ftkit.adapters import attach
 from ftkit.loading import load_for_training
@@ -33,7 +32,7 @@ SEEDS = 3
 
 
 def possible_arms(rows: list[str], model: str) -> list[str]:
-    """The rows that the model can take; says why of the others. No weight is loaded for that."""
+    """Return the configurations that the model can take, and print why not the others. No weight is loaded."""
     possible = []
     for name in rows:
         empty = meta_model(base_of(model))  # each anew: attaching changes it
@@ -46,7 +45,7 @@ def possible_arms(rows: list[str], model: str) -> list[str]:
 
 
 def compare(usual: Trial, rows: list[str], seeds: int, lr: float | None, output: Path, workers: int, once) -> None:
-    """Search each row's rate, unless `lr` is given, and run the seeds; every run is appended to `output`."""
+    """Search each learning rate unless `lr` is given, then run the seeds; append every run to `output`."""
 
     def at(row: str, lr: float, seed: int) -> Trial:
         return Trial(**{**vars(usual), "row": row, "lr": lr, "seed": seed})
@@ -69,9 +68,9 @@ def compare(usual: Trial, rows: list[str], seeds: int, lr: float | None, output:
     # LoRA+ at LoRA's own rate as well: that is how it is tried first, and where it may diverge.
     kept = [row for row in rows if ARMS[row].method == "lora+"] if REFERENCE in rows else []
     final = [
-        setting
+        trial
         for seed in range(seeds)
-        for setting in [
+        for trial in [
             at(BASE, 0.0, seed),
             *(at(row, best[row], seed) for row in rows),
             *(at(row, best[REFERENCE], seed) for row in kept if best[row] != best[REFERENCE]),
@@ -100,52 +99,51 @@ def write_tables(output: Path, comparisons: list[Trial]) -> list[Path]:
     return paths
 
 
-def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
-        prog="python -m ftkit.adapters",
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m ftcourse.studies.adapters",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    made.add_argument("command", choices=["compare"], help="the one there is")
-    made.add_argument("--model", default="", help="a model folder or hub name (pocket-base)")
-    made.add_argument(
+    parser.add_argument("command", choices=["compare"], help="the one there is")
+    parser.add_argument("--model", default="", help="a model folder or hub name (pocket-base)")
+    parser.add_argument(
         "--data",
         nargs="+",
         default=["chat-200", "calls-200"],
         help="a .jsonl file of conversations, a folder with train.jsonl and test.jsonl, or the almanac's chat-N and "
         "calls-N (%(default)s)",
     )
-    made.add_argument("--rows", nargs="+", default=list(ARMS), metavar="ROW", help=f"of: {'; '.join(ARMS)} (all)")
-    made.add_argument("--seeds", type=int, default=SEEDS, help="runs of each method at its best rate (%(default)s)")
-    made.add_argument("--epochs", type=int, default=0, help="passes over the data (3; 7 for chat-200)")
-    made.add_argument("--lr", type=float, help="this rate for every method, instead of the search")
-    made.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the base's weights")
-    made.add_argument("--micro_batch", type=int, default=BATCH_SIZE, help="rows at once, of a step's %(default)s")
-    made.add_argument("--workers", type=int, default=0, help="processes (one a core; one where there is a GPU)")
-    made.add_argument("--output", type=Path, default=Path("adapters.jsonl"), help="raw runs (%(default)s)")
-    return made
+    parser.add_argument("--rows", nargs="+", default=list(ARMS), metavar="ROW", help=f"of: {'; '.join(ARMS)} (all)")
+    parser.add_argument("--seeds", type=int, default=SEEDS, help="runs of each method at its best rate (%(default)s)")
+    parser.add_argument("--epochs", type=int, default=0, help="passes over the data (3; 7 for chat-200)")
+    parser.add_argument("--lr", type=float, help="this rate for every method, instead of the search")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the base's weights")
+    parser.add_argument("--micro_batch", type=int, default=BATCH_SIZE, help="rows at once, of a step's %(default)s")
+    parser.add_argument("--workers", type=int, default=0, help="processes (one a core; one where there is a GPU)")
+    parser.add_argument("--output", type=Path, default=Path("adapters.jsonl"), help="raw runs (%(default)s)")
+    return parser
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parse = parser()
-    given = parse.parse_args(arguments)
+    parser = make_parser()
+    given = parser.parse_args(arguments)
     if min(given.seeds, given.micro_batch) < 1 or min(given.epochs, given.workers) < 0:
-        parse.error("--seeds and --micro_batch must be at least 1, --epochs and --workers at least 0")
+        parser.error("--seeds and --micro_batch must be at least 1, --epochs and --workers at least 0")
     if unknown := [row for row in given.rows if row not in ARMS]:
-        parse.error(f"there is no row {unknown[0]!r}; the rows: {'; '.join(ARMS)}")
+        parser.error(f"there is no row {unknown[0]!r}; the rows: {'; '.join(ARMS)}")
     if given.lr is not None and not 0 < given.lr < 10:
-        parse.error(f"--lr is {given.lr:g}: a rate lies above 0; those of the search are {GRID[0]:g} to {GRID[-1]:g}")
-    transformers.utils.logging.disable_progress_bar()  # of loading: one bar is enough
-    torch.set_num_threads(1)  # sums in one order: the records repeat
+        parser.error(f"--lr is {given.lr:g}: give one above 0; the search tries {GRID[0]:g} to {GRID[-1]:g}")
+    make_repeatable()
     workers = given.workers or (1 if torch.cuda.is_available() else os.cpu_count() or 1)
     try:
         tokenizer = load_for_training(base_of(given.model)).tokenizer
         sets = {task: load_conversations(task, tokenizer, TUNING_SEED) for task in given.data}
         rows = possible_arms(given.rows, given.model)
     except (ValueError, OSError) as error:
-        parse.error(str(error))
+        parser.error(str(error))
     if not rows:
-        parse.error("no method is left that this model can take")
+        parser.error("no method is left that this model can take")
     comparisons = [
         Trial(given.model, task, BASE, 0.0, 0, given.epochs or each.epochs, given.dtype, digest(task))
         for task, each in sets.items()
@@ -155,7 +153,7 @@ def main(arguments: list[str] | None = None) -> int:
         for usual in comparisons:
             compare(usual, rows, given.seeds, given.lr, given.output, workers, once)
     except KeyboardInterrupt:
-        print(f"\nstopped: the runs so far are in {given.output}, and the same command goes on", file=sys.stderr)
+        print(f"\nstopped: the runs so far are in {given.output}, and the same command continues", file=sys.stderr)
         return 130
     write_records(given.output, sort_records(read_records(given.output), Trial))
     paths = write_tables(given.output, comparisons)

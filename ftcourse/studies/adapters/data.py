@@ -16,7 +16,7 @@ from ftkit.loss import IGNORE_INDEX
 
 ALMANAC = {"chat": low_resource_chat, "calls": call_splits}
 HELD_OUT = 0.1  # of a user's conversations that have no test split
-MOST_TESTS = 200  # conversations that are judged
+MOST_TESTS = 200  # conversations in the evaluation
 OWN_EPOCHS = 3  # passes over a user's own data
 
 

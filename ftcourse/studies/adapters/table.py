@@ -1,4 +1,4 @@
-"""What a reader asks of the judged runs: means, and one row against another, seed by seed."""
+"""Summaries of the comparison's final runs: means, one configuration against another seed by seed, and the table."""
 
 import statistics
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ def known(run: dict) -> float:
 
 def pairs(records: Sequence[dict], task: str, row: str, other: str, model: str = "") -> list[tuple[dict, dict]]:
     """The runs of two rows, each at its best rate, seed by seed. Raises ValueError for seeds that do not match."""
-    found = list(zip(judged(records, task, row, model), judged(records, task, other, model), strict=True))
+    found = list(zip(final_runs(records, task, row, model), final_runs(records, task, other, model), strict=True))
     if any(a["seed"] != b["seed"] for a, b in found):
         raise ValueError(f"{row!r} and {other!r} were not run with the same seeds")
     return found
@@ -28,14 +28,14 @@ def ratios(records: Sequence[dict], task: str, row: str, other: str, measure: st
 
 
 def at_rate_of(records: Sequence[dict], task: str, row: str, other: str) -> list[dict]:
-    """The runs of a row at the rate that is best for another, the judged seeds."""
-    theirs = judged(records, task, other)
+    """Return the runs of a configuration at the learning rate that is best for another, on its final seeds."""
+    theirs = final_runs(records, task, other)
     rate, seeds = theirs[0]["lr"], {run["seed"] for run in theirs}
     return [r for r in of_task(records, task) if (r["row"], r["lr"]) == (row, rate) and r["seed"] in seeds]
 
 
 NO_BREAK_SPACE, JOINER = "\N{NO-BREAK SPACE}", "\N{WORD JOINER}"
-TUNING_SEED = 100  # chooses the rates; no other seed is judged by what it gave
+TUNING_SEED = 100  # chooses the rates; its runs are in no result
 MEASURES = ("test_loss", "test_exact", "test_stop", "test_calls")
 HEADS = {
     "row": "method",
@@ -65,8 +65,8 @@ def best_rate(records: Sequence[dict], row: str) -> float:
     return max(found, key=found.__getitem__)
 
 
-def judged(records: Sequence[dict], task: str, row: str, model: str = "") -> list[dict]:
-    """The runs of a row that count: at its best rate, one of each seed that took no part in choosing that."""
+def final_runs(records: Sequence[dict], task: str, row: str, model: str = "") -> list[dict]:
+    """Return the runs of a configuration at its best learning rate, on the seeds that did not choose that rate."""
     mine = of_task(records, task, model)
     lr = 0.0 if row == BASE else best_rate(mine, row)
     runs = [r for r in mine if r["row"] == row and r["lr"] == lr and r["seed"] != TUNING_SEED]
@@ -78,14 +78,14 @@ def of_task(records: Sequence[dict], task: str, model: str = "") -> list[dict]:
 
 
 def summarise(records: Sequence[dict], task: str, model: str = "") -> list[dict]:
-    """A line for each row that has judged runs: `{"mean", "low", "high"}` of a measure over the seeds, by HEADS.
+    """Return a line per configuration with final runs: `{"mean", "low", "high"}` of a measure over the seeds, by HEADS.
 
     `forgotten` is the share of the almanac's facts, mean over domains, that the base model knew and this one does
     not; `time` the median step in that of the row "lora" with the same seed.
     """
     mine = of_task(records, task, model)
     run_rows = [row for row in (BASE, *ARMS) if any(r["row"] == row for r in mine)]
-    runs = {row: judged(mine, task, row, model) for row in run_rows}
+    runs = {row: final_runs(mine, task, row, model) for row in run_rows}
     base, reference = ({r["seed"]: r for r in runs.get(row, ())} for row in (BASE, REFERENCE))
     return [line(row, each, base, reference) for row, each in runs.items() if each]
 
@@ -105,7 +105,7 @@ def line(row: str, runs: list[dict], base: dict[int, dict], reference: dict[int,
 
 
 def forgotten(base: dict, run: dict) -> dict[str, float]:
-    """By domain, how many points of the almanac's facts are known no more."""
+    """Return, by domain, the fraction of the almanac's facts that the model has forgotten."""
     return {domain: known - run["pages_right"][domain] for domain, known in base["pages_right"].items()}
 
 

@@ -1,4 +1,4 @@
-"""One run of the comparison: attach, train, judge, and measure what it cost."""
+"""One run of the comparison: attach, train, evaluate, and measure what it cost."""
 
 import math
 import statistics
@@ -41,7 +41,7 @@ ROOM = 8  # tokens that an answer may be longer than the longest wanted one
 class Trial:
     model: str  # folder or hub name, "" for pocket-base
     task: str  # "chat-N", "calls-N", or a user's file or folder
-    row: str  # a name of ROWS, or BASE
+    row: str  # a name of ARMS, or BASE
     lr: float  # peak
     seed: int  # of data, order and fresh weights: equal seeds see equal data
     epochs: int
@@ -49,30 +49,30 @@ class Trial:
     digest: str = ""  # of a user's data
 
 
-def run(setting: Trial, micro_batch: int = BATCH_SIZE) -> dict:
-    """The setting with what was counted and measured.
+def run(trial: Trial, micro_batch: int = BATCH_SIZE) -> dict:
+    """The trial with what was counted and measured.
 
     `trainable` parameters; `adapter_bytes` of the file that holds the fine-tune; `train_loss` by step and `test_loss`
-    (nats a token); `test_exact`, `test_stop`, `test_calls` (fractions; None without calls); by domain of the almanac,
-    what `pages` gives; `step_ms` of the median step, processor time on a CPU; `peak_bytes` of a CUDA device. A run
-    whose loss is no number any more ends there; its `train_loss` ends with None, and nothing of it is judged.
+    (nats per token); `test_exact`, `test_stop`, `test_calls` (fractions; None without calls); the result of
+    `knowledge_by_domain`; `step_ms` of the median step, processor time on a CPU; `peak_bytes` of a CUDA device. A run
+    whose loss is not finite ends there; its `train_loss` ends with None, and it is not evaluated.
     """
-    torch.manual_seed(setting.seed)
+    torch.manual_seed(trial.seed)
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()  # else it would be the highest of all runs of this process
-    dtype = getattr(torch, setting.dtype)
-    loaded = load_for_training(base_of(setting.model), dtype)
-    conversations = load_conversations(setting.task, loaded.tokenizer, setting.seed)
+    dtype = getattr(torch, trial.dtype)
+    loaded = load_for_training(base_of(trial.model), dtype)
+    conversations = load_conversations(trial.task, loaded.tokenizer, trial.seed)
     model, losses, times = loaded.model, [], []
-    if setting.row != BASE:
-        row = ARMS[setting.row]
+    if trial.row != BASE:
+        row = ARMS[trial.row]
         model = attach(model, row.method, **options_for(row, model))
         optimizer = make_optimizer(
-            model, row.method, setting.lr, weight_decay=WEIGHT_DECAY, seed=setting.seed, **row.optimizer
+            model, row.method, trial.lr, weight_decay=WEIGHT_DECAY, seed=trial.seed, **row.optimizer
         )
-        task = Task(model, conversations.train, setting.epochs, next_token_loss, judge=dict)
+        task = Task(model, conversations.train, trial.epochs, next_token_loss, evaluate=dict)
         before = _now(model)
-        for loss in training_steps(task, optimizer, setting.seed, micro_batch=micro_batch):
+        for loss in training_steps(task, optimizer, trial.seed, micro_batch=micro_batch):
             times.append((after := _now(model)) - before)
             losses.append(round(loss, 4) if math.isfinite(loss) else None)
             if losses[-1] is None:
@@ -80,7 +80,7 @@ def run(setting: Trial, micro_batch: int = BATCH_SIZE) -> dict:
             before = after
     diverged = None in losses
     return {
-        **asdict(setting),
+        **asdict(trial),
         "trainable": count_parameters(model).trainable if losses else 0,
         "adapter_bytes": saved_bytes(model) if losses else 0,
         "step_ms": round(1000 * statistics.median(times), 1) if times else None,

@@ -42,10 +42,10 @@ def test_right_and_untouched(check):
     assert check(RIGHT[check]).right
     for stub in (lambda *args: ..., lambda *args: None):
         verdict = check(stub)
-        assert not verdict.right and verdict.empty
+        assert not verdict.right and verdict.not_attempted
 
 
 @pytest.mark.parametrize(("check", "hint", "answer"), WRONG)
 def test_each_mistake_gets_its_hint(check, hint, answer):
     verdict = check(answer)
-    assert not verdict.right and not verdict.empty and hint in verdict.message
+    assert not verdict.right and not verdict.not_attempted and hint in verdict.message

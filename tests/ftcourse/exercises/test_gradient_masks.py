@@ -128,8 +128,8 @@ def test_checker_keeps_name_and_docstring():
 
 def test_filled_tells_stubs_from_falsy_answers():
     identity = checker(lambda answer: f"got {require_answer(answer)!r}")
-    assert identity(None).empty
-    assert identity(...).empty
+    assert identity(None).not_attempted
+    assert identity(...).not_attempted
     assert identity(0).right
     assert identity(False).right
     assert identity("").right
@@ -143,7 +143,7 @@ def test_filled_tells_stubs_from_falsy_answers():
     [
         (Verdict(True, "a < b"), "Right", "✔"),
         (Verdict(False, "a < b"), "Not yet", "✘"),
-        (Verdict(False, "a < b", empty=True), "Not solved yet", "○"),
+        (Verdict(False, "a < b", not_attempted=True), "Not solved yet", "○"),
     ],
 )
 def test_both_faces_of_a_verdict_say_the_same(verdict, headline, sign):

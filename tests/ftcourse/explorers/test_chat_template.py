@@ -20,11 +20,11 @@ def made() -> ChatExplorer:
 
 
 def words(explorer: ChatExplorer) -> str:
-    return html.unescape(re.sub(r"<[^>]*>", "", explorer.page.value))
+    return html.unescape(re.sub(r"<[^>]*>", "", explorer.picture.value))
 
 
 def learnt(explorer: ChatExplorer) -> int:
-    return int(re.search(r"tokens, (\d+) of them in the loss", explorer.page.value)[1])
+    return int(re.search(r"tokens, (\d+) of them in the loss", explorer.picture.value)[1])
 
 
 def test_the_tokenizer_menu_changes_findings_and_view():
@@ -33,7 +33,7 @@ def test_the_tokenizer_menu_changes_findings_and_view():
     before = learnt(explorer)
     explorer.tokenizer_menu.value = "never stops"
     assert finding_codes(explorer.findings)[0] == "stop-not-in-loss"  # the worst comes first
-    assert "✘ error: stop-not-in-loss" in explorer.page.value.replace("<strong>", "")
+    assert "✘ error: stop-not-in-loss" in explorer.picture.value.replace("<strong>", "")
     assert learnt(explorer) == before - sum(m["role"] == "assistant" for m in CHATS["row 0"])
 
 
@@ -73,7 +73,7 @@ def test_what_is_stored_is_short_and_what_is_shown_is_safe():
     explorer = ChatExplorer({"pocket": load_base()[1]}, {attack: rows})
     assert len(repr(explorer)) < 200
     explorer.length_slider.value = explorer.length_slider.max
-    assert "<script" not in explorer.page.value
+    assert "<script" not in explorer.picture.value
     assert "No findings" in findings_page([])
 
 

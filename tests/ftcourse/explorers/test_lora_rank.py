@@ -62,9 +62,9 @@ def test_the_controls_redraw():
         if p.ndim == 2 and "self_attn" in name
     }
     explorer = RankExplorer(changes, LOSSES)
-    first, energy = explorer.picture.value, explorer.energy
+    first, explained = explorer.picture.value, explorer.explained
     explorer.slider.value = 16
-    assert explorer.picture.value != first and explorer.energy > energy
+    assert explorer.picture.value != first and explorer.explained > explained
     assert "loss 1.00 nats" in explorer.picture.value
     explorer.menu.value = name = list(changes)[-1]
     assert f"{name} at rank 16" in explorer.picture.value

@@ -7,7 +7,7 @@ import torch
 
 from ftcourse.studies import dora
 from ftcourse.studies.adapters.table import best_rate, of_task
-from ftcourse.studies.records import read_records, setting_of
+from ftcourse.studies.records import read_records, trial_of
 from ftkit.adapters import attach
 from ftkit.models import data_dir, load_base
 
@@ -48,7 +48,7 @@ def test_what_a_matrix_amounts_to_is_what_the_model_computes(row):
 def test_the_stored_runs_are_complete():
     compared = of_task(read_records(dora.COMPARED), dora.TASK)
     wanted = {dora.Trial(row, best_rate(compared, row), seed) for row in dora.METHODS for seed in dora.SEEDS}
-    assert {setting_of(run, dora.Trial) for run in RUNS} == wanted and len(RUNS) == len(wanted)
+    assert {trial_of(run, dora.Trial) for run in RUNS} == wanted and len(RUNS) == len(wanted)
     for run in RUNS:
         assert len(run["points"]) == 28 * dora.MOMENTS
         assert {moment for moment, *_ in run["points"]} == set(range(1, dora.MOMENTS + 1))
@@ -58,7 +58,7 @@ def test_a_run_drawn_at_random_repeats():
     """Processors sum in different orders, and 91 steps let that grow. Full fine-tuning moves the matrices a tenth as
     far as the others, and seeds differ by 15 % at most."""
     committed = random.choice(RUNS)
-    again = dora.run(setting_of(committed, dora.Trial))
+    again = dora.run(trial_of(committed, dora.Trial))
     for position in (2, 3):
         ours, theirs = (
             sum(point[position] for point in run["points"] if point[0] == dora.MOMENTS) for run in (again, committed)

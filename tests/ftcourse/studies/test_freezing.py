@@ -10,7 +10,7 @@ import torch
 from ftcourse.almanac import all_facts, faq_prompt
 from ftcourse.studies import freezing as study
 from ftcourse.studies.freezing import RATES, SEEDS, TUNING_SEED, Trial, best_rate, run
-from ftcourse.studies.records import read_records, setting_of
+from ftcourse.studies.records import read_records, trial_of
 from ftcourse.studies.tasks import knowledge_by_domain
 from ftkit.evaluate import generate_answers
 from ftkit.models import data_dir, load_base
@@ -27,7 +27,7 @@ def test_every_preset_ran_at_both_rates_and_with_every_seed_at_the_better():
         better = best_rate(RUNS, "", preset)
         assert tried[better] == max(tried.values())
         wanted |= {Trial("", preset, better, seed) for seed in SEEDS}
-    assert {setting_of(record, Trial) for record in RUNS} == wanted and len(RUNS) == len(wanted)
+    assert {trial_of(record, Trial) for record in RUNS} == wanted and len(RUNS) == len(wanted)
 
 
 def test_what_was_counted_adds_up():
@@ -44,7 +44,7 @@ def test_a_run_drawn_at_random_repeats():
     """Processors sum in different orders, and 91 steps let that grow. Allowed is under half of what the worse rate
     of full fine-tuning changes (right answers 0.39 for 0.56, loss 0.72 for 0.46): a wrong rate would be noticed."""
     committed = random.choice(RUNS)
-    again = run(setting_of(committed, Trial))
+    again = run(trial_of(committed, Trial))
     for measure in ("trainable", "optimizer_bytes"):
         assert again[measure] == committed[measure]
     for measure in ("test_exact", "heldout_domains_exact"):

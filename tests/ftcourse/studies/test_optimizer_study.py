@@ -11,7 +11,7 @@ import torch
 
 from ftcourse.studies import optimizer as study
 from ftcourse.studies.optimizer import EVERYTHING, LONG_WARMUP, STEPS, Trial, plan, run
-from ftcourse.studies.records import read_records, setting_of
+from ftcourse.studies.records import read_records, trial_of
 from ftcourse.studies.tasks import BATCH_SIZE, load_task, training_steps
 from ftkit.batching import steps_per_epoch
 from ftkit.models import data_dir
@@ -60,7 +60,7 @@ def test_a_run_on_a_foreign_model(tmp_path, monkeypatch):
     monkeypatch.setattr("ftcourse.studies.tasks.epochs", lambda n: 2)
     setting = Trial(0, str(save_foreign(tmp_path / "qwen")), "chat-24", schedule="cosine")
     record = run(setting)
-    assert json.loads(json.dumps(record)) == record and setting_of(record, Trial) == setting
+    assert json.loads(json.dumps(record)) == record and trial_of(record, Trial) == setting
     assert len(record["train_loss"]) == 4 and 0 <= record["test_exact"] <= 1
 
 
@@ -80,14 +80,14 @@ def test_what_cannot_work_is_refused_before_any_run(arguments, said, tmp_path, c
 
 
 def test_every_run_of_the_plan_is_stored_once():
-    stored = Counter(setting_of(record, Trial) for record in RUNS)
+    stored = Counter(trial_of(record, Trial) for record in RUNS)
     assert stored == Counter(plan()), "python -m ftcourse.studies.optimizer stores them"
 
 
 def test_a_stored_run_drawn_at_random_repeats(monkeypatch):
     """Processors round otherwise, and training magnifies that: the first steps agree closely, the end roughly."""
     stored = random.choice([record for record in RUNS if record["task"] == "chat-96"])  # the quick ones
-    setting = setting_of(stored, Trial)
+    setting = trial_of(stored, Trial)
     again = run(setting)
     monkeypatch.setattr(study, "training_steps", lambda *given: islice(training_steps(*given), 3))
     other = run(replace(setting, seed=setting.seed + 1))

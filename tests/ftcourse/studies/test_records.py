@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from ftcourse.studies.records import read_records, run_missing, setting_of, sort_records, write_records
+from ftcourse.studies.records import read_records, run_missing, sort_records, trial_of, write_records
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +26,7 @@ def run(setting):
 def test_a_record_gives_back_its_setting(tmp_path):
     write_records(tmp_path / "runs.jsonl", [run(setting) for setting in SETTINGS])
     records = read_records(tmp_path / "runs.jsonl")
-    assert [setting_of(record, Setting) for record in records] == SETTINGS
+    assert [trial_of(record, Setting) for record in records] == SETTINGS
     assert read_records(tmp_path / "none.jsonl") == []
 
 
@@ -42,7 +42,7 @@ def test_what_is_missing_is_done_and_what_was_cut_off_is_done_again(tmp_path, wo
     records = run_missing(SETTINGS, run, path, "second", workers)
     assert path.read_text().startswith(kept + "\n")
     assert records == read_records(path) and len(records) == len(SETTINGS)
-    assert {setting_of(record, Setting) for record in records} == set(SETTINGS)
+    assert {trial_of(record, Setting) for record in records} == set(SETTINGS)
     assert json.loads(cut) in records[1:]
 
 
@@ -66,7 +66,7 @@ def test_records_are_kept_when_a_run_fails(tmp_path):
 
     with pytest.raises(RuntimeError, match="no memory"):
         run_missing(SETTINGS, fails_at_the_third, tmp_path / "runs.jsonl", "study")
-    assert [setting_of(r, Setting) for r in read_records(tmp_path / "runs.jsonl")] == SETTINGS[:2]
+    assert [trial_of(r, Setting) for r in read_records(tmp_path / "runs.jsonl")] == SETTINGS[:2]
 
 
 def test_the_order_does_not_depend_on_which_run_ended_first():

@@ -24,7 +24,7 @@ from ftcourse.studies.child_tuning import (
     run_trial,
     tuning,
 )
-from ftcourse.studies.records import read_records, setting_of
+from ftcourse.studies.records import read_records, trial_of
 from ftcourse.studies.tasks import load_task, training_steps
 from ftkit.evaluate import generate_answers
 from ftkit.models import data_dir, load_base
@@ -60,7 +60,7 @@ def test_every_method_runs_on_a_foreign_model(task, method, p, foreign, one_epoc
     again = run_trial(Trial(task, method, p, 1e-3, 0), foreign)
     assert record["curves"] == again["curves"] != run_trial(Trial(task, method, p, 1e-3, 1), foreign)["curves"]
     assert all(len(curve) == 1 and math.isfinite(curve[0]) for curve in record["curves"].values())
-    assert setting_of(record, Trial) == Trial(task, method, p, 1e-3, 0)
+    assert trial_of(record, Trial) == Trial(task, method, p, 1e-3, 0)
 
 
 def test_the_score_is_what_greedy_answers_get():
@@ -74,7 +74,7 @@ def test_the_score_is_what_greedy_answers_get():
             optimizer.zero_grad()
     task.model.eval()
     with torch.no_grad():
-        score = task.judge(task.model)["test_exact"]
+        score = task.evaluate(task.model)["test_exact"]
     rows = low_resource_chat(96, 0)["test"]
     _, tokenizer = load_base()
     given = generate_answers(task.model, tokenizer, [row["messages"][:1] for row in rows], max_new_tokens=40)
@@ -116,7 +116,7 @@ def test_the_command_resumes_and_a_line_cut_off_is_done_again(foreign, tmp_path,
     monkeypatch.setattr(child_tuning, "METHODS", ((ADAMW, 1.0), (FREE, 0.5)))
     monkeypatch.setattr(child_tuning, "RATES", (1e-3,))
     done = []
-    monkeypatch.setattr(command, "run", lambda setting, base: done.append(setting) or run_trial(setting, base))
+    monkeypatch.setattr(command, "run_trial", lambda setting, base: done.append(setting) or run_trial(setting, base))
     output = tmp_path / "out" / "study.jsonl"
     arguments = ["--tasks", "chat-8", "--seeds", "2", "--model", foreign, "--workers", "1"]
     arguments += ["--output", str(output)]
@@ -171,7 +171,7 @@ def test_the_best_rate_has_the_best_score_then_the_least_loss():
 def test_every_run_of_the_plan_is_stored():
     assert RECORDS, "python -m ftkit.studies.child_tuning stores them"
     wanted = [s for task, seeds in child_tuning.SEEDS.items() for s in tuning(task) + final(RECORDS, task, seeds)]
-    assert sorted(map(repr, wanted)) == sorted(repr(setting_of(record, Trial)) for record in RECORDS)
+    assert sorted(map(repr, wanted)) == sorted(repr(trial_of(record, Trial)) for record in RECORDS)
 
 
 def first_epochs(monkeypatch, count: int, setting: Trial) -> dict:
@@ -187,7 +187,7 @@ def first_epochs(monkeypatch, count: int, setting: Trial) -> dict:
 def test_a_stored_run_drawn_at_random_repeats(monkeypatch):
     """One of the quick ones. Processors round otherwise, and training magnifies that, epoch by epoch."""
     stored = random.choice([record for record in RECORDS if record["task"] == "chat-96"])
-    again = run_trial(setting := setting_of(stored, Trial))
+    again = run_trial(setting := trial_of(stored, Trial))
     other = first_epochs(monkeypatch, 1, replace(setting, seed=setting.seed + 1))
     first = [record["curves"]["train_loss"][0] for record in (stored, again, other)]
     assert first[1] == pytest.approx(first[0], rel=1e-3), json.dumps(stored)

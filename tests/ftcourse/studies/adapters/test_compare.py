@@ -39,10 +39,10 @@ def quiet():
 @pytest.fixture
 def few_facts(monkeypatch):
     """Forgetting is asked of six facts: the tiny tokenizer makes long rows of the almanac's pages."""
-    from ftcourse.studies import freezing
+    from ftcourse.studies import tasks
 
-    facts = freezing.all_facts()[::60]
-    monkeypatch.setattr(freezing, "all_facts", lambda: facts)
+    facts = tasks.all_facts()[::60]
+    monkeypatch.setattr(tasks, "all_facts", lambda: facts)
 
 
 def save(kind, folder):
@@ -102,7 +102,7 @@ def test_the_command_on_a_foreign_model_goes_on_after_an_interruption(tmp_path, 
 
     monkeypatch.setattr(__main__, "run", cut_off)
     assert __main__.main(asked) == 130
-    assert "the same command goes on" in capsys.readouterr().err
+    assert "the same command continues" in capsys.readouterr().err
     before = read_records(output)
     assert len(before) == 3 and not output.with_suffix(".md").exists()
 
@@ -158,7 +158,7 @@ def test_the_search_and_the_seeds_as_planned(tmp_path, monkeypatch):
     [
         (["--rows", "lora", "lara"], "there is no row 'lara'; the rows: full; child-tuning;"),
         (["--seeds", "0"], "--seeds and --micro_batch must be at least 1"),
-        (["--lr", "0"], "a rate lies above 0"),
+        (["--lr", "0"], "give one above 0"),
         (["--data", "absent.jsonl"], "no data file at absent.jsonl"),
         (["--data", "calls-9999"], "between 1 and 226"),
         (["--model", "/absent/model"], "no model folder at /absent/model"),
@@ -196,4 +196,4 @@ def test_help_names_the_rows(capsys):
     with pytest.raises(SystemExit):
         __main__.main(["--help"])
     said = " ".join(capsys.readouterr().out.split())
-    assert "lora, NEFTune" in said and "the same command goes on" in said
+    assert "lora, NEFTune" in said and "the same command continues" in said

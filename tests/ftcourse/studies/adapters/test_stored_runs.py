@@ -8,7 +8,7 @@ import pytest
 from ftcourse.studies.adapters import table
 from ftcourse.studies.adapters.methods import ARMS, BASE, GRID, options_for, rates_to_try
 from ftcourse.studies.adapters.trial import Trial, run
-from ftcourse.studies.records import read_records, setting_of
+from ftcourse.studies.records import read_records, trial_of
 from ftkit.adapters import attach
 from ftkit.models import data_dir, load_base
 from ftkit.parameters import count_parameters
@@ -25,8 +25,8 @@ def test_every_row_has_a_bracketed_rate_and_three_seeds(task):
         best = table.best_rate(mine, row)
         assert rates_to_try(table.scores(mine, row), ARMS[row].start) == [], row
         assert best not in (GRID[0],), row
-        assert [r["seed"] for r in table.judged(mine, task, row)] == [0, 1, 2], row
-    assert [r["seed"] for r in table.judged(mine, task, BASE)] == [0, 1, 2]
+        assert [r["seed"] for r in table.final_runs(mine, task, row)] == [0, 1, 2], row
+    assert [r["seed"] for r in table.final_runs(mine, task, BASE)] == [0, 1, 2]
     lora = table.best_rate(mine, "lora")
     for row in (name for name in ARMS if ARMS[name].method == "lora+"):
         at_lora_s = [r["seed"] for r in mine if r["row"] == row and r["lr"] == lora and r["seed"] != 100]
@@ -34,7 +34,7 @@ def test_every_row_has_a_bracketed_rate_and_three_seeds(task):
 
 
 def test_no_run_is_stored_twice_and_every_one_is_of_this_study():
-    settings = [setting_of(record, Trial) for record in RUNS]
+    settings = [trial_of(record, Trial) for record in RUNS]
     assert len(set(settings)) == len(settings)
     assert {(s.model, s.epochs, s.dtype, s.digest) for s in settings} == {("", 7, "float32", "")}
     assert {s.task for s in settings} == set(TASKS) and {s.row for s in settings} == {BASE, *ARMS}
@@ -60,9 +60,9 @@ def test_a_run_drawn_at_random_repeats():
     """Processors sum in different orders, and 91 steps let that grow, at high rates most: so of the judged runs one.
     A neighbouring rate changes the exact answers of LoRA and full fine-tuning by 8 points and more."""
     committed = random.choice(
-        [r for row in ("full", "lora", "dora", "head only") for r in table.judged(RUNS, TASKS[0], row)]
+        [r for row in ("full", "lora", "dora", "head only") for r in table.final_runs(RUNS, TASKS[0], row)]
     )
-    again = run(setting_of(committed, Trial))
+    again = run(trial_of(committed, Trial))
     for measure in ("trainable", "adapter_bytes"):
         assert again[measure] == committed[measure]
     assert again["train_loss"][0] == pytest.approx(committed["train_loss"][0], abs=2e-3)

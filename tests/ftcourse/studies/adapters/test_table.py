@@ -44,11 +44,11 @@ def test_the_best_rate_has_most_exact_answers_then_least_loss_and_never_diverged
 
 
 def test_judged_are_other_seeds_at_the_best_rate_of_this_task_and_model():
-    assert [(r["seed"], r["lr"], r["test_loss"]) for r in table.judged(RUNS, "chat-200", "lora")] == [
+    assert [(r["seed"], r["lr"], r["test_loss"]) for r in table.final_runs(RUNS, "chat-200", "lora")] == [
         (0, 3e-3, 1.2),
         (1, 3e-3, 1.4),
     ]
-    assert [r["seed"] for r in table.judged(RUNS, "chat-200", BASE)] == [0, 1]
+    assert [r["seed"] for r in table.final_runs(RUNS, "chat-200", BASE)] == [0, 1]
 
 
 def test_a_line_by_hand():
