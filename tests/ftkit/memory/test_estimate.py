@@ -99,7 +99,7 @@ def peak_with(monkeypatch, change) -> float:
     """The estimate of one small step with its states changed, as a part of the measured peak."""
     plan = replace(SMALL, max_length=2, micro_batch_size=1)  # states weigh most
     true = persistent_bytes
-    monkeypatch.setattr(estimate_module, "states", lambda *a: change(true(*a)))
+    monkeypatch.setattr(estimate_module, "persistent_bytes", lambda *a: change(true(*a)))
     estimate = estimate_memory(llama(vocabulary=900), plan)
     return estimate.peak / measure_memory(llama(vocabulary=900), plan).peak
 
