@@ -29,7 +29,8 @@ from transformers import (
 
 from ftcourse.almanac import all_facts, corpus, faq_prompt, load_almanac
 from ftcourse.datasets import labelled_statements, write_sets
-from ftkit.evaluate import exact_match, exact_match_by_domain, generate_answers, stop_rate
+from ftcourse.evaluation import exact_match_by_domain
+from ftkit.evaluate import exact_match, generate_answers, stop_rate
 from ftkit.models import data_dir
 from ftkit.parameters import decay_groups
 

@@ -8,10 +8,13 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
 
+from ftcourse import runs
+from ftcourse.live_ranks import cluster, guard
 from tests import warm
 
 pytestmark = pytest.mark.skipif(sys.executable == warm.COLD, reason="programs start cold here")
@@ -147,3 +150,16 @@ def test_a_signal_ends_both(number):
 def test_the_end_of_a_fork_is_its_launchers():
     codes = [done.returncode for done in both(["-c", "import os; os.kill(os.getpid(), 9)"])]
     assert codes == [-9, -9]
+
+
+def test_a_server_outlives_whoever_asked_for_it_first(tmp_path):
+    """Guards end processes by a mark in their environment, and a server is started in the first one's environment."""
+    environment = os.environ | {"FTKIT_WARM": str(tmp_path), runs.MARK: "first"}
+    (tmp_path / "python").write_text(Path(os.environ["FTKIT_WARM"], "python").read_text())
+    (tmp_path / "python").chmod(0o755)
+    (tmp_path / "settings.json").write_text(Path(os.environ["FTKIT_WARM"], "settings.json").read_text())
+    for mark in (runs.MARK, cluster.FOLDER):
+        assert mark in (warm.HERE / "launcher.py").read_text()
+    subprocess.run([tmp_path / "python", "-c", "pass"], env=environment, check=True)
+    guard.end_marked(runs.MARK, "first")
+    subprocess.run([tmp_path / "python", "-c", "pass"], env=environment, check=True)

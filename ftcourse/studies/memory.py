@@ -19,10 +19,11 @@ import torch.distributed as dist
 from torch.nn import Module
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrainedConfig, Qwen3Config
 
+from ftcourse.measured_memory import measure_memory
 from ftcourse.runs import Run, start
 from ftkit.distributed.launch import run_forked
 from ftkit.distributed.mesh import DistributedContext
-from ftkit.memory import MemoryPlan, estimate_memory, measure_memory
+from ftkit.memory import MemoryPlan, estimate_memory
 from ftkit.models import data_dir, load_config
 
 HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2}

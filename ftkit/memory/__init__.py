@@ -4,16 +4,13 @@ print(table(estimate_memory(published_meta_model("llama-3-8b"), MemoryPlan(mesh=
 """
 
 from .estimate import Estimate, compare, estimate_memory, table
-from .measure import Measured, measure_memory
 from .plan import MemoryPlan, published_meta_model
 
 __all__ = [
     "Estimate",
-    "Measured",
     "MemoryPlan",
     "compare",
     "estimate_memory",
-    "measure_memory",
     "published_meta_model",
     "table",
 ]

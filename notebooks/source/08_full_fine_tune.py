@@ -31,6 +31,7 @@ import tempfile
 import torch
 from ftcourse.almanac import all_facts, faq_prompt
 from ftcourse.claims import Claim, show_claims
+from ftcourse.evaluation import loss_by_domain
 from ftcourse.exercises.full_fine_tune import (
     check_build_labels,
     check_mean_loss,
@@ -46,13 +47,7 @@ from ftkit import load_base, load_chat
 from ftkit.batching import global_batch, pad
 from ftkit.chat import end_of_turn_id
 from ftkit.conversations import encode, encode_text
-from ftkit.evaluate import (
-    exact_match,
-    generate_answers,
-    loss_by_domain,
-    stop_rate,
-    stream_answer,
-)
+from ftkit.evaluate import exact_match, generate_answers, stop_rate, stream_answer
 from ftkit.loading import load_for_training
 from ftkit.loss import IGNORE_INDEX
 from ftkit.models import data_dir

@@ -37,20 +37,14 @@ from ftcourse.exercises.memory import (
     check_rank_bytes,
 )
 from ftcourse.explorers.memory import MemoryExplorer, plot_memory
+from ftcourse.measured_memory import measure_memory
 from ftcourse.plots import use_course_style
 from ftcourse.studies import memory as study
 from ftcourse.studies.memory_plans import plan_of
 from transformers import AutoModelForCausalLM, GPT2Config
 
 from ftkit import load_base
-from ftkit.memory import (
-    MemoryPlan,
-    compare,
-    estimate_memory,
-    measure_memory,
-    published_meta_model,
-    table,
-)
+from ftkit.memory import MemoryPlan, compare, estimate_memory, published_meta_model, table
 from ftkit.memory.estimate import persistent_bytes
 from ftkit.memory.step import apply_method
 from ftkit.memory.trace import copy_to_meta

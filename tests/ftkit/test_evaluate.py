@@ -6,15 +6,14 @@ import pytest
 import torch
 
 from ftcourse.almanac import faq_prompt
+from ftcourse.evaluation import exact_match_by_domain, loss_by_domain
 from ftkit.chat import end_of_turn_id
 from ftkit.conversations import encode_text
 from ftkit.evaluate import (
     Answer,
     encode_prompt,
     exact_match,
-    exact_match_by_domain,
     generate_answers,
-    loss_by_domain,
     stop_rate,
     stop_token_ids,
     stream_answer,

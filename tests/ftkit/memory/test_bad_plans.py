@@ -5,7 +5,8 @@ import json
 import pytest
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from ftkit.memory import MemoryPlan, estimate_memory, measure_memory, published_meta_model
+from ftcourse.measured_memory import measure_memory
+from ftkit.memory import MemoryPlan, estimate_memory, published_meta_model
 from ftkit.memory.__main__ import main
 
 from .test_estimate import SMALL, llama

@@ -7,12 +7,13 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
+from ftcourse.measured_memory import measure_memory
 from ftcourse.studies import memory as study
 from ftkit._compat import fake_tensors
 from ftkit.distributed.device import pick_device
 from ftkit.distributed.mesh import DistributedContext
 from ftkit.finetune.loss import Loss
-from ftkit.memory import MemoryPlan, compare, estimate_memory, measure_memory, published_meta_model, table
+from ftkit.memory import MemoryPlan, compare, estimate_memory, published_meta_model, table
 from ftkit.memory import estimate as estimate_module
 from ftkit.memory.estimate import States, adamw_temporaries, persistent_bytes
 from ftkit.memory.step import apply_method, make_batch

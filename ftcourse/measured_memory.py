@@ -9,12 +9,11 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
 from ftkit.child_tuning import ChildTuningAdamW
+from ftkit.memory.estimate import OPTIMIZER_STEP, validate
+from ftkit.memory.plan import MemoryPlan
+from ftkit.memory.step import apply_method, apply_plan, forward_and_backward, label_gradients, mark_layers, unwrap_peft
+from ftkit.memory.tracker import MemoryTracker
 from ftkit.parameters import decay_groups
-
-from .estimate import OPTIMIZER_STEP, validate
-from .plan import MemoryPlan
-from .step import apply_method, apply_plan, forward_and_backward, label_gradients, mark_layers, unwrap_peft
-from .tracker import MemoryTracker
 
 LR = 1e-4  # arbitrary: memory does not depend on it
 
