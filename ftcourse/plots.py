@@ -8,6 +8,10 @@ is said again by a number, a hatch, a marker or a label. Matplotlib loads when t
 import io
 from collections.abc import Mapping, Sequence
 
+from ._extras import require
+
+require("matplotlib")
+
 # Okabe and Ito, "Color Universal Design" (2008), without its yellow, which is pale on white.
 OKABE_ITO = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
 HATCHES = ("", "//", "--", "xx", "\\\\", "||", "++")

@@ -68,7 +68,7 @@ def flags(command: str, model: Path, data: Path) -> list[str]:
         "chat": [str(model), str(data), "--json"],
         "finetune": ["--model", str(model), "--data", str(data), "--output", out],
         "memory": [str(model), "--json"],
-        "compare": ["compare", "--model", str(model), "--data", str(data), "--output", out],
+        "compare": ["--model", str(model), "--data", str(data), "--output", out],
         "export": ["checkpoint", out, "--base", str(model)],
     }[command]
 

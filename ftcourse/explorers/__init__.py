@@ -9,6 +9,10 @@ import html
 import re
 from collections.abc import Sequence
 
+from ftcourse._extras import require
+
+require("ipywidgets")
+
 import ipywidgets
 
 from ftcourse.plots import figure_svg

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import psutil
 
+from ftcourse._extras import require
+
 from .errors import RankError
 from .guard import end_guard, start_guard
 
@@ -34,6 +36,7 @@ class Engines:
 def refuse_where_it_cannot_work() -> None:
     if sys.platform in ("emscripten", "wasi"):
         raise RankError("this kernel cannot start processes: open the notebook in JupyterLab or Colab instead")
+    require("ipyparallel")
     import torch.distributed as dist
 
     if not dist.is_available() or not dist.is_gloo_available():

@@ -713,7 +713,7 @@ print("on its own base the adapter says what it said")
 # In a terminal, for any causal language model and conversations as JSON lines; interrupted, the same command goes on:
 #
 # ```
-# python -m ftkit.adapters compare --model MODEL --data chats.jsonl --rows full lora dora "lora, NEFTune"
+# python -m ftcourse.studies.adapters --model MODEL --data chats.jsonl --rows full lora dora "lora, NEFTune"
 # ```
 #
 # It searches each method's rate, runs three seeds, and writes the table above as Markdown and JSON.

@@ -1,7 +1,7 @@
 """Fine-tune a model with every method on your conversations, and write the results as a table.
 
-    python -m ftcourse.studies.adapters compare
-    python -m ftcourse.studies.adapters compare --model MODEL --data chats.jsonl --output mine.jsonl
+    python -m ftcourse.studies.adapters
+    python -m ftcourse.studies.adapters --model MODEL --data chats.jsonl --output mine.jsonl
 
 For each method a learning rate is searched with a seed of its own; then other seeds are run at the best one. The raw
 runs go to OUTPUT, one JSON object per line, and the table beside it as .md and .json. A run that is in OUTPUT is not
@@ -105,7 +105,6 @@ def make_parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("command", choices=["compare"], help="the one there is")
     parser.add_argument("--model", default="", help="a model folder or hub name (pocket-base)")
     parser.add_argument(
         "--data",

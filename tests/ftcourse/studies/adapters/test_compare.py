@@ -90,7 +90,7 @@ def test_every_row_runs_on_every_design_that_can_take_it(kind, tmp_path, chats, 
 
 def test_the_command_on_a_foreign_model_goes_on_after_an_interruption(tmp_path, chats, few_facts, monkeypatch, capsys):
     source, output = str(save_foreign(tmp_path / "qwen")), tmp_path / "runs.jsonl"
-    asked = ["compare", "--model", source, "--data", chats, "--rows", "lora", "head only", "--seeds", "2"]
+    asked = ["--model", source, "--data", chats, "--rows", "lora", "head only", "--seeds", "2"]
     asked += ["--output", str(output), "--workers", "1", "--epochs", "1", "--lr", "1e-3"]
     made = []
 
@@ -122,7 +122,7 @@ def test_the_command_on_a_foreign_model_goes_on_after_an_interruption(tmp_path, 
 
 def test_other_data_under_the_same_name_is_not_mixed_in(tmp_path, chats, few_facts):
     source, output = str(save_foreign(tmp_path / "qwen")), tmp_path / "runs.jsonl"
-    asked = ["compare", "--model", source, "--data", chats, "--rows", "head only", "--seeds", "1"]
+    asked = ["--model", source, "--data", chats, "--rows", "head only", "--seeds", "1"]
     asked += ["--output", str(output), "--workers", "1", "--epochs", "1", "--lr", "1e-3"]
     assert __main__.main(asked) == 0
     first = json.loads(output.with_suffix(".json").read_text())
@@ -167,7 +167,7 @@ def test_the_search_and_the_seeds_as_planned(tmp_path, monkeypatch):
 def test_bad_input_is_named_before_work_starts(arguments, said, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(__main__, "run", lambda *_: pytest.fail("work has started"))
     with pytest.raises(SystemExit) as error:
-        __main__.main(["compare", "--output", str(tmp_path / "runs.jsonl"), *arguments])
+        __main__.main(["--output", str(tmp_path / "runs.jsonl"), *arguments])
     assert error.value.code == 2 and said in capsys.readouterr().err
     assert not (tmp_path / "runs.jsonl").exists()
 
