@@ -12,6 +12,33 @@ from ftkit.models import data_dir
 
 from .plots import OKABE_ITO, new_axes
 
+CONTENTS = {  # part -> notebook -> its topic in a word or two; a notebook without an .ipynb is planned
+    "Which weights move": {
+        "01_gradient_masks": "gradient masks",
+        "02_child_tuning": "child-tuning",
+        "03_fisher_masks": "Fisher masks",
+        "04_freezing": "freezing",
+    },
+    "A run you can trust": {
+        "05_chat_templates": "chat templates",
+        "06_optimizer_and_schedule": "optimizer and schedule",
+        "07_overfit_one_batch": "overfit one batch",
+        "08_full_fine_tune": "full fine-tune",
+    },
+    "Adapters": {
+        "09_lora_from_scratch": "LoRA from scratch",
+        "10_adapter_family": "the adapter family",
+        "11_speed_ups": "speed-ups",
+    },
+    "Beyond one device": {
+        "12_memory": "memory",
+        "13_ddp_to_fsdp": "DDP to FSDP",
+        "14_delayed_init_and_tensor_parallel": "delayed init, tensor parallel",
+        "15_checkpoints_and_faults": "checkpoints and faults",
+        "16_fsdp_fine_tune": "sharded fine-tune",
+    },
+}
+
 COLUMNS = 5  # the longest part of the walk
 
 

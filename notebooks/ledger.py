@@ -26,35 +26,10 @@ import nbformat
 from experiments.fault_injection.faults import table as fault_table
 from experiments.optimizer_speed.report import markdown as speed_table
 from ftcourse.claims import VERDICTS, read_claims
+from ftcourse.contents import CONTENTS
 
 ROOT = Path(__file__).resolve().parent.parent
 MAP = "00_start_here"  # shows what the others state, so it is built last
-CONTENTS = {  # part -> notebook -> its topic in a word or two; a notebook without an .ipynb is planned
-    "Which weights move": {
-        "01_gradient_masks": "gradient masks",
-        "02_child_tuning": "child-tuning",
-        "03_fisher_masks": "Fisher masks",
-        "04_freezing": "freezing",
-    },
-    "A run you can trust": {
-        "05_chat_templates": "chat templates",
-        "06_optimizer_and_schedule": "optimizer and schedule",
-        "07_overfit_one_batch": "overfit one batch",
-        "08_full_fine_tune": "full fine-tune",
-    },
-    "Adapters": {
-        "09_lora_from_scratch": "LoRA from scratch",
-        "10_adapter_family": "the adapter family",
-        "11_speed_ups": "speed-ups",
-    },
-    "Beyond one device": {
-        "12_memory": "memory",
-        "13_ddp_to_fsdp": "DDP to FSDP",
-        "14_delayed_init_and_tensor_parallel": "delayed init, tensor parallel",
-        "15_checkpoints_and_faults": "checkpoints and faults",
-        "16_fsdp_fine_tune": "sharded fine-tune",
-    },
-}
 
 
 class LedgerError(Exception):
@@ -73,7 +48,7 @@ def read_notebooks(folder):
     places = [(part, name, topic) for part, names in CONTENTS.items() for name, topic in names.items()]
     built = {path.stem for path in folder.glob("*.ipynb")} - {MAP}
     if unknown := sorted(built - {name for _, name, _ in places}):
-        raise LedgerError(f"not in CONTENTS of notebooks/ledger.py: {', '.join(unknown)}")
+        raise LedgerError(f"not in CONTENTS of ftcourse/contents.py: {', '.join(unknown)}")
     notebooks, claims = [], []
     for part, name, topic in places:
         row = {"notebook": name, "part": part, "topic": topic, "ready": name in built}

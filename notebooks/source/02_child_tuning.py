@@ -676,7 +676,7 @@ assert equal and farthest(sharded, by_library(seed=8)) > 1e-3
 #
 # So much for single steps. Does child-tuning **help**? **Pocket-base**, this course's language model of a million
 # parameters, was fine-tuned on 96 to 500 rows by AdamW, by **F** (task-free) and by **D** (task-dependent), each at
-# the best of four learning rates, with several seeds. `python -m ftkit.studies.child_tuning` did it, in hours, and
+# the best of four learning rates, with several seeds. `python -m ftcourse.studies.child_tuning` did it, in hours, and
 # stored every run.
 
 # %%

@@ -169,7 +169,7 @@ def test_the_best_rate_has_the_best_score_then_the_least_loss():
 
 
 def test_every_run_of_the_plan_is_stored():
-    assert RECORDS, "python -m ftkit.studies.child_tuning stores them"
+    assert RECORDS, "python -m ftcourse.studies.child_tuning stores them"
     wanted = [s for task, seeds in child_tuning.SEEDS.items() for s in tuning(task) + final(RECORDS, task, seeds)]
     assert sorted(map(repr, wanted)) == sorted(repr(trial_of(record, Trial)) for record in RECORDS)
 
