@@ -1,4 +1,4 @@
-"""`ftkit notebooks`: copy the course's notebooks to a folder of the user's, and never overwrite what is there."""
+"""Copy the course's notebooks to a folder of the user's, and never overwrite what is there: `ftkit notebooks`."""
 
 import argparse
 import shutil
@@ -31,8 +31,10 @@ def copy_notebooks(folder: Path) -> list[Path]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="ftkit notebooks", description=__doc__.partition(": ")[2])
-    parser.add_argument("folder", nargs="?", type=Path, default=Path(FOLDER), help="(default: %(default)s)")
+    parser = argparse.ArgumentParser(prog="ftkit notebooks", description=__doc__)
+    parser.add_argument(
+        "folder", nargs="?", type=Path, default=Path(FOLDER), help="where they go (default: %(default)s)"
+    )
     given = parse(parser, arguments)
     try:
         new = copy_notebooks(given.folder)

@@ -1,4 +1,4 @@
-"""`ftkit lab`: copy the notebooks that are not there yet, and open JupyterLab on the first one.
+"""Copy the notebooks that are not there yet, and open JupyterLab on the first one: `ftkit lab`.
 
 Lab listens on 127.0.0.1 and asks for its token. On a remote machine use --no-browser and an SSH tunnel; --ip 0.0.0.0
 shows Lab to everyone who can reach the machine and knows the token.
@@ -30,9 +30,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="ftkit lab", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("folder", nargs="?", type=Path, default=Path(FOLDER), help="(default: %(default)s)")
+    parser.add_argument(
+        "folder", nargs="?", type=Path, default=Path(FOLDER), help="where the notebooks go (default: %(default)s)"
+    )
     parser.add_argument("--ip", default="127.0.0.1", help="address that Lab listens on (default: %(default)s)")
-    parser.add_argument("--port", type=int, default=8888, help="(default: %(default)s, or the next free one)")
+    parser.add_argument("--port", type=int, default=8888, help="of Lab (default: %(default)s, or the next free one)")
     parser.add_argument("--no-browser", action="store_true", help="open no browser: print the address only")
     given = parse(parser, arguments)
     try:

@@ -69,7 +69,7 @@ class SolvedExercise(IPyNbCell):
         super().__init__(**kwargs, options=defaultdict(bool))
 
     def runtest(self):
-        from anatomy import verdicts
+        from tests.notebooks.anatomy import verdicts
 
         super().runtest()
         said = verdicts({"outputs": self.test_outputs})

@@ -71,14 +71,14 @@ def plant_sixth_bug(labels: torch.Tensor) -> torch.Tensor:
 
 
 @checker
-def check_mended_labels(mended_labels) -> str:
-    """Check `mended_labels(labels)`: the rows moved by one must come back to their own inputs."""
+def check_fixed_labels(fixed_labels) -> str:
+    """Check `fixed_labels(labels)`: the rows moved by one must come back to their own inputs."""
     generator = torch.Generator().manual_seed(7)
     right = torch.randint(3, 90, (5, 6), generator=generator)
     right[:, :2] = IGNORE_INDEX
     given = plant_sixth_bug(right)
     argument = given.clone()
-    answer = mended_labels(argument)
+    answer = fixed_labels(argument)
     if answer is None and not torch.equal(argument, given):
         raise WrongAnswer("you changed the labels in place and returned nothing: return the mended labels.")
     answer = require_tensor(answer, right.shape)

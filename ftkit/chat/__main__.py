@@ -1,7 +1,7 @@
 """Check a model's tokenizer and chat template, and conversations to train it on, before any training.
 
-    python -m ftkit.chat data/pocket-base data/chat/train.jsonl
-    python -m ftkit.chat MODEL DATA.jsonl --max_length 1024 --json
+    ftkit chat data/pocket-base data/chat/train.jsonl
+    ftkit chat MODEL DATA.jsonl --max_length 1024 --json
 
 Exit code 0: no errors (there may be warnings); 1: errors; 2: MODEL or DATA.jsonl cannot be read.
 """

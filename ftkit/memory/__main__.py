@@ -1,8 +1,8 @@
 """Estimate the memory of a training step on one rank from a model's shapes and a plan; nothing is loaded.
 
-    python -m ftkit.memory                      pocket-base, one process, as python -m ftkit.finetune runs it
-    python -m ftkit.memory llama-3-8b --mesh 1,8,1 --compute_dtype bfloat16 --activation_checkpointing --gpu_gib 80
-    python -m ftkit.memory MODEL --method lora --lora_r 16 --json
+    ftkit memory                                pocket-base, one process, as ftkit finetune runs it
+    ftkit memory llama-3-8b --mesh 1,8,1 --compute_dtype bfloat16 --activation_checkpointing --gpu_gib 80
+    ftkit memory MODEL --method lora --lora_r 16 --json
 
 MODEL is a published size, a folder with a config.json, or a name that transformers finds.
 """

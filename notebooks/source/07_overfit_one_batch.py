@@ -31,8 +31,8 @@ import torch
 import transformers
 from ftcourse.claims import Claim, show_claims
 from ftcourse.exercises.overfit_one_batch import (
+    check_fixed_labels,
     check_loss_floor,
-    check_mended_labels,
     check_token_accuracy,
     plant_sixth_bug,
 )
@@ -529,14 +529,14 @@ for row in range(3):
 
 
 # %% tags=["exercise"]
-def mended_labels(labels: torch.Tensor) -> torch.Tensor:
+def fixed_labels(labels: torch.Tensor) -> torch.Tensor:
     """labels (B, T) of a batch with the sixth bug -> the right ones."""
     ### BEGIN SOLUTION
     return labels.roll(-1, 0)
     ### END SOLUTION
 
 
-check_mended_labels(mended_labels)
+check_fixed_labels(fixed_labels)
 
 # %% [markdown] tags=["hint"]
 # <details><summary>Hint</summary>

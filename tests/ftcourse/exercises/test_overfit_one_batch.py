@@ -5,7 +5,7 @@ from collections import Counter, defaultdict
 
 import torch
 
-from ftcourse.exercises.overfit_one_batch import check_loss_floor, check_mended_labels, check_token_accuracy
+from ftcourse.exercises.overfit_one_batch import check_fixed_labels, check_loss_floor, check_token_accuracy
 
 from .shown import checker_tests
 
@@ -77,7 +77,7 @@ EXERCISES = [
         },
     ),
     (
-        check_mended_labels,
+        check_fixed_labels,
         lambda labels: labels.roll(-1, 0),
         {
             "unchanged": lambda labels: labels,
@@ -99,4 +99,4 @@ test_solution, test_stub, test_wrong_answer = checker_tests(EXERCISES)
 
 def test_tensors_are_numbers_too():
     assert check_token_accuracy(lambda x, y: torch.tensor(accuracy(x, y))).right
-    assert check_mended_labels(lambda labels: torch.stack([*labels[1:], labels[0]])).right
+    assert check_fixed_labels(lambda labels: torch.stack([*labels[1:], labels[0]])).right
