@@ -1,0 +1,1 @@
+"""The course beside the library: what its notebooks show, run and grade. Never imported by `ftkit`."""

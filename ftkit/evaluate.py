@@ -1,4 +1,4 @@
-"""Generate answers, and measure exact match, stop rate and loss by domain.
+"""Generate answers, and measure exact match and stop rate.
 
 Shapes: B prompts in a batch, T tokens (prompts are padded on the left), V vocabulary.
 """

@@ -1,0 +1,1 @@
+"""Live ranks: processes that a notebook's `%%px` cells talk to."""

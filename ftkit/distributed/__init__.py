@@ -1,0 +1,1 @@
+"""Techniques for several ranks, one a file. A technique knows no optimizer, adapter or data format."""

@@ -1,4 +1,5 @@
-"""The search for a learning rate: half a decade up or down until the best one has a worse one on either side."""
+"""What is compared (each method an `Arm`), and the search for each one's learning rate: half a decade up or down until
+the best one has a worse one on either side."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
