@@ -25,14 +25,7 @@ from tests.tiny import CHATML, foreign_model, foreign_tokenizer, ragged_conversa
 STEPS = 4
 LAYERS = 2  # a first one and a last one
 UNTOLD = str(Path(__file__).with_name("without_estimate.py"))  # what `no_estimates` is to ranks
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_estimates():
-    """A run's memory is estimated, and held against the run, in test_run_memory; it takes longer than these runs."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "estimate_run", lambda *_: None)
-        yield
+pytestmark = pytest.mark.usefixtures("no_estimates")
 
 
 @pytest.fixture(scope="module")

@@ -43,14 +43,7 @@ CASES = {  # name: (ranks, recipe, what else is set)
     "three4": (4, "fisher", {"mesh": "2,1,2"}),
     "lora4": (4, "lora", {"mesh": "2,2,1"}),
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_estimates():
-    """A run's memory is estimated, and held against the run, in test_run_memory; it takes longer than these runs."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "estimate_run", lambda *_: None)
-        yield
+pytestmark = pytest.mark.usefixtures("no_estimates")
 
 
 @pytest.fixture(scope="module")
