@@ -1,8 +1,9 @@
 """What a check reports: a Finding with its severity, what was observed, why it matters and what to do."""
 
+import difflib
 import textwrap
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 SEVERITIES = ("error", "warning", "note")
 WIDTH = 100  # columns of the printed report
@@ -26,6 +27,15 @@ def finding_codes(findings: Iterable[Finding]) -> list[str]:
 
 def has_errors(findings: Iterable[Finding]) -> bool:
     return any(f.severity == "error" for f in findings)
+
+
+def allow(findings: Iterable[Finding], codes: Iterable[str], known: Iterable[str]) -> list[Finding]:
+    """The findings, those of `codes` as notes. Raises ValueError for a code that is not among `known`."""
+    codes, known = set(codes), list(known)
+    if unknown := sorted(codes - set(known)):
+        near = difflib.get_close_matches(unknown[0], known, n=1) or known
+        raise ValueError(f"--allow {unknown[0]}: there is no such finding; did you mean {', '.join(near)}?")
+    return [replace(f, severity="note") if f.code in codes else f for f in findings]
 
 
 def sort_findings(findings: Iterable[Finding]) -> list[Finding]:

@@ -9,16 +9,19 @@
 from ftkit.findings import SEVERITIES, Finding, as_records, finding_codes, has_errors, report_text
 
 from .attention import check_padding
-from .dataset import check_dataset, check_labels
+from .dataset import Examined, check_dataset, examine, max_positions
 from .findings import RULES, Rule
+from .labels import check_labels
 from .rendering import end_of_turn_id
 from .template import check_chat_template
 from .token_view import Token, TokenView, token_view
 from .tokenizer import PadToken, add_chat_template, check_tokenizer, choose_pad_token, untrained_rows
+from .weights import check_weights
 
 __all__ = [
     "RULES",
     "SEVERITIES",
+    "Examined",
     "Finding",
     "PadToken",
     "Rule",
@@ -31,10 +34,13 @@ __all__ = [
     "check_labels",
     "check_padding",
     "check_tokenizer",
+    "check_weights",
     "choose_pad_token",
     "end_of_turn_id",
+    "examine",
     "finding_codes",
     "has_errors",
+    "max_positions",
     "report_text",
     "token_view",
     "untrained_rows",

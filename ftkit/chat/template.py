@@ -4,50 +4,53 @@ that training did.
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ftkit.findings import Finding, finding_codes
-
-from .findings import finding
-from .rendering import (
+from ftkit.conversations.rendering import (
     ANSWER,
     CHAT,
     QUESTION,
     SECOND_ANSWER,
     SECOND_QUESTION,
-    EndOfTurn,
+    ChatTemplate,
     Messages,
-    Renderer,
     TemplateFailed,
-    find_end_of_turn,
-    find_training_template,
     own_template,
-    stop_ids,
 )
+from ftkit.conversations.turns import Turn
+from ftkit.findings import Finding, finding_codes
+
+from .findings import finding
+from .rendering import EndOfTurn, find_end_of_turn, find_training_template, render, stop_ids, tokens
 
 
-def check_generation_prompt(prompt_renderer: Renderer, train_renderer: Renderer, messages: Messages) -> list[Finding]:
+def check_generation_prompt(
+    own: ChatTemplate, training: ChatTemplate, messages: Messages, tools: list | None = None, **kwargs
+) -> list[Finding]:
     """Check that the training text begins with the generation prompt of each answer, as text and as tokens.
+
+    Args:
+        own: the template that generates; `training` is the one to train with.
 
     Returns at most one finding, of the first answer that differs. Raises TemplateFailed.
     """
-    full = train_renderer.text(messages)
-    ids = train_renderer.tokens(messages)
+    full, ids = training.text(messages, tools, **kwargs), tokens(training, messages, tools=tools, **kwargs)
     for k, message in enumerate(messages):
         if message["role"] != "assistant" or k == 0:
             continue
-        prompt = prompt_renderer.text(messages[:k], add_generation_prompt=True)
+        given = {"tools": tools, "add_generation_prompt": True, **kwargs}
+        prompt = own.text(messages[:k], **given)
         if not full.startswith(prompt):
             return [finding("prompt-differs", f"before answer {_count(messages, k)}: {_differ(prompt, full)}")]
-        prompt_ids = prompt_renderer.tokens(messages[:k], add_generation_prompt=True)
+        prompt_ids = tokens(own, messages[:k], **given)
         if ids[: len(prompt_ids)] != prompt_ids:
             first = next(i for i, (a, b) in enumerate(zip(prompt_ids, ids, strict=False)) if a != b)
-            pieces = prompt_renderer.tokenizer.convert_ids_to_tokens([prompt_ids[first], ids[first]])
+            pieces = own.tokenizer.convert_ids_to_tokens([prompt_ids[first], ids[first]])
             return [finding("tokens-merge", f"the prompt's {pieces[0]!r} becomes {pieces[1]!r} in training")]
     return []
 
 
-def check_prefix_preserving(renderer: Renderer) -> list[Finding]:
+def check_prefix_preserving(template: ChatTemplate) -> list[Finding]:
     """Check that a turn is rendered the same when more turns follow. Raises TemplateFailed."""
-    short, long = renderer.text(CHAT[:2]), renderer.text(CHAT)
+    short, long = template.text(CHAT[:2]), template.text(CHAT)
     if long.startswith(short):
         return []
     return [finding("history-changes", f"once others follow: {_differ(short, long)}")]
@@ -89,62 +92,50 @@ def check_chat_template(tokenizer: PreTrainedTokenizerBase, model: PreTrainedMod
     Args:
         model: used only for the EOS ids of its generation config.
     """
-    template = own_template(tokenizer)
-    if template is None:
-        return find_training_template(tokenizer)[1]
-    prompt_renderer = Renderer(tokenizer, template)
-    found = _check_content(prompt_renderer)
-    if any(f.code == "wants-content-blocks" for f in found):
-        prompt_renderer = Renderer(tokenizer, template, content_blocks=True)
-    elif found:
+    source = own_template(tokenizer)
+    training, about_training = find_training_template(tokenizer)
+    if source is None:
+        return about_training
+    own = ChatTemplate(tokenizer, source)
+    found = _check_content(own)
+    if found and not own.wants_blocks:
         return found
-    training, about_markers = find_training_template(tokenizer)
-    found += about_markers
-    train_renderer = Renderer(tokenizer, training or template, prompt_renderer.content_blocks)
+    found += about_training
     try:
-        found += _check_system(prompt_renderer) + _check_whitespace(train_renderer) + _check_bos(prompt_renderer)
-        found += _check_date(template) + _check_end_of_turn(train_renderer, model)
-        if training:
-            codes = finding_codes(found)
-            found += [f for f in _check_loss_mask(prompt_renderer, train_renderer) if f.code not in codes]
-        found += check_generation_prompt(prompt_renderer, train_renderer, CHAT)
-        found += check_prefix_preserving(train_renderer) + _check_round_trip(train_renderer)
+        found += _check_system(own) + _check_whitespace(training) + _check_bos(own)
+        found += _check_date(own) + _check_end_of_turn(training, model)
+        codes = finding_codes(found)
+        found += [f for f in _check_loss_mask(own, training) if f.code not in codes]
+        found += check_generation_prompt(own, training, CHAT)
+        found += check_prefix_preserving(training) + _check_round_trip(training)
     except TemplateFailed as error:
         found.append(finding("template-fails", f"with two questions and answers: {error}"))
-    if not prompt_renderer.content_blocks:
+    if not own.wants_blocks:
         found += check_tool_prefix(tokenizer)
     return found
 
 
-def _check_content(renderer: Renderer) -> list[Finding]:
+def _check_content(template: ChatTemplate) -> list[Finding]:
+    if template.wants_blocks:
+        return [finding("wants-content-blocks", "plain strings are lost or refused, and lists of text blocks are not")]
     try:
-        text = renderer.text(CHAT[:2])
+        text = template.text(CHAT[:2])
     except TemplateFailed as error:
-        text, problem = "", str(error)
-    else:
-        lost = [t for t in (QUESTION, ANSWER) if t not in text]
-        if not lost:
-            return []
-        problem = f"{lost[0]!r} is not in the text that it writes"
-    try:
-        text_of_blocks = Renderer(renderer.tokenizer, renderer.template, content_blocks=True).text(CHAT[:2])
-    except TemplateFailed:
-        text_of_blocks = ""
-    if QUESTION in text_of_blocks and ANSWER in text_of_blocks:
-        return [finding("wants-content-blocks", f"with plain strings: {problem}")]
-    return [finding("content-lost" if text else "template-fails", problem)]
+        return [finding("template-fails", str(error))]
+    lost = [t for t in (QUESTION, ANSWER) if t not in text]
+    return [finding("content-lost", f"{lost[0]!r} is not in the text that it writes")] if lost else []
 
 
-def _check_system(renderer: Renderer) -> list[Finding]:
+def _check_system(template: ChatTemplate) -> list[Finding]:
     try:
-        text = renderer.text([{"role": "system", "content": SYSTEM}, *CHAT[:2]])
+        text = template.text([{"role": "system", "content": SYSTEM}, *CHAT[:2]])
     except TemplateFailed as error:
         return [finding("system-rejected", str(error))]
     return [] if SYSTEM in text else [finding("system-dropped", f"{SYSTEM!r} is not in the text it writes")]
 
 
-def _check_whitespace(renderer: Renderer) -> list[Finding]:
-    text = renderer.text([CHAT[0], {"role": "assistant", "content": SPACED}])
+def _check_whitespace(template: ChatTemplate) -> list[Finding]:
+    text = template.text([CHAT[0], {"role": "assistant", "content": SPACED}])
     if SPACED in text:
         return []
     start = text.rfind(ANSWER)
@@ -152,67 +143,103 @@ def _check_whitespace(renderer: Renderer) -> list[Finding]:
     return [finding("strips-whitespace", f"the answer {SPACED!r} stands between {kept[0]!r} and {kept[1]!r}")]
 
 
-def _check_bos(renderer: Renderer) -> list[Finding]:
-    tokenizer, bos = renderer.tokenizer, renderer.tokenizer.bos_token_id
+def _check_bos(template: ChatTemplate) -> list[Finding]:
+    tokenizer, bos = template.tokenizer, template.tokenizer.bos_token_id
     if bos is None:
         return []
-    if renderer.tokens(CHAT[:2])[:2] == [bos, bos]:
+    if tokens(template, CHAT[:2])[:2] == [bos, bos]:
         return [finding("bos-doubled", f"the template itself begins with {tokenizer.bos_token!r} twice")]
-    if tokenizer(renderer.text(CHAT[:2]))["input_ids"][:2] == [bos, bos]:
+    if tokenizer(template.text(CHAT[:2]))["input_ids"][:2] == [bos, bos]:
         return [finding("bos-doubled", f"tokenizer(rendered text) begins with {tokenizer.bos_token!r} twice")]
     return []
 
 
-def _check_date(template: str) -> list[Finding]:
-    return [finding("date-in-prompt", "it calls strftime_now")] if "strftime_now" in template else []
+def _check_date(template: ChatTemplate) -> list[Finding]:
+    """Find today's date in the text, not in a branch that is not taken: a macro of the same name stands in for it."""
+    standing_in = "{%- macro strftime_now(format) -%}today's date{%- endmacro -%}"
+    chats = CHAT[:2], [{"role": "system", "content": SYSTEM}, *CHAT[:2]]
+    for chat in chats if "strftime_now" in template.source else ():
+        try:
+            text = ChatTemplate(template.tokenizer, standing_in + template.source).text(chat)
+        except TemplateFailed:
+            continue
+        if "today's date" in text:
+            return [finding("date-in-prompt", "it writes the date of today")]
+    return []
 
 
-def _check_end_of_turn(renderer: Renderer, model: PreTrainedModel | None) -> list[Finding]:
+def _check_end_of_turn(template: ChatTemplate, model: PreTrainedModel | None) -> list[Finding]:
     """Check that the last answer ends with a special token that is in the loss and stops generate()."""
-    tokenizer, rendered = renderer.tokenizer, renderer.rendered(CHAT)
+    tokenizer, rendered = template.tokenizer, render(template, CHAT)
     end_of_turn = find_end_of_turn(tokenizer, rendered, SECOND_ANSWER)
     if not end_of_turn.positions:
         return [finding("turn-not-closed", f"the text ends with {rendered.text[-30:]!r}")]
-    masked = rendered.has_generation_markers
     ends = end_of_turn.special_positions
-    if masked and not any(rendered.loss_mask[i] for i in ends or end_of_turn.positions):
+    if not any(rendered.loss_mask[i] for i in ends or end_of_turn.positions):
         return [_not_in_loss(end_of_turn, SECOND_ANSWER)]
     if not ends:
         observed = f"{end_of_turn.text.strip()!r} closes a turn, {len(end_of_turn.positions)} ordinary tokens"
         return [finding("turn-end-is-text", observed)]
-    end_ids = [rendered.input_ids[i] for i in ends if rendered.loss_mask[i] or not masked]
-    if stop_ids(tokenizer, model) & set(end_ids):
+    end_ids = [rendered.input_ids[i] for i in ends if rendered.loss_mask[i]]
+    stops = stop_ids(tokenizer, model)
+    if stops & set(end_ids):
         return []
+    names = ", ".join(map(repr, tokenizer.convert_ids_to_tokens(sorted(stops)))) or "nothing"
     end = tokenizer.convert_ids_to_tokens(end_ids[0])
-    return [finding("turn-end-is-not-eos", f"{end!r} closes a turn and EOS is {tokenizer.eos_token!r}")]
+    return [finding("turn-end-is-not-eos", f"{end!r} closes a turn, and generate() stops at {names}")]
 
 
-def _check_loss_mask(prompt_renderer: Renderer, train_renderer: Renderer) -> list[Finding]:
-    full = train_renderer.rendered(CHAT)
-    in_loss = full.loss_text
-    if lost := [answer for answer in (ANSWER, SECOND_ANSWER) if answer not in in_loss]:
-        return [finding("answer-not-in-loss", f"{lost[0]!r} is not in the loss, {in_loss[:60]!r}")]
+def _check_loss_mask(own: ChatTemplate, training: ChatTemplate) -> list[Finding]:
+    full = render(training, CHAT)
+    if full.problems:
+        return [finding("turns-not-in-loss", f"with two questions and answers: {describe_turns(full.problems)}")]
+    if lost := [answer for answer in (ANSWER, SECOND_ANSWER) if answer not in full.loss_text]:
+        return [finding("answer-not-in-loss", f"{lost[0]!r} is not in the loss, {full.loss_text[:60]!r}")]
     found = []
-    if wrong := [question for question in (QUESTION, SECOND_QUESTION) if question in in_loss]:
+    if wrong := [text for text in _others_in_loss(training) if text]:
         found.append(finding("prompt-in-loss", f"{wrong[0]!r} is in the loss"))
     # The last turn may be closed in another way than those before it.
-    end_of_turn = find_end_of_turn(prompt_renderer.tokenizer, full, ANSWER, until=SECOND_QUESTION)
+    end_of_turn = find_end_of_turn(own.tokenizer, full, ANSWER, until=SECOND_QUESTION)
     if end_of_turn.special_positions and not any(full.loss_mask[i] for i in end_of_turn.special_positions):
         found.append(_not_in_loss(end_of_turn, ANSWER))
-    prompt = prompt_renderer.text(CHAT[:1], add_generation_prompt=True)
-    gap = full.text[len(prompt) : full.spans[full.loss_mask.index(True)][0]]
-    if full.text.startswith(prompt) and gap:
-        found.append(finding("gap-before-answer", f"{gap!r} stands between prompt and loss mask"))
+    prompt = own.text(CHAT[:1], add_generation_prompt=True)
+    start = full.loss_spans[0][0]
+    if full.text.startswith(prompt) and full.text[len(prompt) : start]:
+        observed = f"{full.text[len(prompt) : start]!r} stands between prompt and loss mask"
+        found.append(finding("gap-before-answer", observed))
+    if not wrong and full.text.startswith(prompt) and full.text[start : len(prompt)].strip():
+        found.append(finding("role-header-in-loss", f"{full.text[start : len(prompt)]!r} is in the loss"))
     return found
+
+
+def _others_in_loss(template: ChatTemplate) -> list[str]:
+    """Texts of the system, the user and a tool that are in the loss, of which only templates with markers have any."""
+    result = "forty-two in the result"
+    call = {"type": "function", "id": "000000000", "function": {"name": "times", "arguments": {"a": 6, "b": 7}}}
+    asked = [CHAT[0], {"role": "assistant", "content": "", "tool_calls": [call]}]
+    answered = [{"role": "tool", "tool_call_id": "000000000", "name": "times", "content": result}, CHAT[1]]
+    found = []
+    for chat in (CHAT, [{"role": "system", "content": SYSTEM}, *CHAT[:2]], asked + answered):
+        try:
+            in_loss = render(template, chat).loss_text
+        except TemplateFailed:
+            continue
+        found += [m["content"] for m in chat if m["role"] != "assistant" and m["content"] in in_loss]
+    return found
+
+
+def describe_turns(turns: list[Turn]) -> str:
+    more = f", and {len(turns) - 1} more" if len(turns) > 1 else ""
+    return f"message {turns[0].message + 1}, because {turns[0].problem}{more}"
 
 
 def _not_in_loss(end_of_turn: EndOfTurn, answer: str) -> Finding:
     return finding("stop-not-in-loss", f"{end_of_turn.text.strip()[:30]!r} after {answer!r} is outside the loss mask")
 
 
-def _check_round_trip(renderer: Renderer) -> list[Finding]:
-    text = renderer.text(CHAT)
-    back = renderer.tokenizer.decode(renderer.tokens(CHAT), clean_up_tokenization_spaces=False)
+def _check_round_trip(template: ChatTemplate) -> list[Finding]:
+    text = template.text(CHAT)
+    back = template.tokenizer.decode(tokens(template, CHAT), clean_up_tokenization_spaces=False)
     if back == text:
         return []
     same = next((i for i, (a, b) in enumerate(zip(text, back, strict=False)) if a != b), len(back))

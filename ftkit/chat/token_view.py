@@ -8,9 +8,10 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from ftkit.conversations.rendering import Messages, content_text
 from ftkit.loss import IGNORE_INDEX
 
-from .rendering import Messages, Rendered, Renderer, find_training_template, own_template
+from .rendering import Rendered, find_training_template, render
 
 # Light tints of the Okabe-Ito palette under black text (contrast above 10:1); the role is written beside each.
 TINTS = {
@@ -55,6 +56,16 @@ class TokenView:
     def __repr__(self) -> str:
         return "\n".join(f"[{label}] {' '.join(map(_display_text, run))}" for label, run in self._runs())
 
+    def terminal(self, colour: bool) -> str:
+        """As text; with `colour`, tokens in the loss are green and the roles' names dim, by ANSI codes."""
+        if not colour:
+            return repr(self)
+        lines = []
+        for label, run in self._runs():
+            text = " ".join(map(_display_text, run))
+            lines.append(f"\033[2m[{label}]\033[0m " + (f"\033[1;32m{text}\033[0m" if run[0].in_loss else text))
+        return "\n".join(lines)
+
     def _repr_html_(self) -> str:
         runs = "".join(_run_html(label, run) for label, run in self._runs())
         in_loss = sum(token.in_loss for token in self.tokens)
@@ -71,7 +82,12 @@ class TokenView:
 
 
 def token_view(
-    tokenizer: PreTrainedTokenizerBase, messages: Messages, row: Mapping[str, Any] | None = None
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Messages,
+    row: Mapping[str, Any] | None = None,
+    *,
+    tools: list | None = None,
+    chat_template_kwargs: dict[str, Any] | None = None,
 ) -> TokenView:
     """Show a conversation as the training template renders it.
 
@@ -79,13 +95,14 @@ def token_view(
         messages: the conversation, from which the roles come.
         row: optional example made of it: `input_ids`, `labels`, `attention_mask` (lists or tensors of T tokens),
             possibly truncated or padded.
+        tools, chat_template_kwargs: for the template.
 
     Raises TemplateFailed, and ValueError for a tokenizer without a template.
     """
-    own = own_template(tokenizer)
-    if own is None:
+    template = find_training_template(tokenizer)[0]
+    if template is None:
         raise ValueError("the tokenizer has no chat template: set tokenizer.chat_template first")
-    rendered = Renderer(tokenizer, find_training_template(tokenizer)[0] or own).rendered(messages)
+    rendered = render(template, messages, tools, **(chat_template_kwargs or {}))
     roles = _roles(rendered, messages)
     if row is None:
         return TokenView(_tokens(tokenizer, rendered.input_ids, rendered.loss_mask, None, roles))
@@ -116,7 +133,7 @@ def _roles(rendered: Rendered, messages: Messages) -> list[str]:
     """The role of the message whose text each token overlaps, else "template"."""
     spans, start = [], 0
     for message in messages:
-        content = message.get("content") or ""
+        content = content_text(message)
         for expected in (content, content.strip()):
             if expected and (at := rendered.text.find(expected, start)) >= 0:
                 start = at + len(expected)

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ftkit.conversations.rendering import CHAT, ChatTemplate, TemplateFailed, own_template
 from ftkit.findings import Finding
 
 from .findings import finding
-from .rendering import CHAT, Renderer, TemplateFailed, end_of_turn_id, own_template, stop_ids
+from .rendering import end_of_turn_id, stop_ids, tokens
 
 TURN_START, TURN_END = "<|im_start|>", "<|im_end|>"
 # ChatML as in Qwen and many other models, with generation markers.
@@ -111,15 +112,24 @@ def _check_pad(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel | None
 
 
 def _check_untrained(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> list[Finding]:
-    embedding = model.get_input_embeddings()
-    untrained = untrained_rows(embedding.weight)
-    used = [i for i in template_tokens(tokenizer) if i < len(untrained) and untrained[i]]
-    if not used:
-        return []
-    names = ", ".join(repr(token) for token in tokenizer.convert_ids_to_tokens(used))
-    if any(parameter.requires_grad for parameter in embedding.parameters()):
-        return [finding("untrained-token", f"the embedding rows of {names} look untrained")]
-    return [finding("untrained-frozen-token", f"the embedding rows of {names} look untrained, and are frozen")]
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    found, used = [], template_tokens(tokenizer)
+
+    def names(weight: torch.Tensor) -> str:
+        untrained = untrained_rows(weight)
+        rows = [i for i in used if i < len(untrained) and untrained[i]]
+        return ", ".join(repr(token) for token in tokenizer.convert_ids_to_tokens(rows))
+
+    if said := names(embedding.weight):
+        if any(parameter.requires_grad for parameter in embedding.parameters()):
+            found.append(finding("untrained-token", f"the embedding rows of {said} look untrained"))
+        else:
+            observed = f"the embedding rows of {said} look untrained, and are frozen"
+            found.append(finding("untrained-frozen-token", observed))
+    untied = head is not None and getattr(head, "weight", None) is not embedding.weight
+    if untied and (said := names(head.weight)):
+        found.append(finding("untrained-output-token", f"the rows of the LM head for {said} look untrained"))
+    return found
 
 
 def template_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -129,7 +139,7 @@ def template_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
         return []
     own = set(tokenizer.all_special_ids) | set(tokenizer.get_added_vocab().values())
     try:
-        ids = Renderer(tokenizer, template).tokens(CHAT)
+        ids = tokens(ChatTemplate(tokenizer, template), CHAT)
     except TemplateFailed:
         return []
     return [i for i in dict.fromkeys(ids) if i in own]

@@ -7,7 +7,7 @@ from trl.chat_template_utils import has_generation_markers, is_chat_template_sto
 
 from ftkit.chat import RULES, check_chat_template, finding_codes
 from ftkit.chat import __main__ as command
-from ftkit.chat.rendering import MARKERS
+from ftkit.conversations.rendering import MARKERS
 from ftkit.models import data_dir
 from tests.tiny import foreign_model, ragged_conversations
 
