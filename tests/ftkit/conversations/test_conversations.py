@@ -102,9 +102,11 @@ def test_templates_missing_unmarked_and_known_to_trl():
     tokenizer.chat_template = None
     with pytest.raises(ChatTemplateError, match="has no chat template"):
         training_template(tokenizer)
-    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
-    with pytest.raises(ChatTemplateError, match="generation"):
+    tokenizer.chat_template = {"rag": "{{ messages }}", "tool_use": "{{ messages }}"}
+    with pytest.raises(ChatTemplateError, match="rag, tool_use, and none is named default"):
         training_template(tokenizer)
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    assert training_template(tokenizer) == tokenizer.chat_template
     tokenizer.chat_template = known.qwen3_chat_template
     assert training_template(tokenizer) == known.qwen3_training_chat_template
 
