@@ -4,7 +4,7 @@ from ftkit.loss import IGNORE_INDEX
 
 from .encoding import encode, encode_text, training_template
 from .errors import ChatTemplateError, ConversationError
-from .reading import find_chat, load_chat, read_conversations
+from .reading import Source, find_chat, load_chat, read_conversations, read_source
 from .validation import EXAMPLE, ROLES, find_problem
 
 __all__ = [
@@ -13,11 +13,13 @@ __all__ = [
     "ROLES",
     "ChatTemplateError",
     "ConversationError",
+    "Source",
     "encode",
     "encode_text",
     "find_chat",
     "find_problem",
     "load_chat",
     "read_conversations",
+    "read_source",
     "training_template",
 ]
