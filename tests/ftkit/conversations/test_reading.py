@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ftkit.conversations import ConversationError, find_chat, load_chat, read_conversations, read_source
+from ftkit.conversations import ConversationError, files, find_chat, load_chat, read_conversations, read_source
 from tests.tiny import foreign_tokenizer, ragged_conversations
 
 GOOD = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]}
@@ -201,6 +201,8 @@ def test_folders_of_splits_and_shards(tmp_path):
     (tmp_path / "data").mkdir()
     (folder / "test.json").rename(tmp_path / "data" / "train.json")
     assert find_chat(tmp_path) == {"train": tmp_path / "data" / "train.json"}
+    single = (tmp_path / "data" / "train.json").rename(tmp_path / "data" / "train-00000-of-00001.json")
+    assert find_chat(tmp_path) == {"train": single}
 
 
 def test_the_environment_names_the_data(tmp_path, monkeypatch):
@@ -243,6 +245,17 @@ def test_data_sets_of_the_hub_are_streamed(monkeypatch, tmp_path):
     with pytest.raises(FileNotFoundError, match="no data file"):
         read_source("a/none.jsonl")
     assert not asked
+
+
+def test_the_hub_is_asked_as_datasets_wants_it(tmp_path):
+    """`load_dataset` itself, on a folder laid out like a repository of the hub."""
+    for split in ("train", "test"):
+        datasets.Dataset.from_list([called({"harbour": split}), GOOD]).to_parquet(tmp_path / f"{split}.parquet")
+    assert set(files.open_hub(str(tmp_path))) == {"train", "test"}
+    (place, row), _ = files._hub_rows(f"{tmp_path}:default:test")
+    assert place == f"{tmp_path}:default:test: row 1" and row == called({"harbour": "test"})
+    with pytest.raises(FileNotFoundError, match=r"hub gives no such data set.*nowhere"):
+        files.open_hub(f"{tmp_path}:nowhere")
 
 
 def test_a_stream_that_breaks_off_is_named(monkeypatch):
