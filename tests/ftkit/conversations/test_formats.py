@@ -101,6 +101,7 @@ def test_calls_of_sharegpt_and_of_the_older_openai_format():
         ({"prompt": [Q], "chosen": [Q, A], "rejected": [Q, A]}, ('Rename "chosen" to "messages"',)),
         ({"data": [{"messages": [Q, A]}]}, ('under "data"', "that list alone")),
         ({"conversations": [*SHAREGPT, A]}, ("turn 2", '"from"')),
+        ({"conversations": [SHAREGPT[0] | A]}, ("turn 0", '"from"')),
         ({"conversations": turns(("robot", "q"))}, ("turn 0", "'robot'", "Use one of human")),
         ({"conversations": turns(("function_call", "tide()"))}, ("turn 0", "not JSON", "Write {")),
         ({"conversations": turns(("system", "s"), ("gpt", "a")), "system": "t"}, ("keep one",)),

@@ -69,6 +69,7 @@ def test_one_object_over_several_lines(tmp_path):
     assert 'under "data"' in error_of(path)
     path.write_text(json.dumps(GOOD, indent=1) * 2)
     assert "not JSON" in error_of(path) and "one object per line" in error_of(path)
+    assert error_of(write(path, GOOD, "{", "}", "{")).count("not JSON") == 3  # then each line is one of its own
 
 
 def test_what_was_converted_is_noted_once(tmp_path):
