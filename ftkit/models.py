@@ -65,6 +65,25 @@ def load_config(source: str | Path) -> PreTrainedConfig:
     return config
 
 
+def explain_two_heads(source: str | Path, head: str, embedding: str) -> str:
+    """The error for files that hold two tensors which the model's configuration ties."""
+    return (
+        f"the config.json of {source} ties {head} to {embedding}, but the files hold two different tensors: write "
+        f'"tie_word_embeddings": false there if both were trained, or remove {head} from the files'
+    )
+
+
+def check_not_quantised(config: PreTrainedConfig) -> None:
+    """Raise ValueError for the configuration of a quantised model, whose weights cannot be trained as they are."""
+    for part in (config, config.get_text_config()):
+        if found := getattr(part, "quantization_config", None):
+            found = found if isinstance(found, dict) else found.to_dict()
+            raise ValueError(
+                f"{config.name_or_path} is quantised with {found.get('quant_method', 'an unknown method')} "
+                "(quantization_config in its config.json): give the unquantised model"
+            )
+
+
 def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
     """Load a tokenizer. Raises CustomCodeError where it needs custom code."""
     with _refuse_custom_code(source, "tokenizer_config.json"):
