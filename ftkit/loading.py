@@ -1,12 +1,13 @@
 """Load a causal language model for training: choose device, dtype and attention, and check the weights."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import is_flash_attn_2_available
+from transformers.utils import is_flash_attn_2_available, logging
 
 from ftkit.distributed.device import DeviceInfo, pick_device
 
@@ -77,9 +78,23 @@ def load_for_training(name: str | Path | None = None, dtype: torch.dtype | None 
 def load_checked(source: str | Path, **options) -> PreTrainedModel:
     """`load_causal_lm` with `options`, then `check_loaded`. Raises ValueError, for a quantised model too."""
     check_not_quantised(load_config(source))
-    # Tensors of another shape are reported by check_loaded, in a sentence.
-    model, info = load_causal_lm(source, output_loading_info=True, ignore_mismatched_sizes=True, **options)
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # what transformers would report in a table, check_loaded says in a sentence
+    try:
+        model, info = load_causal_lm(source, output_loading_info=True, ignore_mismatched_sizes=True, **options)
+    except RuntimeError as error:
+        if "automatic conversion of the weights" not in str(error):
+            raise
+        raise ValueError(
+            f"transformers cannot convert the tensors of {source} for its architecture, because one is missing or has "
+            "another shape: take a complete checkpoint"
+        ) from None
+    finally:
+        logging.set_verbosity(verbosity)
     check_loaded(model, info)
+    if unknown := sorted(info["unexpected_keys"]):
+        kind = type(model).__name__
+        warnings.warn(f"{source} also holds {first_names(unknown)}, which {kind} leaves out", stacklevel=2)
     return model
 
 
@@ -139,7 +154,7 @@ def check_loaded(model: PreTrainedModel, info: dict) -> None:
             raise ValueError(explain_two_heads(model.config.name_or_path, head, embedding))
     if broken := [name for name, tensor in model.named_parameters() if not tensor.isfinite().all()]:
         raise ValueError(
-            f"{first_names(broken)} in the model's files: not finite numbers; take an undamaged checkpoint"
+            f"the model's files hold NaN or infinity in {first_names(broken)}: take an undamaged checkpoint"
         )
 
 

@@ -42,7 +42,9 @@ def next_token_loss(
     loss = summed_cross_entropy(outputs.logits[:, :-1], labels)  # of (B, T - 1, V)
     balance = getattr(outputs, "aux_loss", None)
     if balance is not None:
-        loss = loss + model.config.get_text_config().router_aux_loss_coef * balance * (labels != IGNORE_INDEX).sum()
+        of_text = model.config.get_text_config()  # which multimodal models read it from
+        weight = getattr(model, "router_aux_loss_coef", None) or of_text.router_aux_loss_coef
+        loss = loss + weight * balance * (labels != IGNORE_INDEX).sum()
     return loss
 
 

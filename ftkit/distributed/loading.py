@@ -6,6 +6,7 @@ model and serves files whose tensors transformers converts. Both fill every tens
 that all are finite afterwards.
 """
 
+import hashlib
 from collections import defaultdict
 from collections.abc import Callable
 from itertools import chain
@@ -24,7 +25,7 @@ from ftkit._compat import conversions_on_load, local_chunk, may_be_left_out, res
 from ftkit.models import explain_two_heads
 
 FLOATS = {"F64", "F32", "F16", "BF16"}
-FALLBACK_HINT = "; if from_pretrained opens it, load it with ftkit.distributed.loading.load_from_rank0"
+FALLBACK_HINT = "if from_pretrained opens it, load it with ftkit.distributed.loading.load_from_rank0"
 
 
 def load_sharded_model(
@@ -122,6 +123,15 @@ def tensor_files(source: str | Path) -> dict[str, str]:
     return files
 
 
+def files_digest(source: str | Path) -> str:
+    """16 digits of a SHA-256 over the names and first rows of all tensors: cheap, and enough to see a training."""
+    digest, files = hashlib.sha256(), tensor_files(source)
+    for name, _, stored in _slices(files, {name: name for name in sorted(files)}):
+        row = stored[:1] if stored.get_shape() else stored[...]
+        digest.update(f"{name}{stored.get_shape()}".encode() + row.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
 @torch.no_grad()
 def fill_with_nan(model: nn.Module) -> None:
     """Fill every parameter and buffer (this rank's shard of it) with NaN, integers with their dtype's minimum.
@@ -197,13 +207,13 @@ def _equal_in_files(files: dict, one: str, other: str) -> bool:
 
 def _check_files(model: nn.Module, files: dict, keys: dict[str, str], known: set, source: str | Path) -> None:
     if conversions_on_load(model):
-        raise ValueError(f"transformers converts the tensors of {type(model).__name__} on loading{FALLBACK_HINT}")
+        raise ValueError(f"transformers converts the tensors of {type(model).__name__} on loading: {FALLBACK_HINT}")
     if missing := [key for key in keys.values() if key not in files]:
-        raise ValueError(f"{source} lacks {_some(missing)}: is it the checkpoint of this model?{FALLBACK_HINT}")
+        raise ValueError(f"{source} lacks {_some(missing)}: is it the checkpoint of this model? Or {FALLBACK_HINT}")
     if excess := [key for key in files if key not in known and not may_be_left_out(model, key)]:
         raise ValueError(
             f"{source} also holds {_some(excess)}, for which {type(model).__name__} has no place: "
-            f"is it the checkpoint of another model?{FALLBACK_HINT}"
+            f"is it the checkpoint of another model? Or {FALLBACK_HINT}"
         )
     tensors = _tensors(model)
     for name, file, found in _slices(files, keys):

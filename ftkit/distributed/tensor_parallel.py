@@ -27,8 +27,8 @@ STYLES = {
     "replicated_with_grad_allreduce": lambda: SequenceParallel(sequence_dim=2, use_local_output=True),
 }
 
-# Parts of the names of dropout whose activations every rank holds: of the residual stream.
-REPLICATED_DROPOUT = ("hidden", "resid", "embd", "embed")
+# Parts of the names of dropout whose activations every rank holds (the residual stream), or that only classifiers use.
+REPLICATED_DROPOUT = ("hidden", "resid", "embd", "embed", "classifier", "summary")
 
 
 def validate_tp_degree(config: PretrainedConfig, tp: int) -> None:

@@ -1,7 +1,6 @@
 """The settings of a fine-tune: its flags, and what they mean once they are validated."""
 
 import difflib
-import math
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import MISSING, asdict, dataclass, field, fields
@@ -154,9 +153,8 @@ def validate(config: Config) -> Run:
     elif output.exists() and not is_same_launch(output):
         remedy = "give --resume to continue it, or another --output"
         if latest is None:
-            remedy = (
-                "it holds no complete checkpoint to resume from, so remove it to start again, or give another --output"
-            )
+            begun = (output / "config.yaml").is_file()
+            remedy = "its run has no complete checkpoint: remove it, or " * begun + "give another --output"
         raise FileExistsError(f"{output} exists: {remedy}")
     return Run(config, dims, device_info, dtype, output, resume)
 
@@ -173,10 +171,8 @@ def validate_value(name: str, kind: type, value: object) -> None:
     if not isinstance(value, kinds) or (isinstance(value, bool) and kind is not bool):
         whole = "a whole number, " if kind is int else ""
         raise ValueError(f"--{name} is {value!r}: give {whole}{words}")
-    if holds and not (math.isfinite(value) and holds(value)):
-        raise ValueError(f"--{name} is {value}: give {words}")
-    if holds and value > LARGEST:
-        raise ValueError(f"--{name} is {value}: give {words}, up to {LARGEST:g}")
+    if holds and not (holds(value) and value <= LARGEST):  # NaN fails every comparison
+        raise ValueError(f"--{name} is {value}: give {words}" + f", up to {LARGEST:g}" * (value > LARGEST))
 
 
 def _validate_resume(config: Config, output: Path, latest: Path | None) -> None:

@@ -28,6 +28,7 @@ from ftkit.distributed.checkpoint import Checkpoints, full_state_dict
 from ftkit.distributed.checkpoint_folder import CheckpointError
 from ftkit.distributed.grad_clip import clip_grad_norm_
 from ftkit.distributed.launch import Refusal, env_rank, launch_id, print_refusal, refused_by_all, run_distributed
+from ftkit.distributed.loading import files_digest
 from ftkit.distributed.mesh import DistributedContext
 from ftkit.distributed.preemption import PreemptionHandler
 from ftkit.memory import Estimate, compare
@@ -73,7 +74,8 @@ def fine_tune(
     steps = config.max_steps or math.ceil(config.epochs * batches.steps_per_epoch * (1 - 1e-9))
     schedule = get_scheduler("linear", optimizer, round(config.warmup_ratio * steps), steps)
     metadata = {"model": data.source, "method": config.method, "optimizer": config.optimizer, "data": data.digest}
-    # The frozen base of a LoRA run comes back from its own files.
+    if run.lora:  # the frozen base comes back from its own files
+        metadata["base"] = files_digest(data.source)
     checkpoints = Checkpoints(run.checkpoints, metadata, context, trainable_only=run.lora)
     first = 0
     if run.resume:
