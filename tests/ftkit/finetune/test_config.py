@@ -2,18 +2,22 @@
 
 import json
 import warnings
+from contextlib import nullcontext
 from dataclasses import fields
 
 import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 
+from ftkit.finetune import train
 from ftkit.finetune.config import LIMITS, RESUMABLE_FIELDS, Config, parse_config, validate, validate_value
 from ftkit.finetune.data import read_training_data, validate_freeze
 from ftkit.finetune.train import main
 from ftkit.freezing import freeze
 from ftkit.models import load_base
+from tests import architectures
 from tests.tiny import foreign_tokenizer, ragged_conversations, save_foreign
 
 MAY_BE_ZERO = {"weight_decay", "warmup_ratio", "max_steps", "eval_every", "save_every", "stop_after", "seed"}
@@ -64,6 +68,24 @@ def test_settings_of_several_ranks(tmp_path, chats, monkeypatch):
     with pytest.raises(ValueError, match="target"):
         settings = {"model": source, "data": str(chats), "method": "lora", "target_modules": "no_such"}
         read_training_data(validate(Config(output="x", **settings)))
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "said"),
+    [
+        ("mixtral", {}, "plan has layers of kind .*: use dp_shard instead of tp"),
+        ("bloom", {}, "has no tensor-parallel plan"),
+        ("mamba", {}, "has no tensor-parallel plan"),
+        ("neox", {"attention_dropout": 0.1}, r"attention_dropout is 0.1 .* write 0.0 there, or use dp_shard"),
+        ("neox", {}, None),  # with dropout that every rank has alike
+    ],
+)
+def test_what_tensor_parallelism_cannot_do_is_said_before_the_launch(tmp_path, chats, monkeypatch, name, changes, said):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    source = str(architectures.save(name, tmp_path / name, **changes))
+    run = validate(Config(output="x", model=source, data=str(chats), mesh="1,1,2"))
+    with pytest.raises(ValueError, match=said) if said else nullcontext():
+        read_training_data(run)
 
 
 def test_an_output_folder_that_exists_is_kept(tmp_path):
@@ -121,8 +143,9 @@ def test_a_folder_of_data_without_train(tmp_path, chats):
         read_training_data(validate(Config(output="x", data=str(chats.parent))))
 
 
-@pytest.mark.parametrize("spoil", ["template", "json", "role", "model"])
-def test_the_program_says_one_line_and_writes_nothing(tmp_path, chats, capsys, spoil):
+@pytest.mark.parametrize("spoil", ["template", "json", "role", "model", "quantised", "missing"])
+def test_the_program_says_one_line_and_writes_nothing(tmp_path, chats, capsys, monkeypatch, spoil):
+    monkeypatch.setattr(train, "estimate_run", lambda *_: None)
     source, output = save_foreign(tmp_path / "qwen"), tmp_path / "out"
     if spoil == "template":
         (source / "chat_template.jinja").unlink()
@@ -136,13 +159,25 @@ def test_the_program_says_one_line_and_writes_nothing(tmp_path, chats, capsys, s
     elif spoil == "role":
         chats.write_text(chats.read_text().replace('"user"', '"human"'))
         said = "unknown role 'human'"
+    elif spoil == "quantised":
+        config = json.loads((source / "config.json").read_text())
+        quantised = {"quant_method": "fp8", "weight_block_size": [16, 16]}
+        (source / "config.json").write_text(json.dumps(config | {"quantization_config": quantised}))
+        said = "is quantised with fp8 (quantization_config in its config.json): give the unquantised model"
+    elif spoil == "missing":
+        held = load_file(source / "model.safetensors")
+        held.pop("model.norm.weight")
+        save_file(held, source / "model.safetensors", {"format": "pt"})
+        said = "model.norm.weight is not in the model's files"
     else:
         source, said = tmp_path / "nowhere", "no model folder"
     capsys.readouterr()  # what saving the folder said
     with pytest.raises(SystemExit) as stop:
         main(["--model", str(source), "--data", str(chats), "--output", str(output)])
     error = capsys.readouterr().err
-    assert stop.value.code == 2 and error.startswith("error: ") and said in error
+    told = [line for line in error.splitlines() if line and not line.startswith("Loading weights")]
+    assert stop.value.code == 2 and told[0].startswith("error: ") and said in told[0]
+    assert len(told) == 1 or spoil == "role"  # which is wrong in every line of the data
     assert not output.exists()
 
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from ftkit.adapters import load_adapter
 from ftkit.finetune import train
 from ftkit.models import load_base
-from tests.ftkit.finetune import architectures
+from tests import architectures
 from tests.programs import run_program
 from tests.tiny import WORDS, foreign_model, save_foreign
 
@@ -145,7 +145,7 @@ def test_what_one_rank_refuses_all_refuse_in_the_same_words_and_without_a_folder
 
 def test_the_recipes_are_different_runs(runs):
     """The mutation of the test above: it would be red if a flag did nothing."""
-    last = {recipe: metrics(runs / recipe)[-1]["loss"] for recipe in RECIPES}
+    last = {name: metrics(runs / name)[-1]["loss"] for name, recipe in RECIPES.items() if "model" not in recipe}
     assert abs(last.pop("bfloat16") - last["adamw"]) > 1e-4  # by rounding alone
     gaps = [abs(a - b) for a, b in combinations(last.values(), 2)]
     assert min(gaps) > 1e-3

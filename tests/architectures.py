@@ -1,4 +1,4 @@
-"""Tiny models of other architectures than tests.tiny's, each with a trait that a run must handle."""
+"""Tiny models of other architectures than that of tests.tiny, each with a trait that ftkit must handle."""
 
 from pathlib import Path
 
