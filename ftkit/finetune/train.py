@@ -12,7 +12,7 @@ import math
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict
 from datetime import timedelta
 
@@ -84,26 +84,25 @@ def fine_tune(
         first = saved["step"]
     last = min(steps, config.stop_after or steps)
     file = MetricsFile(run.output / "metrics.jsonl", first) if context.is_main_process else None
-    logger = Logger(file, first, last)
-    done = train(
-        model,
-        optimizer,
-        schedule,
-        batches,
-        loss,
-        checkpoints,
-        logger,
-        steps=range(first, last),
-        seed=config.seed,
-        max_grad_norm=config.max_grad_norm,
-        evaluation=data.evaluation,
-        eval_every=config.eval_every,
-        save_every=config.save_every,
-        preemption=preemption,
-        estimate=estimate,
-    )
-    checkpoints.finish()
-    logger.close()
+    with closing(Logger(file, first, last)) as logger:  # so that an error stands below the bar
+        done = train(
+            model,
+            optimizer,
+            schedule,
+            batches,
+            loss,
+            checkpoints,
+            logger,
+            steps=range(first, last),
+            seed=config.seed,
+            max_grad_norm=config.max_grad_norm,
+            evaluation=data.evaluation,
+            eval_every=config.eval_every,
+            save_every=config.save_every,
+            preemption=preemption,
+            estimate=estimate,
+        )
+        checkpoints.finish()
     if done == steps:
         export(run, model, data, context)
     elif context.is_main_process:

@@ -203,9 +203,7 @@ def crash_after(calls, true, crashes):
 def test_a_first_checkpoint_that_cannot_be_written_leaves_nothing_to_resume(tmp_path):
     folder = tmp_path / "run" / "checkpoints"
     folder.mkdir(parents=True)
-    with pytest.raises(
-        OSError, match=rf"No space left.* make room on that disk, remove {folder.parent} and start again"
-    ):
+    with pytest.raises(OSError, match=rf"make room on that disk, remove {folder.parent} and start again"):
         commit(folder / "step-000001", {}, [("No space left on device", {})], keep=1)
     save(folder, 1, *trained())
     with pytest.raises(OSError, match="newest complete checkpoint is step-000001: make room on that disk and resume"):

@@ -281,16 +281,17 @@ def test_epochs_are_rounded_up_to_whole_steps(setting, epochs, steps):
 
 def test_dropout_is_that_of_the_seed_and_goes_on_after_a_resume(setting):
     neox = architectures.save("neox", setting / "neox")
-    runs = {"first": {}, "again": {}, "other": {"seed": 1}, "recomputed": {"activation_checkpointing": True}}
+    runs = {"drop": {}, "drop_again": {}, "drop_other": {"seed": 1}}
+    runs["drop_recomputed"] = {"activation_checkpointing": True}
     for name, more in runs.items():
         torch.rand(1)  # what the process has drawn before plays no part
         train.main(flags(setting, name, model=neox, **more))
-    train.main(flags(setting, "stopped", model=neox, stop_after=2))
-    train.main(flags(setting, "stopped", model=neox, resume=True))
-    losses = {name: [row["loss"] for row in metrics(setting / name)] for name in (*runs, "stopped")}
-    assert losses["first"] == losses["again"] == losses["stopped"]
-    assert losses["recomputed"] == pytest.approx(losses["first"], abs=1e-6)
-    assert losses["other"][0] != pytest.approx(losses["first"][0], abs=1e-4)
+    train.main(flags(setting, "drop_stopped", model=neox, stop_after=2))
+    train.main(flags(setting, "drop_stopped", model=neox, resume=True))
+    losses = {name: [row["loss"] for row in metrics(setting / name)] for name in (*runs, "drop_stopped")}
+    assert losses["drop"] == losses["drop_again"] == losses["drop_stopped"]
+    assert losses["drop_recomputed"] == pytest.approx(losses["drop"], abs=1e-6)
+    assert losses["drop_other"][0] != pytest.approx(losses["drop"][0], abs=1e-4)
 
 
 def test_parts_of_a_batch_draw_apart_and_tensor_parallel_ranks_alike():
