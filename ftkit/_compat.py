@@ -32,9 +32,9 @@ def is_flattened_by_fsdp1(param) -> bool:
 def restore_buffers(model: nn.Module) -> None:
     """Compute the non-persistent buffers of transformers models, such as rotary frequencies.
 
-    As in `from_pretrained`, each is marked as not initialised and every module passed to its model's `_init_weights`,
-    because a module may set the buffers of others inside it. Parameters are marked as initialised, because a plain
-    tensor cannot be copied into a shard. Some initialise them all the same, so restore buffers before reading weights.
+    As in `from_pretrained`, each is marked as not initialised and its module passed to the model's `_init_weights`, as
+    are the models, which may set buffers of modules inside them. Parameters are marked as initialised, because a plain
+    tensor cannot be copied into a shard. Some are initialised all the same, so restore buffers before reading weights.
     Buffers outside transformers models do not change.
     """
     from transformers import PreTrainedModel  # here, because masks need torch alone
@@ -49,7 +49,8 @@ def restore_buffers(model: nn.Module) -> None:
         for name, buffer in module.named_buffers(recurse=False):
             buffer._is_hf_initialized = name not in module._non_persistent_buffers_set
     for module, owner in owners.items():
-        owner._init_weights(module)
+        if module is owner or any(module._buffers[name] is not None for name in module._non_persistent_buffers_set):
+            owner._init_weights(module)
 
 
 def conversions_on_load(model: nn.Module) -> list:

@@ -19,10 +19,12 @@ from datetime import timedelta
 import numpy as np
 import torch
 import yaml
+from safetensors import SafetensorError
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from transformers import get_scheduler
 
+from ftkit.adapters import MergeError
 from ftkit.batching import Example, check_no_leak
 from ftkit.distributed.checkpoint import Checkpoints, full_state_dict
 from ftkit.distributed.checkpoint_folder import CheckpointError
@@ -54,7 +56,7 @@ def fine_tune(
     """A whole run on this rank: load, train, checkpoint, export.
 
     The output folder is made when the model is loaded and checked. Raises Refusal on all ranks before that, and
-    CheckpointError or OSError after it.
+    CheckpointError, FloatingPointError, MergeError or OSError after it.
 
     Args:
         preemption: asked after every step whether the run should checkpoint and stop.
@@ -104,7 +106,10 @@ def fine_tune(
         )
         checkpoints.finish()
     if done == steps:
-        export(run, model, data, context)
+        try:
+            export(run, model, data, context)
+        except (OSError, SafetensorError) as error:
+            raise OSError(f"the trained model could not be written: {error}: make room and give --resume") from error
     elif context.is_main_process:
         print(f"stopped after step {done} of {steps}: run the same command with --resume to continue")
 
@@ -237,7 +242,7 @@ def main(arguments: list[str] | None = None) -> None:
         try:
             with PreemptionHandler() as preemption:
                 fine_tune(run, data, context, preemption, estimate)
-        except (CheckpointError, OSError, FloatingPointError) as error:
+        except (CheckpointError, MergeError, OSError, FloatingPointError) as error:
             raise Refusal(str(error)) from error
 
     try:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.distributed.checkpoint import FileSystemWriter
 from torch.nn.functional import cross_entropy
@@ -270,6 +271,27 @@ def test_a_disk_that_is_full_at_the_first_checkpoint_says_how_to_start_again(set
     assert f"make room on that disk, remove {setting / 'full'} and start again" in said
     assert f"remove {setting / 'full'}" in refused(flags(setting, "full", resume=True), capsys)
     assert "remove it" in refused(flags(setting, "full"), capsys)
+
+
+def test_a_disk_that_is_full_at_the_export_keeps_the_checkpoint(setting, monkeypatch, capsys):
+    def full(*_, **__):
+        raise SafetensorError("No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "export_weights", full)
+        said = refused(flags(setting, "unwritten"), capsys)
+    assert "the trained model could not be written: No space left on device: make room and give --resume" in said
+    train.main(flags(setting, "unwritten", resume=True))
+    assert (setting / "unwritten" / "model" / "model.safetensors").exists()
+
+
+def test_a_model_without_position_ids_is_not_packed():
+    class Recurrent(torch.nn.Module):
+        def forward(self, input_ids, use_cache):
+            raise AssertionError
+
+    with pytest.raises(ValueError, match=r"Recurrent takes no position_ids .*: train without --packing"):
+        train.check_packing(Recurrent(), torch.device("cpu"))
 
 
 @pytest.mark.parametrize(("epochs", "steps"), [(0.1, 1), (1.0, 3), (1.1, 4)])
