@@ -107,8 +107,11 @@ def commit(final: Path, metadata: dict, reports: list[tuple[str, dict[str, int]]
         raise OSError(
             errno.ENOSPC if "No space left" in failures[0] else errno.EIO,
             f"the checkpoint {final} could not be written: {failures[0]} ({free / 1e6:,.0f} MB were free). "
-            f"The newest complete checkpoint is {'none' if older is None else older.name}: "
-            "make room on that disk and resume",
+            + (
+                f"No checkpoint is complete: make room on that disk, remove {folder.parent} and start again"
+                if older is None
+                else f"The newest complete checkpoint is {older.name}: make room on that disk and resume"
+            ),
         )
     files = {name: size for _, own in reports for name, size in own.items()}
     files[".metadata"] = (temporary / ".metadata").stat().st_size

@@ -1,12 +1,16 @@
 """The settings of a fine-tune: its flags, and what they mean once they are validated."""
 
-from dataclasses import MISSING, asdict, dataclass, field
+import difflib
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 
 import torch
 import yaml
+from transformers import HfArgumentParser
 
-from ftkit.child_tuning.masks import validate_fraction
+from ftkit._arguments import describe_unknown
 from ftkit.distributed.checkpoint_folder import latest_checkpoint
 from ftkit.distributed.device import DeviceInfo, pick_device
 from ftkit.distributed.fsdp import check_compiler
@@ -20,6 +24,18 @@ RESUMABLE_FIELDS = (
     *("output", "resume", "stop_after", "save_every", "eval_every", "micro_batch_size", "packing", "mesh"),
     *("reshard_after_forward", "activation_checkpointing", "compile", "compute_dtype", "timeout"),
 )
+DESCRIPTION = "Fine-tune a causal language model on conversations: one process on a CPU, or N GPUs on M nodes."
+# What a number may be, in words and as a test.
+POSITIVE = "a positive number", lambda value: value > 0
+NOT_NEGATIVE = "0 or more", lambda value: value >= 0
+LIMITS: dict[str, tuple[str, Callable[[float], bool]]] = {
+    **dict.fromkeys(("lora_r", "lora_alpha", "fisher_rows", "lr", "max_grad_norm", "epochs", "timeout"), POSITIVE),
+    **dict.fromkeys(("batch_size", "micro_batch_size", "max_length"), POSITIVE),
+    **dict.fromkeys(("weight_decay", "max_steps", "eval_every", "save_every", "stop_after", "seed"), NOT_NEGATIVE),
+    "warmup_ratio": ("0 to 1", lambda value: 0 <= value <= 1),
+    "reserve_p": ("a probability above 0 and at most 1", lambda value: 0 < value <= 1),
+}
+LARGEST = 1e9  # of every number: beyond it, seeds and time limits overflow
 
 
 def flag(default, help: str, choices: list[str] | None = None):
@@ -53,7 +69,7 @@ class Config:
     weight_decay: float = flag(0.01, "of matrices; norm weights and biases have none")
     warmup_ratio: float = flag(0.1, "share of the steps with a rising learning rate")
     max_grad_norm: float = flag(1.0, "clip the global gradient norm to this")
-    epochs: float = flag(3.0, "passes over the data")
+    epochs: float = flag(3.0, "passes over the data, rounded up to whole steps")
     max_steps: int = flag(0, "optimizer steps in all (default: from epochs)")
     batch_size: int = flag(16, "examples per optimizer step, over all ranks")
     micro_batch_size: int = flag(8, "examples per forward pass on one rank")
@@ -73,7 +89,7 @@ class Config:
     save_every: int = flag(0, "steps between checkpoints (default: at the end only)")
     stop_after: int = flag(0, "checkpoint after this step and stop, to resume later")
     resume: bool = flag(False, "continue from the newest checkpoint in the output folder")
-    seed: int = flag(0, "of the data order and the gradient masks")
+    seed: int = flag(0, "of the data order, dropout and the gradient masks")
 
 
 @dataclass(frozen=True)
@@ -116,21 +132,17 @@ def validate(config: Config) -> Run:
 
     Raises ValueError or FileExistsError, which name the flag and what to write instead.
     """
-    # The command line refuses these itself; a YAML file does not.
-    for name, value in asdict(config).items():
-        if choices(name) and value not in choices(name):
-            raise ValueError(f"--{name} is {value!r}: give one of {', '.join(choices(name))}")
-    validate_fraction(config.reserve_p, "--reserve_p")
-    positive = ("lr", "epochs", "batch_size", "micro_batch_size", "max_length", "max_grad_norm")
-    for name in (*positive, "lora_r", "lora_alpha", "fisher_rows", "timeout"):
-        if getattr(config, name) <= 0:
-            raise ValueError(f"--{name} is {getattr(config, name)}: give a positive number")
+    for item in fields(config):
+        validate_value(item.name, item.type, getattr(config, item.name))
     dims = ParallelDims.parse(config.mesh, env_world_size())
     if config.method == "lora" and dims.tp > 1:
         raise ValueError("--method lora does not run under tensor parallelism: give --mesh with tp 1")
     if config.method == "lora" and config.freeze:
         raise ValueError("--method lora freezes the whole base: leave --freeze, choose with --target_modules")
-    device_info = pick_device(env_local_rank(), env_world_size())
+    try:
+        device_info = pick_device(env_local_rank(), env_world_size())
+    except RuntimeError as error:  # more ranks than GPUs
+        raise ValueError(str(error)) from None
     if config.compile:
         check_compiler(device_info.device)
     auto = config.compute_dtype == "auto"
@@ -141,13 +153,36 @@ def validate(config: Config) -> Run:
     if resume:
         _validate_resume(config, output, latest)
     elif output.exists() and not is_same_launch(output):
-        raise FileExistsError(f"{output} exists: give --resume to continue it, or another --output")
+        remedy = "give --resume to continue it, or another --output"
+        if latest is None:
+            begun = (output / "config.yaml").is_file()
+            remedy = "its run has no complete checkpoint: remove it, or " * begun + "give another --output"
+        raise FileExistsError(f"{output} exists: {remedy}")
     return Run(config, dims, device_info, dtype, output, resume)
+
+
+def validate_value(name: str, kind: type, value: object) -> None:
+    """Raise ValueError for a value of another type, outside the limit of its field, or not among its choices.
+
+    The command line refuses some of these itself; a YAML file does not.
+    """
+    if choices(name) and value not in choices(name):
+        raise ValueError(f"--{name} is {value!r}: give one of {', '.join(choices(name))}")
+    words, holds = LIMITS.get(name, (f"a value of type {kind.__name__}", None))
+    kinds = (int, float) if kind is float else kind
+    if not isinstance(value, kinds) or (isinstance(value, bool) and kind is not bool):
+        whole = "a whole number, " if kind is int else ""
+        raise ValueError(f"--{name} is {value!r}: give {whole}{words}")
+    if holds and not (holds(value) and value <= LARGEST):  # NaN fails every comparison
+        raise ValueError(f"--{name} is {value}: give {words}" + f", up to {LARGEST:g}" * (value > LARGEST))
 
 
 def _validate_resume(config: Config, output: Path, latest: Path | None) -> None:
     if latest is None:
-        raise ValueError(f"--resume: no complete checkpoint in {output / 'checkpoints'}; start without --resume")
+        raise ValueError(
+            f"--resume: no complete checkpoint in {output / 'checkpoints'}: remove {output} if it exists, and start "
+            "without --resume"
+        )
     before = yaml.safe_load((output / "config.yaml").read_text())
     for name, value in asdict(config).items():
         was = before.get(name, Config.__dataclass_fields__[name].default)
@@ -156,3 +191,32 @@ def _validate_resume(config: Config, output: Path, latest: Path | None) -> None:
                 f"--resume: --{name} is {value!r} and was {before.get(name)!r}: resume a run with its own settings, "
                 "or start a new one in another folder"
             )
+
+
+def parse_config(arguments: list[str]) -> Config:
+    """The settings on a command line, or in the one YAML file that it names. Raises ValueError or OSError."""
+    parser = HfArgumentParser(Config, prog="ftkit finetune", description=DESCRIPTION)
+    if len(arguments) == 1 and arguments[0].endswith((".yaml", ".yml")):
+        return _read_yaml(Path(arguments[0]))
+    config, unknown = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True)
+    if unknown:
+        raise ValueError(describe_unknown(parser, unknown))
+    return config
+
+
+def _read_yaml(path: Path) -> Config:
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict) or "output" not in values:
+        raise ValueError(f"{path} lacks the key output: write one `name: value` per line, named as the flags are")
+    known = Config.__dataclass_fields__
+    for name, value in values.items():
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, n=1)
+            raise ValueError(f"{path}: unknown key {name}" + (f" (did you mean {near[0]}?)" if near else ""))
+        if known[name].type is float and isinstance(value, str):  # YAML takes 5e-5 for a text, and 5.0e-5 for a number
+            with suppress(ValueError):
+                values[name] = float(value)
+    return Config(**values)

@@ -11,8 +11,9 @@ from ftkit.distributed.fsdp import apply_compile, apply_parallelism
 from ftkit.distributed.loading import load_from_rank0, load_sharded_model
 from ftkit.distributed.mesh import DistributedContext
 from ftkit.freezing import freeze
+from ftkit.loading import load_checked
 from ftkit.loss import IGNORE_INDEX
-from ftkit.models import load_causal_lm, meta_model
+from ftkit.models import meta_model
 from ftkit.parameters import decay_groups
 
 from .config import Run
@@ -44,7 +45,7 @@ def load_model(run: Run, source: str, context: DistributedContext) -> nn.Module:
         return apply_parallelism(model, context.mesh, context.tp_mesh, run.compute_dtype, config.reshard_after_forward)
 
     def load_whole() -> nn.Module:
-        model = load_causal_lm(source, dtype=torch.float32)
+        model = load_checked(source, dtype=torch.float32)
         model = prepare(model.to("cpu" if context.is_distributed else context.device))
         reset_adapters(model, config.seed)
         return model
