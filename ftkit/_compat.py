@@ -76,9 +76,24 @@ def enable_activation_checkpointing(model: nn.Module) -> None:
     (new or model.gradient_checkpointing_enable)({"use_reentrant": False})
 
 
-def fake_tensors() -> FakeTensorMode:
-    """A context in which tensors have shapes, dtypes, devices and sized storages, but no memory."""
-    return FakeTensorMode()
+@contextmanager
+def fake_tensors() -> Iterator[None]:
+    """A context in which tensors have shapes, dtypes, devices and sized storages, but no memory.
+
+    torch's grouped matrix product, which transformers' experts call, is fake in bfloat16 only; in other dtypes they
+    take their own here, whose tensors have the same sizes.
+    """
+    from transformers.integrations import moe  # here, because masks need torch alone
+
+    can_use = moe._can_use_grouped_mm
+    moe._can_use_grouped_mm = lambda input, weight, offs: (
+        weight.dtype == torch.bfloat16 and can_use(input, weight, offs)
+    )
+    try:
+        with FakeTensorMode():
+            yield
+    finally:
+        moe._can_use_grouped_mm = can_use
 
 
 def device_of(tensor: torch.Tensor) -> torch.device:

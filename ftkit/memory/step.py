@@ -7,6 +7,7 @@ Shapes: B sequences of a micro-batch, T tokens, V vocabulary, D hidden.
 
 import re
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from types import MethodType
 
@@ -15,6 +16,7 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
+from transformers.initialization import no_init_weights
 
 from ftkit._compat import enable_activation_checkpointing
 from ftkit._modules import decoder_layers
@@ -35,7 +37,11 @@ def apply_method(model: nn.Module, plan: MemoryPlan) -> nn.Module:
     if plan.activation_checkpointing:
         enable_activation_checkpointing(model)
     if plan.method == "lora":
-        return attach(model, "lora", **plan.options).train()
+        on_meta = next(
+            model.parameters()
+        ).is_meta  # where PEFT would draw numbers on the CPU first, which takes seconds
+        with no_init_weights() if on_meta else nullcontext(), torch.device("meta") if on_meta else nullcontext():
+            return attach(model, "lora", **plan.options).train()
     if plan.freeze:
         freeze(model, plan.freeze)
     return model.train()
@@ -124,8 +130,8 @@ def forward_and_backward(
     accumulate(model, batches, loss_of)
 
 
-def mark_layers(model: nn.Module, tracker: MemoryTracker) -> None:
-    """Begin a phase when the backward pass enters a layer: one each for the outer two at either end."""
+def mark_layers(model: nn.Module, tracker: MemoryTracker, front: int = 2, back: int = 2) -> None:
+    """Begin a phase when the backward pass enters a layer: one each for those at the `front` and at the `back`."""
 
     def watch(name: str, _module, _args, output):
         hidden = output[0] if isinstance(output, tuple) else output
@@ -135,7 +141,8 @@ def mark_layers(model: nn.Module, tracker: MemoryTracker) -> None:
     layers = decoder_layers(model)
     for index, layer in enumerate(layers):
         above = len(layers) - 1 - index
-        name = f"{index} above the first" if index < 2 else f"{above} below the last" if above < 2 else "between"
+        ends = f"{index} above the first" if index < front else f"{above} below the last"
+        name = ends if index < front or above < back else "between"
         layer.register_forward_hook(partial(watch, name))
 
 
