@@ -66,14 +66,16 @@ def may_be_left_out(model: nn.Module, name: str) -> bool:
     return any(re.search(pattern, name) for pattern in (*patterns, r"rotary_emb\.inv_freq$"))
 
 
-def enable_activation_checkpointing(model: nn.Module) -> None:
+def enable_activation_checkpointing(model: nn.Module, **options) -> None:
     """Recompute each layer of a transformers model in the backward pass instead of saving its activations.
+
+    `options` are further arguments of torch.utils.checkpoint.
 
     Call it before adapters are attached, because PEFT asks the model whether it checkpoints. transformers renames the
     method; both names take torch.utils.checkpoint's arguments first.
     """
     new = getattr(model, "activation_checkpointing_enable", None)
-    (new or model.gradient_checkpointing_enable)({"use_reentrant": False})
+    (new or model.gradient_checkpointing_enable)({"use_reentrant": False, **options})
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 from transformers.initialization import no_init_weights
 
 from ftkit._compat import enable_activation_checkpointing
@@ -28,20 +28,31 @@ from ftkit.freezing import freeze
 from ftkit.loss import accumulate, next_token_loss, summed_cross_entropy
 
 from .plan import DTYPES, MemoryPlan
+from .quantised import quantise
 from .tracker import MemoryTracker
+
+# Selective checkpointing of torch: matrix products are saved, the rest is computed again.
+SAVED_OPERATIONS = [torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten.bmm.default]
+SAVED = {"context_fn": partial(create_selective_checkpoint_contexts, SAVED_OPERATIONS)}
 
 
 def apply_method(model: nn.Module, plan: MemoryPlan) -> nn.Module:
     """Cast the model, checkpoint its activations and freeze or adapt it by the plan; returns the model to train."""
     model.to(DTYPES[plan.param_dtype])
     if plan.activation_checkpointing:
-        enable_activation_checkpointing(model)
+        enable_activation_checkpointing(model, **SAVED if plan.checkpoint_policy == "save-matmuls" else {})
+    if plan.checkpoint_policy == "alternate":
+        for layer in decoder_layers(model)[1::2]:
+            layer.gradient_checkpointing = False
     if plan.method == "lora":
-        on_meta = next(
-            model.parameters()
-        ).is_meta  # where PEFT would draw numbers on the CPU first, which takes seconds
+        on_meta = next(model.parameters()).is_meta  # where PEFT would draw numbers on the CPU, which takes seconds
         with no_init_weights() if on_meta else nullcontext(), torch.device("meta") if on_meta else nullcontext():
-            return attach(model, "lora", **plan.options).train()
+            attached = attach(model, "lora", **plan.options)
+        if plan.base_dtype:
+            quantise(model, DTYPES[plan.compute_dtype])
+            for module in attached.modules():
+                module.cast_input_dtype_enabled = False  # PEFT's layers for 4 bits leave it to autocast
+        return attached.train()
     if plan.freeze:
         freeze(model, plan.freeze)
     return model.train()
@@ -80,9 +91,9 @@ def apply_plan(model: nn.Module, plan: MemoryPlan, mesh: DeviceMesh | None) -> n
 def chunked_loss(chunk: int) -> Callable:
     """A forward method that returns the summed loss by chunked cross-entropy, `chunk` tokens at a time."""
 
-    def forward(base: nn.Module, input_ids, attention_mask, labels, **_):
+    def forward(base: nn.Module, labels, **inputs):
         inner = base.get_submodule(base.base_model_prefix)
-        hidden = inner(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
+        hidden = inner(**inputs, use_cache=False).last_hidden_state
         hidden, labels = hidden[:, :-1].flatten(0, 1), labels[:, 1:].flatten()  # (B (T - 1), D), (B (T - 1))
 
         def part(hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -95,9 +106,15 @@ def chunked_loss(chunk: int) -> Callable:
 
 
 def make_batch(plan: MemoryPlan, vocabulary: int, device: torch.device | str = "cpu") -> dict[str, torch.Tensor]:
-    """A micro-batch of (B, T) whose first sequence ends in padding, so that attention needs its mask."""
+    """A micro-batch of (B, T) whose first sequence ends in padding, so that attention needs its mask.
+
+    Or one of two conversations in each sequence, which positions tell apart: attention makes a mask of them.
+    """
     ids = torch.arange(plan.micro_batch_size * plan.max_length, device=device) % vocabulary
     ids = ids.view(plan.micro_batch_size, plan.max_length)
+    if plan.packing:
+        positions = torch.arange(plan.max_length, device=device) % -(-plan.max_length // 2)
+        return {"input_ids": ids, "position_ids": positions.expand_as(ids).clone(), "labels": ids.clone()}
     mask = torch.ones_like(ids)
     mask[0, -1] = 0
     return {"input_ids": ids, "attention_mask": mask, "labels": ids.clone()}
@@ -109,7 +126,7 @@ def forward_and_backward(
     """Run all micro-batches of a step, which accumulates gradients in `.grad`; `tracker` gets the phases."""
     compute, device = DTYPES[plan.compute_dtype], next(model.parameters()).device
     batches = [make_batch(plan, vocabulary, device) for _ in range(plan.accumulation)]  # as in ftkit.finetune
-    mixed = not plan.sharded and any(p.dtype != compute for p in model.parameters())
+    mixed = not plan.sharded and any(p.dtype != compute for p in model.parameters() if p.is_floating_point())
     started = 0
 
     def loss_of(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
