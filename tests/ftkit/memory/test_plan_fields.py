@@ -10,11 +10,13 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from ftcourse.measured_memory import measure_memory
+from ftkit._compat import fake_tensors, fill_from_meta
 from ftkit.memory import MemoryPlan, estimate_memory, published_meta_model, table
 from ftkit.memory.__main__ import main, make_parser, plan_of
 from ftkit.memory.estimate import persistent_bytes
 from ftkit.memory.step import apply_method
 from ftkit.memory.trace import copy_to_meta
+from ftkit.memory.tracker import MemoryTracker
 
 from .test_estimate import SMALL, llama
 
@@ -65,24 +67,25 @@ def test_a_4_bit_base_takes_4_127_bits_a_weight():
     assert states.optimizer == 8 * adapters
 
 
-def wide() -> LlamaForCausalLM:
-    """One in which matrices are much larger than activations, and the largest of them known."""
+def test_each_use_of_a_4_bit_matrix_dequantises_it():
+    """In the dtype of the computation, beside its constants in float32: forward and again backward."""
     sizes = {"hidden_size": 256, "intermediate_size": 4096, "num_attention_heads": 4, "num_key_value_heads": 4}
     with torch.device("meta"):
-        return LlamaForCausalLM(LlamaConfig(**sizes, num_hidden_layers=2, vocab_size=64))
-
-
-def test_each_use_of_a_4_bit_matrix_dequantises_it():
-    plan = MemoryPlan(method="lora", base_dtype="nf4", max_length=2, micro_batch_size=1, options={"r": 1}, **HALF)
-    largest = 256 * 4096
-
-    def temporaries(plan: MemoryPlan) -> int:
-        found = estimate_memory(wide(), plan)
-        return found.phases["forward"] - found.weights - found.optimizer
-
-    # In the dtype of the computation, beside the constants in float32.
-    dequantised = temporaries(plan) - temporaries(replace(plan, base_dtype=""))
-    assert dequantised == pytest.approx(2 * largest + 4 * largest / 64, rel=0.01)
+        model = LlamaForCausalLM(LlamaConfig(**sizes, num_hidden_layers=1, vocab_size=64))
+    plan = MemoryPlan(method="lora", base_dtype="nf4", **HALF)
+    layer = apply_method(model, plan).get_base_model().model.layers[0].mlp.up_proj.base_layer
+    with fake_tensors(), MemoryTracker() as live:
+        fill_from_meta(layer)
+        x = torch.zeros(1, 256, dtype=torch.bfloat16, requires_grad=True)
+        before = live.now
+        live.begin("forward")
+        y = layer(x).sum()
+        live.begin("backward")
+        y.backward()
+    dequantised = 2 * 256 * 4096 + 4 * 256 * 4096 / 64
+    for phase in ("forward", "backward"):
+        assert live.peaks[phase] - before == pytest.approx(dequantised, rel=0.02)
+    assert live.now - before < 0.01 * dequantised
 
 
 def test_what_stays_unquantised():
