@@ -200,7 +200,7 @@ def main(arguments: list[str] | None = None) -> None:
             time.sleep(3)  # torchrun ends every rank when the first one fails: let rank 0 speak
         raise SystemExit(2) from None
 
-    estimate = estimate_run(run, data) if env_rank() == 0 else None
+    estimate = estimate_run(run, data) if run.config.estimate_memory and env_rank() == 0 else None
 
     def start(context: DistributedContext) -> None:
         context.barrier()  # every rank has seen that the output folder is free
