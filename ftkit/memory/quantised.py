@@ -40,7 +40,10 @@ class _Product(torch.autograd.Function):
 
 
 def quantise(model: nn.Module, compute_dtype: torch.dtype) -> None:
-    """Pack the weights of every linear layer, in place, but for those of adapters and of the head."""
+    """Pack the weights of every linear layer, in place, but for those of adapters and of the head.
+
+    Raises ValueError for a model without any, as GPT-2, whose layers are `Conv1D`.
+    """
     head = model.get_output_embeddings()
     for name, layer in model.named_modules():
         if type(layer) is not nn.Linear or layer is head or "lora_" in name or "modules_to_save" in name:
@@ -55,3 +58,5 @@ def quantise(model: nn.Module, compute_dtype: torch.dtype) -> None:
         layer.constants = frozen(blocks, torch.uint8)
         layer.constants_of_constants = frozen(-(-blocks // BLOCKS), torch.float32)
         layer.compute_dtype, layer.__class__ = compute_dtype, Linear4bit
+    if not any(isinstance(layer, Linear4bit) for layer in model.modules()):
+        raise ValueError(f"{type(model).__name__} has no nn.Linear whose weight could have 4 bits: leave base_dtype")

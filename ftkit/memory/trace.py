@@ -63,6 +63,8 @@ def trace(model: nn.Module, plan: MemoryPlan, every_layer: bool = False) -> Trac
     ranks = plan.world_size if plan.sharded else 1  # DDP's buffers are part of the states
     with fake_ranks(ranks) if ranks > 1 else nullcontext():
         mesh = plan.mesh.build_mesh("cpu") if ranks > 1 else None
+        if plan.mesh.tp > 1:  # DTensor allocates tensors when it plans an operation for the first time: do so before
+            trace_layers(model, plan, mesh, dropped)
         if not dropped:
             return trace_layers(model, plan, mesh)
         front, back = dropped.start, len(decoder_layers(model)) - dropped.stop
@@ -127,9 +129,6 @@ def trace_layers(
             fill_from_meta(small)
             step.mark_layers(small, tracker, front, back)
             step.label_gradients(small, tracker)
-            if plan.mesh.tp > 1:  # DTensor allocates tensors when it plans an operation for the first time
-                step.forward_and_backward(small, plan, vocabulary)
-                small.zero_grad()
             with tracker:
                 tracker.label(small.parameters(), "weights")
                 step.forward_and_backward(small, plan, vocabulary, tracker)
@@ -140,7 +139,7 @@ def trace_layers(
         ) from None
     finally:
         del small
-        gc.unfreeze()
         gc.collect()  # FSDP's hooks are cycles that hold the process group
+        gc.unfreeze()
     peaks = {phase: size for phase, size in tracker.peaks.items() if phase != "start"}
     return Trace(peaks, {phase: tracker.at_peak[phase] for phase in peaks}, dict(tracker.traffic))

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from ftcourse.measured_memory import measure_memory
 from ftkit._compat import fake_tensors, fill_from_meta
@@ -97,6 +97,23 @@ def test_what_stays_unquantised():
         nn.Linear,
         nn.Embedding,
     }
+
+
+def test_a_model_without_linear_layers_has_nothing_to_quantise():
+    gpt = GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=90, n_positions=32))
+    with pytest.raises(ValueError, match=r"GPT2LMHeadModel has no nn\.Linear .* leave base_dtype"):
+        estimate_memory(gpt, replace(SMALL, method="lora", base_dtype="nf4"))
+
+
+def test_adapters_on_meta_draw_no_numbers():
+    """They did on the CPU first, which took most of an estimate's time for 70 billion parameters."""
+    base, plan = llama(), replace(SMALL, method="lora")
+    before = torch.get_rng_state()
+    model = apply_method(copy_to_meta(base), plan)
+    assert all(p.is_meta for p in model.parameters())
+    assert torch.equal(torch.get_rng_state(), before)
+    apply_method(base, plan)
+    assert not torch.equal(torch.get_rng_state(), before)
 
 
 def test_moments_in_8_bits_by_hand():
