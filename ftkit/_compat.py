@@ -74,19 +74,36 @@ def may_be_left_out(model: nn.Module, name: str) -> bool:
     return any(re.search(pattern, name) for pattern in (*patterns, r"rotary_emb\.inv_freq$"))
 
 
-def enable_activation_checkpointing(model: nn.Module) -> None:
+def enable_activation_checkpointing(model: nn.Module, **options) -> None:
     """Recompute each layer of a transformers model in the backward pass instead of saving its activations.
+
+    `options` are further arguments of torch.utils.checkpoint.
 
     Call it before adapters are attached, because PEFT asks the model whether it checkpoints. transformers renames the
     method; both names take torch.utils.checkpoint's arguments first.
     """
     new = getattr(model, "activation_checkpointing_enable", None)
-    (new or model.gradient_checkpointing_enable)({"use_reentrant": False})
+    (new or model.gradient_checkpointing_enable)({"use_reentrant": False, **options})
 
 
-def fake_tensors() -> FakeTensorMode:
-    """A context in which tensors have shapes, dtypes, devices and sized storages, but no memory."""
-    return FakeTensorMode()
+@contextmanager
+def fake_tensors() -> Iterator[None]:
+    """A context in which tensors have shapes, dtypes, devices and sized storages, but no memory.
+
+    torch's grouped matrix product, which transformers' experts call, is fake in bfloat16 only; in other dtypes they
+    take their own here, whose tensors have the same sizes.
+    """
+    from transformers.integrations import moe  # here, because masks need torch alone
+
+    can_use = moe._can_use_grouped_mm
+    moe._can_use_grouped_mm = lambda input, weight, offs: (
+        weight.dtype == torch.bfloat16 and can_use(input, weight, offs)
+    )
+    try:
+        with FakeTensorMode():
+            yield
+    finally:
+        moe._can_use_grouped_mm = can_use
 
 
 def device_of(tensor: torch.Tensor) -> torch.device:

@@ -22,7 +22,7 @@ from .optimizers import OPTIMIZERS
 # What may differ in a resumed run: nothing that changes what is computed.
 RESUMABLE_FIELDS = (
     *("output", "resume", "stop_after", "save_every", "eval_every", "micro_batch_size", "packing", "mesh"),
-    *("reshard_after_forward", "activation_checkpointing", "compile", "compute_dtype", "timeout"),
+    *("reshard_after_forward", "activation_checkpointing", "compile", "compute_dtype", "estimate_memory", "timeout"),
 )
 DESCRIPTION = "Fine-tune a causal language model on conversations: one process on a CPU, or N GPUs on M nodes."
 # What a number may be, in words and as a test.
@@ -84,6 +84,7 @@ class Config:
     )
     activation_checkpointing: bool = flag(False, "recompute activations: less memory")
     compile: bool = flag(False, "torch.compile each decoder layer")
+    estimate_memory: bool = flag(True, "print the estimated peak memory first")
     timeout: float = flag(10.0, "minutes that a rank waits for the others")
     eval_every: int = flag(0, "steps between evaluations (default: at the end only)")
     save_every: int = flag(0, "steps between checkpoints (default: at the end only)")

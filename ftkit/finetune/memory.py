@@ -69,6 +69,7 @@ def plan_of(run: Run, sequences: int, tokens: int, accumulation: int) -> MemoryP
         reshard_after_forward=config.reshard_after_forward,
         micro_batch_size=sequences,
         max_length=max(tokens, 2),  # a single token has nothing to predict
+        packing=config.packing,
         accumulation=accumulation,
         activation_checkpointing=config.activation_checkpointing,
         kernel="foreach" if run.device_info.device.type == "cuda" else "loop",
@@ -82,7 +83,8 @@ def plan_of_step(run: Run, micro_batches: list[Batch]) -> MemoryPlan:
     return plan_of(run, sequences, tokens, min(2, len(micro_batches)))
 
 
-_traces: dict[str, Trace] = {}  # of this process, by model configuration and plan
+KEPT_TRACES = 8
+_traces: dict[str, Trace] = {}  # of this process, by model configuration and plan: the last ones used
 
 
 def _estimate(source: str, plan: MemoryPlan) -> Estimate:
@@ -90,8 +92,10 @@ def _estimate(source: str, plan: MemoryPlan) -> Estimate:
     model = meta_model(source)
     step = replace(plan, optimizer="adamw", child_state="task-free", reserve_p=1.0, kernel="loop")
     key = f"{model.config.to_json_string(use_diff=False)} {step}"
-    estimate = estimate_memory(model, plan, traced=_traces.get(key))
+    estimate = estimate_memory(model, plan, traced=_traces.pop(key, None))
     _traces[key] = estimate.traced
+    if len(_traces) > KEPT_TRACES:
+        del _traces[next(iter(_traces))]
     return estimate
 
 

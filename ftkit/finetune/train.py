@@ -236,7 +236,7 @@ def main(arguments: list[str] | None = None) -> None:
         print_refusal(error)
         raise SystemExit(2) from None
 
-    estimate = estimate_run(run, data) if env_rank() == 0 else None
+    estimate = estimate_run(run, data) if run.config.estimate_memory and env_rank() == 0 else None
 
     def start(context: DistributedContext) -> None:
         try:
