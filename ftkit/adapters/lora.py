@@ -47,7 +47,7 @@ def lora(
         use_dora=use_dora,
         use_rslora=use_rslora,
         trainable_token_indices=trainable_token_indices,
-        ensure_weight_tying=bool(tied_modules(model) and _embeddings_among(model, saved)),
+        ensure_weight_tying=bool(tied_modules(model) and embeddings_among(model, saved)),
     )
     warn_about_lora_config(model, config)
     attached = get_peft_model(model, config)
@@ -110,7 +110,7 @@ def validate_lora_config(
 def _validate_embeddings(
     model: PreTrainedModel, targets: dict[str, nn.Module], saved: list[str], tokens: list[int]
 ) -> None:
-    own, tied = _embeddings_among(model, saved), tied_modules(model)
+    own, tied = embeddings_among(model, saved), tied_modules(model)
     if tied and (unknown := [n for n in own if n.split(".")[-1] not in EMBEDDING_LAYER_NAMES]):
         raise ValueError(
             f"{unknown[0]} of modules_to_save is tied, and PEFT ties only {' and '.join(EMBEDDING_LAYER_NAMES)}: "
@@ -162,7 +162,7 @@ def warn_about_lora_config(model: PreTrainedModel, config: LoraConfig) -> None:
             f"{both[0]} is in target_modules and in modules_to_save: it is fully trained and gets no LoRA; "
             "name it in one of the two"
         )
-    if tied and _embeddings_among(model, save):
+    if tied and embeddings_among(model, save):
         _warn("embedding and LM head are tied: training the one trains the other")
     if targets.keys() & set(tied):
         _warn(
@@ -182,7 +182,7 @@ def _bypassed(model: nn.Module) -> list[str]:
     return [f"{name}.out_proj" for name, mixer in mixers.items() if hasattr(mixer, "out_proj")]
 
 
-def _embeddings_among(model: PreTrainedModel, ends: list[str]) -> list[str]:
+def embeddings_among(model: PreTrainedModel, ends: list[str]) -> list[str]:
     """Names of the input embedding and the LM head, as far as they end as given."""
     pair = [model.get_input_embeddings(), model.get_output_embeddings()]
     return [name for name, module in model.named_modules() if module in pair and _ends_with(name, ends)]

@@ -35,10 +35,10 @@ class MergeError(Exception):
 class MergeReport:
     """How far a merged model's logits are off; prints as one line."""
 
-    logit_error: float  # largest difference between merged and unmerged logits, in the model's precision
+    logit_error: float  # largest difference of the merged model's logits, once rounded, from the adapter's in float32
     change: float  # largest difference between the logits with and without the adapter
     positions: int  # tokens compared, without padding
-    flips: int  # positions whose greedy token differs between merged and unmerged model
+    flips: int  # positions whose greedy token differs
 
     def __str__(self) -> str:
         return (
@@ -76,7 +76,6 @@ def merge_and_verify(model: PeftModel, batch: Mapping[str, torch.Tensor]) -> tup
         return model(**batch, use_cache=False).logits[real]
 
     with eval_mode(model):
-        before = logits(model)
         wide = copy.deepcopy(model)
     dtypes = {name: tensor.dtype for name, tensor in base_tensors(_tensors(model.get_base_model())).items()}
     for tensor in _tensors(wide).values():
@@ -98,8 +97,8 @@ def merge_and_verify(model: PeftModel, batch: Mapping[str, torch.Tensor]) -> tup
     for name, tensor in _tensors(merged).items():
         tensor.data = tensor.data.to(dtypes[name])
     after = logits(merged)
-    flips = int((before.argmax(-1) != after.argmax(-1)).sum())
-    return merged, MergeReport((after - before).abs().max().item(), change.max().item(), int(real.sum()), flips)
+    flips = int((adapted.argmax(-1) != after.argmax(-1)).sum())
+    return merged, MergeReport((after - adapted).abs().max().item(), change.max().item(), int(real.sum()), flips)
 
 
 def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -29,7 +29,7 @@ def export_weights(
     plain.load_state_dict(dict(state), assign=True)
     plain.tie_weights()
     plain.to(load_config(source).dtype or torch.float32)
-    _save_model(plain, tokenizer, folder)
+    save_model(plain, tokenizer, folder)
 
 
 def export_lora(
@@ -40,21 +40,28 @@ def export_lora(
     rows: list[Example],
     adapter_folder: Path,
     folder: Path,
+    quantised: bool = False,
 ) -> str:
     """Write the adapter as PEFT does, and the base with it merged in; returns what the merge was found to change.
 
-    `lora` are the arguments of `attach_lora`; merged and unmerged logits are compared on `rows`. Raises MergeError
-    where they differ by more than rounding.
+    `lora` are the arguments of `attach_lora`; merged and unmerged logits are compared on `rows`. An adapter that
+    trained on a `quantised` base is not merged. Raises MergeError where logits differ by more than rounding.
     """
     base = load_causal_lm(source, dtype="auto")
     attached = attach_trained_adapters(base, trained, **lora)
     atomic_directory(adapter_folder, lambda path: save_adapter(attached, path))
+    if quantised:
+        return (
+            f"{adapter_folder} holds the adapter; it trained on the quantised base, so merging it into {source} is "
+            f"left to you: ftkit merge {adapter_folder} {folder}, and evaluate what comes out"
+        )
     merged, report = merge_and_verify(attached, pad(rows, tokenizer.pad_token_id or 0))
-    _save_model(merged, tokenizer, folder)
+    save_model(merged, tokenizer, folder)
     return str(report)
 
 
-def _save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write model, tokenizer and generation config, and open the folder again, before it gets its name."""
     # Whoever loads the folder shall stop where the chat template ends a turn.
     model.generation_config.eos_token_id = stop_token_ids(model, tokenizer)
 
