@@ -6,7 +6,7 @@ from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
 from transformers.utils import is_bitsandbytes_available
 
-from ftkit.models import load_causal_lm, load_config
+from ftkit.models import load_causal_lm
 
 
 def is_quantised(config) -> bool:
@@ -45,12 +45,7 @@ def quantisation(load_in_4bit: bool, compute_dtype: torch.dtype) -> BitsAndBytes
 def load_quantised(
     source: str, load_in_4bit: bool, compute_dtype: torch.dtype, device: torch.device
 ) -> PreTrainedModel:
-    """The frozen base on `device`, with what is not quantised (norms, embeddings) in float32.
-
-    Raises ValueError for a model that is quantised already.
-    """
-    if getattr(load_config(source), "quantization_config", None):
-        raise ValueError(f"{source} is quantised already: give the unquantised model")
+    """The frozen base on `device`, with what is not quantised (norms, embeddings) in float32."""
     quantised = quantisation(load_in_4bit, compute_dtype)
     model = load_causal_lm(source, dtype=compute_dtype, quantization_config=quantised, device_map={"": device})
     model.register_state_dict_post_hook(drop_quantisation_states)
