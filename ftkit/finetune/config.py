@@ -4,6 +4,7 @@ import difflib
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import MISSING, asdict, dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -17,7 +18,9 @@ from ftkit.distributed.fsdp import check_compiler
 from ftkit.distributed.launch import env_local_rank, env_rank, env_world_size, is_same_launch
 from ftkit.distributed.mesh import DistributedContext, ParallelDims
 
-from .optimizers import OPTIMIZERS
+from .lora import lora_options, validate_lora_flags
+from .optimizers import OPTIMIZERS, validate_adam
+from .quantised import validate_quantised
 
 # What may differ in a resumed run: nothing that changes what is computed.
 RESUMABLE_FIELDS = (
@@ -56,15 +59,31 @@ class Config:
     method: str = flag("full", "what trains: all weights, or adapters", choices=["full", "lora"])
     lora_r: int = flag(8, "LoRA: rank of the adapters")
     lora_alpha: float = flag(16.0, "LoRA: adapters are scaled by lora_alpha / lora_r")
-    target_modules: str = flag("all-linear", "LoRA: all-linear, or a regular expression for whole names")
+    lora_dropout: float = flag(0.0, "LoRA: dropout of the adapters' inputs")
+    target_modules: str = flag(
+        "all-linear", "LoRA: all-linear, ends of names separated by commas, or a regular expression for whole names"
+    )
+    modules_to_save: str = flag("", "LoRA: modules to train fully, ends of names separated by commas")
+    trainable_token_indices: str = flag(
+        "", "LoRA: rows of the embedding to train, tokens or ids separated by commas (digits are an id)"
+    )
+    use_dora: bool = flag(False, "LoRA: DoRA, which trains the magnitude of each output apart")
+    use_rslora: bool = flag(False, "LoRA: scale adapters by lora_alpha / sqrt(lora_r)")
+    loraplus_lr_ratio: float = flag(1.0, "LoRA+: learning rate of B over that of A")
+    load_in_4bit: bool = flag(False, "QLoRA: quantise the frozen base to 4-bit NormalFloat by bitsandbytes")
+    load_in_8bit: bool = flag(False, "LoRA: quantise the frozen base to 8 bits by bitsandbytes")
+    neftune_noise_alpha: float = flag(0.0, "NEFTune: noise on the embeddings in training (default: none)")
     optimizer: str = flag(
         "adamw",
-        "optimizer; -d trains only the reserve_p weights of largest Fisher information",
+        "optimizer (8bit: bitsandbytes); -d trains only the reserve_p weights of largest Fisher information",
         choices=list(OPTIMIZERS),
     )
     reserve_p: float = flag(0.3, "child-tuning: chance that an entry keeps its gradient; -d: share kept")
     fisher_rows: int = flag(64, "child-tuning-d: examples that score the weights")
     freeze: str = flag("", "regular expression of the parameter names to freeze")
+    adam_beta1: float = flag(0.9, "decay of the first moment")
+    adam_beta2: float = flag(0.999, "decay of the second moment")
+    adam_epsilon: float = flag(1e-08, "added to the root of the second moment")
     lr: float = flag(5e-05, "peak learning rate")
     weight_decay: float = flag(0.01, "of matrices; norm weights and biases have none")
     warmup_ratio: float = flag(0.1, "share of the steps with a rising learning rate")
@@ -108,11 +127,10 @@ class Run:
     def lora(self) -> bool:
         return self.config.method == "lora"
 
-    @property
+    @cached_property
     def lora_options(self) -> dict:
-        """The arguments of `attach_lora`."""
-        config = self.config
-        return {"r": config.lora_r, "alpha": config.lora_alpha, "target_modules": config.target_modules}
+        """The arguments of `attach_lora`. Raises ValueError or OSError for tokens that the model lacks."""
+        return lora_options(self.config)
 
     @property
     def checkpoints(self) -> Path:
@@ -140,10 +158,14 @@ def validate(config: Config) -> Run:
         raise ValueError("--method lora does not run under tensor parallelism: give --mesh with tp 1")
     if config.method == "lora" and config.freeze:
         raise ValueError("--method lora freezes the whole base: leave --freeze, choose with --target_modules")
+    validate_lora_flags(config)
+    validate_quantised(config, env_world_size())
+    validate_adam(config)
     try:
         device_info = pick_device(env_local_rank(), env_world_size())
     except RuntimeError as error:  # more ranks than GPUs
         raise ValueError(str(error)) from None
+    OPTIMIZERS[config.optimizer].check(device_info.device, env_world_size())
     if config.compile:
         check_compiler(device_info.device)
     auto = config.compute_dtype == "auto"

@@ -19,7 +19,7 @@ from ftkit.freezing import freeze
 from ftkit.models import check_not_quantised, load_config, load_tokenizer, meta_model, resolve_model
 
 from .config import Config, Run
-from .lora import attach_lora
+from .lora import validate_lora
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def read_training_data(run: Run) -> TrainingData:
         validate_tp_degree(model_config, run.dims.tp)
         check_tp_dropout(model_config)
     if run.lora:
-        attach_lora(meta_model(source), **run.lora_options)
+        validate_lora(meta_model(source), run.dims.world_size, run.lora_options)
     elif config.freeze:
         validate_freeze(config.freeze, source)
     files = find_chat(config.data)

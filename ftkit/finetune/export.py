@@ -31,7 +31,7 @@ def export_weights(
     plain.load_state_dict(dict(state), assign=True)
     plain.tie_weights()
     plain.to(load_config(source).dtype or torch.float32)
-    _save_model(plain, source, tokenizer, folder)
+    save_model(plain, source, tokenizer, folder)
 
 
 def export_lora(
@@ -42,21 +42,28 @@ def export_lora(
     rows: list[Example],
     adapter_folder: Path,
     folder: Path,
+    quantised: bool = False,
 ) -> str:
     """Write the adapter as PEFT does, and the base with it merged in; returns what the merge was found to change.
 
-    `lora` are the arguments of `attach_lora`; merged and unmerged logits are compared on `rows`. Raises MergeError
-    where they differ by more than rounding.
+    `lora` are the arguments of `attach_lora`; merged and unmerged logits are compared on `rows`. An adapter that
+    trained on a `quantised` base is not merged. Raises MergeError where logits differ by more than rounding.
     """
     base = load_causal_lm(source, dtype="auto")
     attached = attach_trained_adapters(base, trained, **lora)
     atomic_directory(adapter_folder, lambda path: save_adapter(attached, path))
+    if quantised:
+        return (
+            f"{adapter_folder} holds the adapter; it trained on the quantised base, so merging it into {source} is "
+            f"left to you: ftkit merge {adapter_folder} {folder}, and evaluate what comes out"
+        )
     merged, report = merge_and_verify(attached, pad(rows, tokenizer.pad_token_id or 0))
-    _save_model(merged, source, tokenizer, folder)
+    save_model(merged, source, tokenizer, folder)
     return str(report)
 
 
-def _save_model(model: PreTrainedModel, source: str, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+def save_model(model: PreTrainedModel, source: str, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write model, tokenizer and the generation config of `source`, and open the folder, before it gets its name."""
     generation = cached_file(source, GENERATION_CONFIG_NAME, _raise_exceptions_for_missing_entries=False)
 
     def write(path: Path) -> None:

@@ -19,6 +19,7 @@ from ftkit.models import meta_model
 
 from .config import Run
 from .optimizers import OPTIMIZERS
+from .quantised import is_quantised
 
 Batch = dict[str, torch.Tensor]
 
@@ -34,6 +35,9 @@ def print_memory_estimate(run: Run, source: str, second_step: list[Batch]) -> Es
     traced: the run goes on without it.
     """
     config = run.config
+    if is_quantised(config):
+        print("the memory of a quantised base is not estimated", flush=True)
+        return None
     longest = plan_of(run, config.micro_batch_size, config.max_length, 2)
     own = plan_of_step(run, second_step)
     try:
@@ -54,12 +58,11 @@ def plan_of(run: Run, sequences: int, tokens: int, accumulation: int) -> MemoryP
 
     Attention is assumed to have a mask: a micro-batch without padding has none, and uses up to 5 % less.
     """
-    config = run.config
+    config, cuda = run.config, run.device_info.device.type == "cuda"
     compute = str(run.compute_dtype).removeprefix("torch.")
-    options = {"r": config.lora_r, "lora_alpha": config.lora_alpha, "target_modules": config.target_modules}
     return MemoryPlan(
         method="lora" if run.lora else "frozen" if config.freeze else "full",
-        options=options if run.lora else {},
+        options=run.lora_options if run.lora else {},
         freeze=config.freeze,
         **OPTIMIZERS[config.optimizer].memory,
         reserve_p=config.reserve_p,
@@ -72,7 +75,7 @@ def plan_of(run: Run, sequences: int, tokens: int, accumulation: int) -> MemoryP
         packing=config.packing,
         accumulation=accumulation,
         activation_checkpointing=config.activation_checkpointing,
-        kernel="foreach" if run.device_info.device.type == "cuda" else "loop",
+        kernel="loop" if not cuda else "fused" if config.optimizer == "adamw" else "foreach",
     )
 
 

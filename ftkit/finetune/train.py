@@ -42,6 +42,7 @@ from .loss import Loss, accumulate_gradients, evaluate
 from .memory import MemoryMonitor, print_memory_estimate
 from .metrics import Logger, MetricsFile
 from .model import load_model, make_optimizer
+from .quantised import is_quantised
 
 Schedule = torch.optim.lr_scheduler.LRScheduler
 
@@ -223,7 +224,8 @@ def export(run: Run, model: nn.Module, data: TrainingData, context: DistributedC
         return
     if run.lora:
         folders = run.output / "adapter", run.output / "model"
-        print(export_lora(state, run.lora_options, data.source, data.tokenizer, data.train[:2], *folders))
+        rows, quantised = data.train[:2], is_quantised(run.config)
+        print(export_lora(state, run.lora_options, data.source, data.tokenizer, rows, *folders, quantised=quantised))
     else:
         export_weights(state, data.source, data.tokenizer, run.output / "model")
 
