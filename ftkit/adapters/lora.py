@@ -1,5 +1,6 @@
 """LoRA by PEFT, with what PEFT would accept silently reported before it attaches anything."""
 
+import copy
 import re
 import warnings
 from collections.abc import Iterable
@@ -7,6 +8,7 @@ from collections.abc import Iterable
 import torch
 from peft import LoraConfig, TaskType, get_peft_model
 from peft.utils.constants import EMBEDDING_LAYER_NAMES
+from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.integrations.neftune import activate_neftune
@@ -49,6 +51,7 @@ def lora(
         trainable_token_indices=trainable_token_indices,
         ensure_weight_tying=bool(tied_modules(model) and embeddings_among(model, saved)),
     )
+    _validate_experts(model, config)
     warn_about_lora_config(model, config)
     attached = get_peft_model(model, config)
     if neftune_alpha:
@@ -126,6 +129,18 @@ def _validate_embeddings(
         raise ValueError(
             f"trainable_token_indices trains rows of {embedding}, and target_modules or modules_to_save names it or "
             "the LM head tied to it: leave one of the two"
+        )
+
+
+def _validate_experts(model: PreTrainedModel, config: LoraConfig) -> None:
+    """PEFT turns targets in some mixtures of experts, whose matrices are one parameter, into target_parameters."""
+    converted = copy.deepcopy(config)
+    convert_peft_config_for_transformers(converted, model, [])
+    given = "use_dora" if config.use_dora else "lora_dropout" if config.lora_dropout else ""
+    if given and converted.target_parameters:
+        raise ValueError(
+            f"{given} does not go with LoRA on the experts ({', '.join(sorted(converted.target_parameters))}): "
+            "leave it, or name other layers in target_modules"
         )
 
 

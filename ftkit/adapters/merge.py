@@ -18,10 +18,10 @@ from ftkit._modules import eval_mode
 from .saving import base_tensors
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-# Allowed difference of the logits in float32: this share of what the adapter changes, and rounding relative to the
-# largest logit. Correct merges of twelve tiny architectures are off by at most 3 units of rounding; a scale that is
+# Allowed difference of the logits in float32: this share of what the adapter changes, and units of rounding (2**-24 of
+# the largest logit). Correct merges were off by 1 to 15 units, in eleven tiny models and pocket-base; a scale that is
 # wrong by a tenth is off by a tenth of the change.
-SHARE, ROUNDING = 1e-3, 64 * 2**-24
+SHARE, ROUNDING = 1e-3, 256 * 2**-24
 # In a mixture of experts rounding may send a token to another expert. That changes some positions a lot and others
 # hardly, while a wrong merge changes all of them: compare this quantile of the positions there, else their maximum.
 ROUTED = 0.25

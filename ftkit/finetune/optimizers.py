@@ -88,10 +88,10 @@ def _child_tuning(groups: Groups, config, masks: Masks | None) -> torch.optim.Op
 
 OPTIMIZERS = {
     "adamw": OptimizerEntry(_adamw, {"optimizer": "adamw"}),
-    # An upper bound: the plan knows no moments of 8 bits.
-    "adamw_8bit": OptimizerEntry(_adamw_8bit, {"optimizer": "adamw", "moment_dtype": "bfloat16"}, check=_check_8bit),
     "child-tuning": OptimizerEntry(_child_tuning, {"optimizer": "child-tuning", "child_state": "task-free"}),
     "child-tuning-d": OptimizerEntry(
         _child_tuning, {"optimizer": "child-tuning", "child_state": "compact"}, needs_masks=True
     ),
+    # An upper bound: the plan knows no moments of 8 bits.
+    "adamw_8bit": OptimizerEntry(_adamw_8bit, {"optimizer": "adamw", "moment_dtype": "bfloat16"}, check=_check_8bit),
 }

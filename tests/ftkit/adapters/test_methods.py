@@ -149,6 +149,15 @@ def test_what_cannot_be_is_refused_before_the_model_changes(method, options, sai
     assert [type(m) for m in base.modules()] == modules and all(p.requires_grad for p in base.parameters())
 
 
+@pytest.mark.parametrize("options", [{"use_dora": True}, {"lora_dropout": 0.1}], ids=str)
+def test_what_peft_cannot_do_with_experts_is_refused_before_the_model_changes(options):
+    base = moe("mixtral")
+    with pytest.raises(ValueError, match=rf"{next(iter(options))} does not go with LoRA on the experts \(down_proj"):
+        attach(base, "lora", **options)
+    assert not any("lora" in name for name, _ in base.named_parameters())
+    attach(base, "lora", target_modules=["q_proj"], **options)
+
+
 def test_a_second_adapter_is_refused():
     with pytest.raises(ValueError, match="has an adapter already"):
         attach(attach(model(), "lora"), "dora")

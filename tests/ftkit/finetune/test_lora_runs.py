@@ -16,7 +16,7 @@ from tests.tiny import foreign_tokenizer, ragged_conversations, save_foreign
 from .test_lora import untied_model
 from .test_meshes import save_experts
 
-STEPS = 3
+STEPS = 2
 CASES = {
     "wide": {
         "target_modules": "q_proj,embed_tokens,lm_head",
