@@ -10,11 +10,11 @@ from safetensors.torch import load_file
 from ftkit.adapters import load_adapter, merge_and_verify
 from ftkit.finetune import train
 from ftkit.models import load_base
+from tests import architectures
 from tests.programs import run_program
 from tests.tiny import foreign_tokenizer, ragged_conversations, save_foreign
 
 from .test_lora import untied_model
-from .test_meshes import save_experts
 
 STEPS = 2
 CASES = {
@@ -35,7 +35,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("lora")
     untied_model().save_pretrained(folder / "llama")
     foreign_tokenizer().save_pretrained(folder / "llama")
-    save_experts(folder / "mixtral")
+    architectures.save("mixtral", folder / "mixtral")
     save_foreign(folder / "qwen", layers=2)
     (folder / "chats.jsonl").write_text("\n".join(json.dumps(row) for row in ragged_conversations()))
     return folder
