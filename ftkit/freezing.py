@@ -64,7 +64,7 @@ def embeddings_and_norms(model: nn.Module) -> list[str]:
 
 
 def freeze_first_layers(model: nn.Module, n: int, inputs: Mapping | None = None) -> list[str]:
-    """Freeze the first `n` blocks and all that feeds them or block `n`; later blocks, the last norm and the head train.
+    """Freeze the first `n` blocks and what feeds them or block `n`; all others and an untied head train.
 
     A step is cheaper, because no gradient flows below block `n`. A short forward pass finds what feeds a block:
     embeddings, their norms and projections, a convolutional stem. `inputs` are its arguments; by default four tokens,
@@ -220,7 +220,8 @@ def _feeding(model: nn.Module, block: nn.Module, inputs: Mapping | None) -> set[
         new = {below for below, _ in node.next_functions if below is not None} - seen
         seen |= new
         nodes += new
-    return {node.variable for node in seen if hasattr(node, "variable")}
+    passed = {t for t in arguments if isinstance(t, nn.Parameter)}
+    return passed | {node.variable for node in seen if hasattr(node, "variable")}
 
 
 def _example(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -222,6 +222,19 @@ def test_a_model_of_neither_tokens_nor_images_needs_inputs():
     agree(model, names, ["blocks.0.weight", "blocks.0.bias"])
 
 
+def test_a_parameter_that_a_block_is_given_feeds_it():
+    class Prompted(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.prompt, self.unused = torch.nn.Parameter(torch.ones(4)), torch.nn.Parameter(torch.ones(4))
+            self.blocks = torch.nn.ModuleList([torch.nn.Linear(4, 4)])
+
+        def forward(self, input_ids):
+            return self.blocks[0](self.prompt)
+
+    assert presets.freeze_first_layers(Prompted(), 0) == ["unused", "blocks.0.weight", "blocks.0.bias"]
+
+
 def test_what_the_class_freezes_stays_frozen():
     sizes = {"d_model": 16, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 20}
     sizes |= {"decoder_layers": 1, "decoder_attention_heads": 2, "decoder_ffn_dim": 20, "vocab_size": 50}
