@@ -19,25 +19,44 @@ from ftkit.distributed.launch import env_local_rank, env_rank, env_world_size, i
 from ftkit.distributed.mesh import DistributedContext, ParallelDims
 
 from .lora import lora_options, validate_lora_flags
-from .optimizers import OPTIMIZERS, validate_adam
+from .optimizers import OPTIMIZERS
 from .quantised import validate_quantised
+from .trackers import validate_trackers
 
 # What may differ in a resumed run: nothing that changes what is computed.
 RESUMABLE_FIELDS = (
-    *("output", "resume", "stop_after", "save_every", "eval_every", "micro_batch_size", "packing", "mesh"),
+    *("output", "resume", "stop_after", "save_every", "eval_every", "save_total_limit", "report_to"),
+    *("micro_batch_size", "packing", "mesh"),
     *("reshard_after_forward", "activation_checkpointing", "compile", "compute_dtype", "estimate_memory", "timeout"),
 )
 DESCRIPTION = "Fine-tune a causal language model on conversations: one process on a CPU, or N GPUs on M nodes."
 # What a number may be, in words and as a test.
 POSITIVE = "a positive number", lambda value: value > 0
 NOT_NEGATIVE = "0 or more", lambda value: value >= 0
+BELOW_ONE = "0 to below 1", lambda value: 0 <= value < 1
 LIMITS: dict[str, tuple[str, Callable[[float], bool]]] = {
     **dict.fromkeys(("lora_r", "lora_alpha", "fisher_rows", "lr", "max_grad_norm", "epochs", "timeout"), POSITIVE),
     **dict.fromkeys(("batch_size", "micro_batch_size", "max_length"), POSITIVE),
     **dict.fromkeys(("weight_decay", "max_steps", "eval_every", "save_every", "stop_after", "seed"), NOT_NEGATIVE),
+    **dict.fromkeys(
+        ("neftune_noise_alpha", "warmup_steps", "save_total_limit", "early_stopping_patience"), NOT_NEGATIVE
+    ),
+    **dict.fromkeys(("adam_beta1", "adam_beta2", "lora_dropout"), BELOW_ONE),
+    "adam_epsilon": POSITIVE,
+    "loraplus_lr_ratio": ("1 or more", lambda value: value >= 1),
     "warmup_ratio": ("0 to 1", lambda value: 0 <= value <= 1),
     "reserve_p": ("a probability above 0 and at most 1", lambda value: 0 < value <= 1),
 }
+# Those of transformers.SchedulerType that need nothing but the number of steps.
+SCHEDULES = [
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "polynomial",
+    "constant",
+    "constant_with_warmup",
+    "inverse_sqrt",
+]
 LARGEST = 1e9  # of every number: beyond it, seeds and time limits overflow
 
 
@@ -87,6 +106,10 @@ class Config:
     lr: float = flag(5e-05, "peak learning rate")
     weight_decay: float = flag(0.01, "of matrices; norm weights and biases have none")
     warmup_ratio: float = flag(0.1, "share of the steps with a rising learning rate")
+    warmup_steps: int = flag(0, "steps with a rising learning rate (default: from warmup_ratio)")
+    lr_scheduler_type: str = flag(
+        "linear", "learning rate after the warmup, as transformers names its schedules", choices=SCHEDULES
+    )
     max_grad_norm: float = flag(1.0, "clip the global gradient norm to this")
     epochs: float = flag(3.0, "passes over the data, rounded up to whole steps")
     max_steps: int = flag(0, "optimizer steps in all (default: from epochs)")
@@ -107,6 +130,10 @@ class Config:
     timeout: float = flag(10.0, "minutes that a rank waits for the others")
     eval_every: int = flag(0, "steps between evaluations (default: at the end only)")
     save_every: int = flag(0, "steps between checkpoints (default: at the end only)")
+    save_total_limit: int = flag(1, "how many of the newest checkpoints to keep (0: all)")
+    load_best_model_at_end: bool = flag(False, "keep the checkpoint of the lowest eval loss, and export that one")
+    early_stopping_patience: int = flag(0, "stop after so many evaluations without a lower eval loss (0: never)")
+    report_to: str = flag("", "experiment trackers, comma separated: tensorboard, wandb, trackio")
     stop_after: int = flag(0, "checkpoint after this step and stop, to resume later")
     resume: bool = flag(False, "continue from the newest checkpoint in the output folder")
     seed: int = flag(0, "of the data order, dropout and the gradient masks")
@@ -122,6 +149,7 @@ class Run:
     compute_dtype: torch.dtype  # of activations and unsharded weights
     output: Path
     resume: bool  # asked for, or a restart of the launch that began the run
+    trackers: list[str]  # names of --report_to
 
     @property
     def lora(self) -> bool:
@@ -160,12 +188,15 @@ def validate(config: Config) -> Run:
         raise ValueError("--method lora freezes the whole base: leave --freeze, choose with --target_modules")
     validate_lora_flags(config)
     validate_quantised(config, env_world_size())
-    validate_adam(config)
     try:
         device_info = pick_device(env_local_rank(), env_world_size())
     except RuntimeError as error:  # more ranks than GPUs
         raise ValueError(str(error)) from None
     OPTIMIZERS[config.optimizer].check(device_info.device, env_world_size())
+    trackers = validate_trackers(config.report_to)
+    selects = next((n for n in ("load_best_model_at_end", "early_stopping_patience") if getattr(config, n)), None)
+    if selects and not config.eval_every:
+        raise ValueError(f"--{selects} compares evaluations: give --eval_every, the steps between them")
     if config.compile:
         check_compiler(device_info.device)
     auto = config.compute_dtype == "auto"
@@ -181,7 +212,7 @@ def validate(config: Config) -> Run:
             begun = (output / "config.yaml").is_file()
             remedy = "its run has no complete checkpoint: remove it, or " * begun + "give another --output"
         raise FileExistsError(f"{output} exists: {remedy}")
-    return Run(config, dims, device_info, dtype, output, resume)
+    return Run(config, dims, device_info, dtype, output, resume, trackers)
 
 
 def validate_value(name: str, kind: type, value: object) -> None:

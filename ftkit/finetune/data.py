@@ -21,6 +21,8 @@ from ftkit.models import check_not_quantised, load_config, load_tokenizer, meta_
 from .config import Config, Run
 from .lora import validate_lora
 
+HELD_OUT = ("test", "validation", "eval", "dev")  # names of a split to evaluate on, the first that there is
+
 
 @dataclass(frozen=True)
 class TrainingData:
@@ -103,9 +105,14 @@ def read_training_data(run: Run) -> TrainingData:
     elif config.freeze:
         validate_freeze(config.freeze, source)
     files = find_chat(config.data)
-    paths = [files.get("train"), config.eval_data or files.get("test")]
+    held_out = next((files[name] for name in HELD_OUT if name in files), None)
+    paths = [files.get("train"), config.eval_data or held_out]
     if paths[0] is None:
-        raise FileNotFoundError(f"{config.data} has no train.jsonl: name one file, or a folder with train.jsonl")
+        raise FileNotFoundError(
+            f"{config.data} has the splits {', '.join(files)} and no train: name one file, or a folder with train.jsonl"
+        )
+    if paths[1] is None and (config.load_best_model_at_end or config.early_stopping_patience):
+        raise ValueError("there is nothing to evaluate on, so no checkpoint is the best one: give --eval_data")
     positions = max_positions(model_config)
     sets = [read_examples(path, tokenizer, config, positions) if path else [] for path in paths]
     if env_rank() == 0:

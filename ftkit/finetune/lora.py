@@ -32,12 +32,7 @@ OFF = {  # LoRA's flags, and the value that leaves each out
 
 
 def validate_lora_flags(config) -> None:
-    """Raise ValueError, naming the flag of a `Config`, for values that cannot be and for LoRA's without LoRA."""
-    if not 0 <= config.lora_dropout < 1:
-        raise ValueError(f"--lora_dropout is {config.lora_dropout}: give a probability from 0 to below 1")
-    for name, least in (("loraplus_lr_ratio", 1), ("neftune_noise_alpha", 0)):
-        if not getattr(config, name) >= least:
-            raise ValueError(f"--{name} is {getattr(config, name)}: give {least} or more")
+    """Raise ValueError, naming the flag of a `Config`, for LoRA's flags without LoRA."""
     if config.method != "lora" and (given := [name for name, off in OFF.items() if getattr(config, name) != off]):
         raise ValueError(f"--{given[0]} is LoRA's: give --method lora, or leave it")
 

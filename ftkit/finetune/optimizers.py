@@ -35,15 +35,6 @@ def parameter_groups(model: nn.Module, config) -> Groups:
     return groups if config.loraplus_lr_ratio == 1 else loraplus_groups(groups, config.lr, config.loraplus_lr_ratio)
 
 
-def validate_adam(config) -> None:
-    """Raise ValueError, naming the flag, for betas and epsilon that AdamW cannot have."""
-    for name in ("adam_beta1", "adam_beta2"):
-        if not 0 <= getattr(config, name) < 1:
-            raise ValueError(f"--{name} is {getattr(config, name)}: give a number from 0 to below 1")
-    if not config.adam_epsilon > 0:
-        raise ValueError(f"--adam_epsilon is {config.adam_epsilon}: give a positive number")
-
-
 def _adam_options(config) -> dict:
     return {"lr": config.lr, "betas": (config.adam_beta1, config.adam_beta2), "eps": config.adam_epsilon}
 

@@ -43,6 +43,8 @@ from .memory import MemoryMonitor, print_memory_estimate
 from .metrics import Logger, MetricsFile
 from .model import load_model, make_optimizer
 from .quantised import is_quantised
+from .selection import Selection
+from .trackers import start_trackers
 
 Schedule = torch.optim.lr_scheduler.LRScheduler
 
@@ -75,19 +77,23 @@ def fine_tune(
     batches = make_batches(run, data, context)
     # Rounded up, but for the error of a product such as 1.1 * 10.
     steps = config.max_steps or math.ceil(config.epochs * batches.steps_per_epoch * (1 - 1e-9))
-    schedule = get_scheduler("linear", optimizer, round(config.warmup_ratio * steps), steps)
+    warmup = config.warmup_steps or round(config.warmup_ratio * steps)
+    schedule = get_scheduler(config.lr_scheduler_type, optimizer, warmup, steps)
+    selection = Selection(config.load_best_model_at_end, config.early_stopping_patience)
     metadata = {"model": data.source, "method": config.method, "optimizer": config.optimizer, "data": data.digest}
     if run.lora:  # the frozen base comes back from its own files
         metadata["base"] = files_digest(data.source)
-    checkpoints = Checkpoints(run.checkpoints, metadata, context, trainable_only=run.lora)
-    first = 0
+    checkpoints = Checkpoints(run.checkpoints, metadata, context, config.save_total_limit, trainable_only=run.lora)
+    saved, first = {"schedule": schedule.state_dict(), "selection": selection.state_dict()}, 0
     if run.resume:
-        saved = checkpoints.load(model, optimizer, {"schedule": schedule.state_dict()})
+        saved = checkpoints.load(model, optimizer, saved)
         schedule.load_state_dict(saved["schedule"])
+        selection.load_state_dict(saved["selection"])
         first = saved["step"]
-    last = min(steps, config.stop_after or steps)
+    last = first if selection.exhausted else min(steps, config.stop_after or steps)
     file = MetricsFile(run.output / "metrics.jsonl", first) if context.is_main_process else None
-    with closing(Logger(file, first, last)) as logger:  # so that an error stands below the bar
+    trackers = start_trackers(run.trackers, run.output, asdict(config)) if context.is_main_process else []
+    with closing(Logger(file, trackers, first, last)) as logger:  # so that an error stands below the bar
         done = train(
             model,
             optimizer,
@@ -96,7 +102,9 @@ def fine_tune(
             loss,
             checkpoints,
             logger,
+            selection,
             steps=range(first, last),
+            total=steps,
             seed=config.seed,
             max_grad_norm=config.max_grad_norm,
             evaluation=data.evaluation,
@@ -113,6 +121,15 @@ def fine_tune(
             raise OSError(f"the trained model could not be written: {error}: make room and give --resume") from error
     elif context.is_main_process:
         print(f"stopped after step {done} of {steps}: run the same command with --resume to continue")
+
+
+def describe_end(run: Run, selection: Selection, file: MetricsFile) -> str:
+    """Where the model lies, its eval loss, and how to talk to it."""
+    folder, record = run.output / "model", file.last("eval_loss")
+    loss = selection.best_loss if selection.kept_step else record and record["eval_loss"]
+    said = f", of step {selection.kept_step}" * bool(selection.kept_step) + (f"; eval loss {loss:.4f}" if loss else "")
+    how = f"ftkit chat-with {folder}" if folder.is_dir() else f"merge it with ftkit merge {run.output / 'adapter'} OUT"
+    return f"the model is in {folder}{said}. To talk to it: {how}"
 
 
 def check_packing(model: nn.Module, device: torch.device) -> None:
@@ -141,8 +158,10 @@ def train(
     loss: Loss,
     checkpoints: Checkpoints,
     logger: Logger,
+    selection: Selection,
     *,
     steps: range,
+    total: int,
     seed: int,
     max_grad_norm: float,
     evaluation: list[Example],
@@ -154,6 +173,9 @@ def train(
     """The training loop, for `steps` of the run or until it is preempted. Returns the number of steps done in all.
 
     It evaluates and checkpoints every so many steps (0: never) and after the last one.
+
+    Args:
+        steps: those to do of the run's `total`.
     """
     monitor, done = MemoryMonitor(model, loss.context.device), steps.start
     for step in steps:
@@ -169,12 +191,17 @@ def train(
         record["tokens_per_second"] = round(sum(len(example["input_ids"]) for example in examples) / seconds)
         stopped = preemption.requested(loss.context)
         ends = stopped or done == steps.stop
-        if evaluation and (ends or (eval_every and done % eval_every == 0)):
+        regular = eval_every and done % eval_every == 0
+        if evaluation and (ends or regular):
             record["eval_loss"] = evaluate(model, evaluation, batches, loss)
+            if regular or done == total:  # an interruption must not add to what is compared
+                selection.update(done, record["eval_loss"])
+        ends = ends or selection.exhausted
         logger.log(record)
-        if ends or (save_every and done % save_every == 0):
-            checkpoints.save(done, model, optimizer, {"schedule": schedule.state_dict()})
-        if stopped:
+        if ends or (save_every and done % save_every == 0) or selection.kept_step == done:
+            extra = {"schedule": schedule.state_dict(), "selection": selection.state_dict()}
+            checkpoints.save(done, model, optimizer, extra, selection.kept_step)
+        if ends:
             break
     return done
 

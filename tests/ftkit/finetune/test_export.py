@@ -48,7 +48,7 @@ def test_generation_settings_and_template_are_those_of_the_base(source, tmp_path
     if method == "full":
         export_weights(state_of(foreign_model(torch.float32)), source, tokenizer, out)
     else:
-        lora = {"r": 2, "alpha": 4.0, "target_modules": "all-linear"}
+        lora = {"r": 2, "lora_alpha": 4.0, "target_modules": "all-linear"}
         state = attach_lora(load_base(source)[0], **lora).state_dict()
         rows = [{"input_ids": [3, 4, 5], "labels": [3, 4, 5]}]
         export_lora(state, lora, source, tokenizer, rows, tmp_path / "adapter", out)
