@@ -11,9 +11,11 @@ from ftkit.conversations.turns import RenderedText, Span, Turn, locate_turns
 MARKER = re.compile(r"\{%(-?)\s*(end)?generation\s*(-?)%\}")
 # How two masks can differ in a token.
 PROMPT = "the generation prompt gives it"
+EARLIER = "the messages before the turn give it"
 SPACE_AFTER = "white space after the turn"
 SPACE_BEFORE = "white space before the turn"
 NEXT_TURN = "written only once another turn follows"
+CLOSING = "the template closes the turn with it"
 LEFT_OUT = "the other leaves the turn out"
 OTHER = "not explained"
 
@@ -57,7 +59,9 @@ class Derived:
             return turn.problem
         if token[1] <= turn.start:
             asked, prompt = (self._shared(turn.message, add_generation_prompt=g) for g in (False, True))
-            return PROMPT if asked <= token[0] and token[1] <= prompt else self._space(token, SPACE_BEFORE)
+            if token[1] <= prompt:
+                return PROMPT if asked <= token[0] else EARLIER
+            return self._space(token, SPACE_BEFORE, OTHER)
         if not self.text[turn.end : token[1]].strip():
             return SPACE_AFTER
         return turn.problem or (NEXT_TURN if self._shared(turn.message + 1) <= token[0] else OTHER)
@@ -69,8 +73,8 @@ class Derived:
         if not its:
             return f"{LEFT_OUT}: {turn.problem}" if turn.problem else LEFT_OUT
         if token[1] <= its[0][0]:
-            return self._space(token, SPACE_BEFORE)
-        return self._space(token, SPACE_AFTER) if token[0] >= its[-1][1] else OTHER
+            return self._space(token, SPACE_BEFORE, OTHER)
+        return self._space(token, SPACE_AFTER, CLOSING) if token[0] >= its[-1][1] else OTHER
 
     def _turn_of(self, span: Span) -> Turn:
         """The turn that a span of the other mask belongs to."""
@@ -83,8 +87,8 @@ class Derived:
         """How far the text is that of its first `k` messages."""
         return shared_length(self.template.render(self.messages[:k], self.tools, **kwargs), self.text)
 
-    def _space(self, token: Span, reason: str) -> str:
-        return OTHER if self.text[slice(*token)].strip() else reason
+    def _space(self, token: Span, reason: str, otherwise: str) -> str:
+        return otherwise if self.text[slice(*token)].strip() else reason
 
 
 def marked_spans(template: ChatTemplate, messages: Messages, tools: list | None = None) -> list[Span]:

@@ -28,9 +28,7 @@ AGENT = [
 ]
 NUMBER = {"type": "integer", "description": "A factor."}
 PARAMETERS = {"type": "object", "properties": {"a": NUMBER, "b": NUMBER}, "required": ["a", "b"]}
-TOOLS = [
-    {"type": "function", "function": {"name": "times", "description": "Multiply two.", "parameters": PARAMETERS}}
-]
+TOOLS = [{"type": "function", "function": {"name": "times", "description": "Multiply two.", "parameters": PARAMETERS}}]
 
 
 def examine(entry: Row, source: str, by_hand: Row | None = None) -> Row:
