@@ -18,11 +18,12 @@ Row = dict[str, Any]
 KNOWN = ("name", "family", "model", "repository", "path", "commit", "sha256")  # where a template is published
 TRL = Path(trl.__file__).parent / "chat_templates"
 CALL = {"type": "function", "id": "a1b2c3d4e", "function": {"name": "times", "arguments": {"a": 6, "b": 7}}}
+CALLING = {"role": "assistant", "content": "", "reasoning_content": "A product.", "tool_calls": [CALL]}
 # All that a conversation may have, for what a template does with it; many refuse a part.
 AGENT = [
     {"role": "system", "content": "Be brief."},
     CHAT[0],
-    {"role": "assistant", "content": "", "reasoning_content": "A product.", "tool_calls": [CALL]},
+    CALLING,
     {"role": "tool", "name": "times", "tool_call_id": "a1b2c3d4e", "content": "42"},
     {"role": "assistant", "content": ANSWER, "reasoning_content": "It says 42."},
 ]
@@ -71,12 +72,14 @@ def _compare_markers(entry: Row, template: ChatTemplate) -> Row | None:
 
 
 def _agent(template: ChatTemplate) -> str:
-    """How many turns are located in AGENT, or why it cannot be written."""
+    """How many turns are located in AGENT, and whether the call is written; or why it cannot be written."""
     try:
         derived = Derived(template, AGENT, TOOLS)
     except TemplateFailed as error:
         return _reason(str(error))
-    return f"{len(derived.spans)} of {len(derived.turns)} turns"
+    calls = [derived.text[t.start : t.end] for t in derived.located if t.message == AGENT.index(CALLING)]
+    lost = any(CALL["function"]["name"] not in call for call in calls)
+    return f"{len(derived.spans)} of {len(derived.turns)} turns" + ", without the tool call" * lost
 
 
 def _reason(problem: str) -> str:

@@ -52,6 +52,14 @@ def test_the_totals_are_those_of_the_rows():
     assert totals(ROWS[1:]) != RECORD["totals"]
 
 
+def test_the_docs_say_what_the_record_holds():
+    said = " ".join((Path(__file__).parents[2] / "docs" / "library.md").read_text(encoding="utf-8").split())
+    of = RECORD["totals"]
+    assert f"tried on {of['templates']} published templates of {of['families']} families" in said
+    assert f"the markers of {of['with markers']}, and with those" in said
+    assert f"by reading {of['read by hand']}." in said
+
+
 def test_the_record_is_of_many_templates():
     assert len(ROWS) >= 119
     assert len({row["sha256"] for row in ROWS}) == len({row["name"] for row in ROWS}) == len(ROWS)

@@ -360,3 +360,47 @@ def test_the_options_of_a_template_reach_every_rendering():
     )
     assert loss(optional, kwargs={"mark": "!"}) == [f"{ANSWER}!<|im_end|>\n", f"{SECOND_ANSWER}!<|im_end|>\n"]
     assert SECOND_QUESTION in rendered(optional).text
+
+
+# --- templates that write the role header at the end, whether asked for it or not
+
+TRAILING = pytest.mark.xfail(reason="ChatTemplate.trailing_prompt takes too much or too little", strict=True)
+GIVEN_SYSTEM = "<|im_start|>system\nHelp.<|im_end|>\n"  # written by the template where the messages have none
+
+
+@TRAILING
+def test_a_default_system_turn_and_a_header_after_the_question():
+    source = (
+        GIVEN_SYSTEM + "{% for m in messages %}{% if m.role == 'user' %}<|im_start|>user\n{{ m.content }}<|im_end|>\n"
+        "<|im_start|>assistant\n{% else %}{{ m.content }}<|im_end|>{{ '\\n' }}{% endif %}{% endfor %}"
+    )
+    assert loss(source) == [f"{ANSWER}<|im_end|>\n", f"{SECOND_ANSWER}<|im_end|>\n"]
+
+
+@TRAILING
+def test_a_default_system_turn_and_a_header_that_is_always_appended():
+    always = GIVEN_SYSTEM + UNMARKED.replace(PROMPT, "<|im_start|>assistant{{ '\\n' }}")
+    assert loss(always) == [f"{ANSWER}<|im_end|>\n", f"{SECOND_ANSWER}<|im_end|>\n"]
+
+
+@TRAILING
+def test_a_header_that_is_always_appended_and_shorter_than_that_of_a_turn():
+    shorter = "{% for m in messages %}{{ m.role }}: {{ m.content }}</s>{% endfor %}assistant:"
+    assert loss(shorter) == [f" {ANSWER}</s>", f" {SECOND_ANSWER}</s>"]
+
+
+@TRAILING
+def test_a_token_that_begins_each_answer_after_a_header_that_is_always_appended():
+    begins = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}<think>{% endif %}"
+        "{{ m.content }}<|im_end|>\n{% endfor %}<|im_start|>assistant{{ '\\n' }}"
+    )
+    assert loss(begins) == [f"<think>{ANSWER}<|im_end|>\n", f"<think>{SECOND_ANSWER}<|im_end|>\n"]
+
+
+@pytest.mark.xfail(
+    reason="a tool call that the template does not write leaves an empty answer in the loss", strict=True
+)
+def test_a_tool_call_that_the_template_does_not_write_is_not_trained_on():
+    assert loss(UNMARKED, CALLS) == [f"{ANSWER}<|im_end|>\n"]
+    assert list(problems(UNMARKED, CALLS)) == [1]
