@@ -82,7 +82,8 @@ class ChatTemplate:
         question = self.prepare(CHAT[:1])
         try:
             prompt = self.render(question, add_generation_prompt=True)
-            return prompt == self.render(question) and bool(self.header(question)[len(prompt) :].strip())
+            header = self.header(question)[len(prompt) :]
+            return prompt == self.render(question) and bool(header.strip()) and not self.trailing_prompt
         except TemplateFailed:
             return False
 
@@ -102,17 +103,21 @@ class ChatTemplate:
         question, answered, more = (self.prepare(CHAT[:n]) for n in (1, 2, 3))
         try:
             asked, whole, longer = self.render(question), self.render(answered), self.render(more)
-            if self.header(question) != asked:
+            if not self.header(question).startswith(asked):
                 return ""
         except TemplateFailed:
             return ""
-        # What is written before both questions is a header; what is left before the second one closes the answer.
-        before, between = longer.partition(QUESTION)[0], longer.partition(ANSWER)[2].partition(SECOND_QUESTION)[0]
-        cut = len(between) - shared_length(before[::-1], between[::-1])
-        inside = [token.end() for token in self.special_tokens.finditer(between) if token.start() < cut < token.end()]
-        closing = between[: max(inside, default=cut)]
-        tail = whole.partition(ANSWER)[2]
-        return tail.removeprefix(closing) if tail.startswith(closing) and tail[len(closing) :].strip() else ""
+        tail, between = whole.partition(ANSWER)[2], longer.partition(ANSWER)[2].partition(SECOND_QUESTION)[0]
+        # It follows a question, too, and no answer that another question follows.
+        same, kept = shared_length(tail[::-1], asked.partition(QUESTION)[2][::-1]), shared_length(tail, between)
+        spans = [token.span() for token in self.special_tokens.finditer(tail)]
+        # What closes a turn ends with EOS, or else with the first special token: headers may begin with the same ones.
+        ends = [end for start, end in spans if end <= kept]
+        ends = [end for end in ends if tail.endswith(self.tokenizer.eos_token or "\0", 0, end)] or ends[:1]
+        closing = max(ends, default=0 if spans else kept)
+        closing = max(closing + len(tail[closing:kept]) - len(tail[closing:kept].lstrip()), len(tail) - same)
+        rest = tail[max((end for start, end in spans if start < closing < end), default=closing) :]
+        return rest if rest.strip() else ""
 
     def header(self, before: Messages, tools: list | None = None, **kwargs) -> str:
         """The text before the content of an answer to `before` (prepared). Raises TemplateFailed."""

@@ -13,6 +13,7 @@ from .errors import ConversationError
 from .rendering import TRAIN_KEYS, ChatTemplate, Messages, TemplateFailed, assistant_indices, shared_length
 
 Span = tuple[int, int]  # start and end of characters
+UNWRITTEN = "the template does not write its tool call"
 SPACE = re.compile(r"\s+")
 
 
@@ -100,6 +101,9 @@ class _Locator:
         end, problem = (len(whole), "") if self.text.startswith(whole) else self.shared_end(whole, start)
         if end <= start:
             return Turn(k, start, start, problem or "the template writes nothing for it")
+        names = [call.get("function", call)["name"] for call in self.messages[k].get("tool_calls") or []]
+        if any(name not in self.text[start:end] for name in names):
+            return Turn(k, start, start, UNWRITTEN)
         return Turn(k, start, end, problem)
 
     def before(self, k: int, **kwargs) -> str:

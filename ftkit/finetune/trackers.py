@@ -24,7 +24,9 @@ def start_trackers(names: list[str], output: Path, config: dict[str, Any]) -> li
     """Begin a run named as the output folder with each tracker; TensorBoard writes to OUTPUT/tensorboard."""
     if not names:
         return []
-    from accelerate import tracking  # a second to import
+    from accelerate import PartialState, tracking  # a second to import
+
+    PartialState(cpu=True)  # whose logging the trackers use; it joins the process group that there is
 
     started = []
     for name in names:

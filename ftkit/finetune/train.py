@@ -114,11 +114,15 @@ def fine_tune(
             estimate=estimate,
         )
         checkpoints.finish()
-    if done == steps:
+    if done == steps or selection.exhausted:
+        if selection.kept_step not in (None, done):
+            checkpoints.load(model, optimizer, saved, selection.kept_step)
         try:
             export(run, model, data, context)
         except (OSError, SafetensorError) as error:
             raise OSError(f"the trained model could not be written: {error}: make room and give --resume") from error
+        if context.is_main_process:
+            print(describe_end(run, selection, file))
     elif context.is_main_process:
         print(f"stopped after step {done} of {steps}: run the same command with --resume to continue")
 

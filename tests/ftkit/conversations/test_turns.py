@@ -249,7 +249,7 @@ def test_consecutive_turns_of_the_assistant():
 BLOCKS = UNMARKED.replace("{{ m.content }}", "{% for b in m.content %}{{ b.text }}{% endfor %}")
 PASTES = UNMARKED.replace(
     "{{ m.content }}",
-    "{{ m.content }}{% for c in m.tool_calls %}{{ '{' }}{{ c.function.arguments }}{{ '}' }}{% endfor %}",
+    "{{ m.content }}{% for c in m.tool_calls %}{{ c.function.name }}{{ c.function.arguments }}{% endfor %}",
 )
 DUMPS = PASTES.replace("c.function.arguments", "c.function.arguments | tojson")
 CALLS = [
@@ -280,7 +280,7 @@ def test_content_is_given_in_the_form_that_the_template_reads():
 def test_tool_calls_are_given_in_the_form_that_the_template_reads(source, chat):
     assert ChatTemplate(TOKENIZER, source).wants_text_arguments is (source == PASTES)
     given_before = copy.deepcopy(chat)
-    assert loss(source, chat) == ['{{"a": 6}}<|im_end|>\n', f"{ANSWER}<|im_end|>\n"]
+    assert loss(source, chat) == ['times{"a": 6}<|im_end|>\n', f"{ANSWER}<|im_end|>\n"]
     assert chat == given_before
 
 
@@ -364,11 +364,9 @@ def test_the_options_of_a_template_reach_every_rendering():
 
 # --- templates that write the role header at the end, whether asked for it or not
 
-TRAILING = pytest.mark.xfail(reason="ChatTemplate.trailing_prompt takes too much or too little", strict=True)
 GIVEN_SYSTEM = "<|im_start|>system\nHelp.<|im_end|>\n"  # written by the template where the messages have none
 
 
-@TRAILING
 def test_a_default_system_turn_and_a_header_after_the_question():
     source = (
         GIVEN_SYSTEM + "{% for m in messages %}{% if m.role == 'user' %}<|im_start|>user\n{{ m.content }}<|im_end|>\n"
@@ -377,19 +375,16 @@ def test_a_default_system_turn_and_a_header_after_the_question():
     assert loss(source) == [f"{ANSWER}<|im_end|>\n", f"{SECOND_ANSWER}<|im_end|>\n"]
 
 
-@TRAILING
 def test_a_default_system_turn_and_a_header_that_is_always_appended():
     always = GIVEN_SYSTEM + UNMARKED.replace(PROMPT, "<|im_start|>assistant{{ '\\n' }}")
     assert loss(always) == [f"{ANSWER}<|im_end|>\n", f"{SECOND_ANSWER}<|im_end|>\n"]
 
 
-@TRAILING
 def test_a_header_that_is_always_appended_and_shorter_than_that_of_a_turn():
     shorter = "{% for m in messages %}{{ m.role }}: {{ m.content }}</s>{% endfor %}assistant:"
     assert loss(shorter) == [f" {ANSWER}</s>", f" {SECOND_ANSWER}</s>"]
 
 
-@TRAILING
 def test_a_token_that_begins_each_answer_after_a_header_that_is_always_appended():
     begins = (
         "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}<think>{% endif %}"
@@ -398,9 +393,6 @@ def test_a_token_that_begins_each_answer_after_a_header_that_is_always_appended(
     assert loss(begins) == [f"<think>{ANSWER}<|im_end|>\n", f"<think>{SECOND_ANSWER}<|im_end|>\n"]
 
 
-@pytest.mark.xfail(
-    reason="a tool call that the template does not write leaves an empty answer in the loss", strict=True
-)
 def test_a_tool_call_that_the_template_does_not_write_is_not_trained_on():
     assert loss(UNMARKED, CALLS) == [f"{ANSWER}<|im_end|>\n"]
     assert list(problems(UNMARKED, CALLS)) == [1]

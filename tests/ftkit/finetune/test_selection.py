@@ -41,7 +41,7 @@ def folder(tmp_path_factory):
 
 def run(folder, output, *more):
     """A run whose loss on held-out data soon rises: the learning rate is far too high."""
-    settings = {"model": folder / "qwen", "data": folder, "output": folder / output, "lr": 0.3, "max_steps": 8}
+    settings = {"model": folder / "qwen", "data": folder, "output": folder / output, "lr": 0.3, "max_steps": 6}
     settings |= {"batch_size": 3, "eval_every": 1, "lr_scheduler_type": "constant", "warmup_ratio": 0}
     words = [str(word) for name, value in settings.items() for word in (f"--{name}", value)]
     train.main([*words, *more])
@@ -59,10 +59,10 @@ def test_the_best_checkpoint_is_exported(folder, capsys):
     assert best == last and min(best) < best[-1]
     step = best.index(min(best)) + 1
     names = {path.name for path in (folder / "best" / "checkpoints").iterdir()}
-    assert names == {f"step-{step:06d}", "step-000008"}
+    assert names == {f"step-{step:06d}", "step-000006"}
     assert f"of step {step}; eval loss {min(best):.4f}. To talk to it: ftkit chat-with" in capsys.readouterr().out
     stopped = run(folder, "stopped", "--stop_after", str(step))  # its last checkpoint is the best one
-    run(folder, "stopped", "--resume", "true", "--max_steps", "8")
+    run(folder, "stopped", "--resume", "true", "--max_steps", "6")
     assert len(stopped) == step
     mine, other = exported(folder, "best"), exported(folder, "last")
     assert any(not torch.equal(mine[name], other[name]) for name in mine)
