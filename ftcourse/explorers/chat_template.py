@@ -7,10 +7,11 @@ import ipywidgets
 from transformers import PreTrainedTokenizerBase
 
 from ftkit.chat.dataset import check_dataset
-from ftkit.chat.rendering import Messages, Renderer, find_training_template, own_template
+from ftkit.chat.rendering import find_training_template, render
 from ftkit.chat.template import check_chat_template
 from ftkit.chat.token_view import token_view
 from ftkit.chat.tokenizer import check_tokenizer
+from ftkit.conversations.rendering import Messages, own_template
 from ftkit.findings import Finding, sort_findings
 from ftkit.loss import IGNORE_INDEX
 
@@ -50,9 +51,8 @@ class ChatExplorer(Explorer):
         return f"{shown}, max_length={self.length_slider.value}"
 
     def _row(self, tokenizer: PreTrainedTokenizerBase, messages: Messages) -> tuple[list[int], list[int]]:
-        """Tokens and labels, all masked for a template that does not mark what is learnt."""
-        template = find_training_template(tokenizer)[0] or own_template(tokenizer)
-        rendered = Renderer(tokenizer, template).rendered(messages)
+        """Tokens and labels."""
+        rendered = render(find_training_template(tokenizer)[0], messages)
         kept = zip(rendered.input_ids, rendered.loss_mask, strict=True)
         return rendered.input_ids, [token if learnt else IGNORE_INDEX for token, learnt in kept]
 

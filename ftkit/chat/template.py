@@ -219,7 +219,8 @@ def _others_in_loss(template: ChatTemplate) -> list[str]:
     asked = [CHAT[0], {"role": "assistant", "content": "", "tool_calls": [call]}]
     answered = [{"role": "tool", "tool_call_id": "000000000", "name": "times", "content": result}, CHAT[1]]
     found = []
-    for chat in (CHAT, [{"role": "system", "content": SYSTEM}, *CHAT[:2]], asked + answered):
+    chats = [CHAT, [{"role": "system", "content": SYSTEM}, *CHAT[:2]]]
+    for chat in chats + [asked + answered] * ("tool" in template.source):
         try:
             in_loss = render(template, chat).loss_text
         except TemplateFailed:

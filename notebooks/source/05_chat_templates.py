@@ -186,8 +186,8 @@ claims.append(
 )
 
 # %% [markdown]
-# Notice: where neither has them, you write them yourself. Here is pocket-base's template without its markers;
-# nothing tells an answer from a question, and no label can be made:
+# Where a template has no markers, `apply_chat_template` cannot tell answers from questions. Here is pocket-base's
+# template without its markers:
 
 # %%
 UNMARKED = """\
@@ -212,6 +212,22 @@ print(f"{sum(encoded['assistant_masks'])} of {len(encoded['input_ids'])} tokens 
 assert "no-generation-markers" in chat.finding_codes(chat.check_chat_template(unmarked))
 
 # %% [markdown]
+# The answers can still be found, by rendering: write the conversation up to an answer with the generation prompt,
+# write it with the answer, and the tokens between the two are the answer's. `ftkit.conversations.encode` does so, and
+# leaves a turn out of the loss where the template rewrites it once others follow.
+
+# %%
+derived = encode(unmarked, conversation, UNMARKED)
+print(
+    "labels equal to those of the markers:",
+    sum(a == b for a, b in zip(derived["labels"], labels, strict=True)),
+)
+print("tokens:", len(labels))
+assert derived["labels"] == labels
+
+# %% [markdown]
+# Other trainers need the markers, so it is worth knowing how to write them.
+#
 # ## Exercise 1 · Mark what is learnt
 #
 # Difficulty ●●○, 7 minutes. Return `UNMARKED` with `{%- generation %}` and `{%- endgeneration %}` in the

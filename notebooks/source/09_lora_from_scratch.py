@@ -561,8 +561,8 @@ assert started_at_zero and equal and not base_alone
 # %% [markdown]
 # Notice: the same two matrices, the same scale, the same bits.
 #
-# `merge_and_verify` merges a copy of the whole model and compares logits and likeliest tokens. It measures by a run in
-# double precision what rounding does, and refuses a merge that is several times further off.
+# `merge_and_verify` merges a copy of the whole model and compares logits and likeliest tokens with the adapter's in
+# float32. It refuses a merge that is off by more than rounding and a thousandth of what the adapter changes.
 
 # %% tags=["nbval-ignore-output"]
 page = ["Q: What is the capital of France?\nA:", "Q: What sound does a cow make?\nA:"]

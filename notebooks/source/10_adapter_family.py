@@ -252,7 +252,7 @@ assert max(end["full"]) < min(end["dora"]) and max(end["dora"]) < min(end["lora"
 # ## 3 · LoRA+: two learning rates
 #
 # B starts at zero and A does not, so they need not learn at one rate. **LoRA+** gives B a rate that is `ratio` times
-# A's. It is LoRA, with other groups in the optimizer, by PEFT's own helper.
+# A's. It is LoRA, with other parameter groups in the optimizer.
 
 # %%
 tuned = attach(load_base()[0], "lora+")
