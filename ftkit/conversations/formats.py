@@ -156,7 +156,9 @@ def _from_prompt_completion(row: dict[str, Any], notes: list[str]) -> dict[str, 
         notes.append("converted from prompt-completion: prompt → user, completion → assistant")
         return _with_system(row, _turns(prompt, completion))
     if isinstance(prompt, list) and isinstance(completion, list):
-        notes.append("converted from prompt-completion: messages are those of prompt, then those of completion")
+        notes.append("converted from prompt-completion: the messages of both; the loss is on those of completion")
+        # As with TRL, whose loss is on the completion alone.
+        prompt = [{"weight": 0} | m if isinstance(m, dict) and m.get("role") == "assistant" else m for m in prompt]
         return {"messages": _with_tool_calls(prompt + completion, notes), **row}
     raise ConversationError(
         f'"prompt" and "completion" are not both strings or both lists of messages. Write {EXAMPLE}'

@@ -47,6 +47,7 @@ def test_the_examples_are_of_their_formats(name):
         ),
         ({"prompt": "q", "completion": "a", "system": "s"}, "prompt-completion", [SYSTEM, Q, A]),
         ({"prompt": [SYSTEM, Q], "completion": [A]}, "prompt-completion", [SYSTEM, Q, A]),
+        ({"prompt": [Q, A, Q], "completion": [A]}, "prompt-completion", [Q, {"weight": 0} | A, Q, A]),
         ({"messages": [Q, A], "conversations": None, "prompt": "q"}, "messages", [Q, A]),
     ],
 )
