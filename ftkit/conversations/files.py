@@ -47,7 +47,7 @@ def open_hub(source: str) -> Any:
     repository, *rest = source.split(":")
     config, split = (rest[0] if len(rest) == 2 else None), (rest[-1] if rest else None)
     try:
-        return load_dataset(repository, config, split=split, streaming=True)
+        return load_dataset(repository, config, split=split, streaming=True, trust_remote_code=False)
     except Exception as error:  # each way to fail has a type of its own
         raise FileNotFoundError(
             f"{source}: there is no such file or folder, and the hub gives no such data set ({_short(error)}). "

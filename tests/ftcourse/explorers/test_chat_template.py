@@ -61,9 +61,9 @@ def test_the_conversation_menu_and_the_slider_change_what_is_shown():
     assert {"answer-cut-off", "all-labels-masked"} & set(finding_codes(explorer.findings))
 
 
-def test_a_template_without_markers_has_nothing_in_the_loss():
-    explorer = ChatExplorer({"unmarked": tokenizer(UNMARKED + " ")}, CHATS)
-    assert learnt(explorer) == 0
+def test_a_template_without_markers_has_its_answers_in_the_loss():
+    explorer = ChatExplorer({"unmarked": tokenizer(UNMARKED)}, CHATS)
+    assert learnt(explorer) >= learnt(ChatExplorer({"marked": tokenizer()}, CHATS)) > 0
     assert "no-generation-markers" in finding_codes(explorer.findings)
 
 

@@ -220,7 +220,7 @@ def test_data_sets_of_the_hub_are_streamed(monkeypatch, tmp_path):
 
     def load_dataset(name, config=None, split=None, **options):
         asked.append((name, config, split))
-        assert options == {"streaming": True}
+        assert options == {"streaming": True, "trust_remote_code": False}
         if name == "a/missing":
             raise datasets.exceptions.DatasetNotFoundError("no such data set\nand more")
         streams = {k: datasets.Dataset.from_list(v).to_iterable_dataset() for k, v in rows.items()}

@@ -143,7 +143,7 @@ def test_tokens_are_ids_or_texts_of_one_token(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"lora_dropout": 1.0}, "--lora_dropout is 1.0: give a probability from 0 to below 1"),
+        ({"lora_dropout": 1.0}, "--lora_dropout is 1.0: give 0 to below 1"),
         ({"loraplus_lr_ratio": 0.5}, "--loraplus_lr_ratio is 0.5: give 1 or more"),
         ({"neftune_noise_alpha": -1.0, "method": "full"}, "--neftune_noise_alpha is -1.0: give 0 or more"),
         ({"use_dora": True, "method": "full"}, "--use_dora is LoRA's: give --method lora"),

@@ -74,7 +74,7 @@ def test_8_bits_are_refused_on_ranks_and_where_a_step_fails(tmp_path, bitsandbyt
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"adam_beta1": 1.0}, "--adam_beta1 is 1.0: give a number from 0 to below 1"),
+        ({"adam_beta1": 1.0}, "--adam_beta1 is 1.0: give 0 to below 1"),
         ({"adam_beta2": -0.1}, "--adam_beta2 is -0.1"),
         ({"adam_epsilon": 0.0}, "--adam_epsilon is 0.0: give a positive number"),
         ({"adam_beta1": float("nan")}, "--adam_beta1 is nan"),
