@@ -9,12 +9,12 @@
 from ftkit.findings import SEVERITIES, Finding, as_records, finding_codes, has_errors, report_text
 
 from .attention import check_padding
-from .dataset import Examined, check_dataset, examine, max_positions
+from .dataset import Examined, check_dataset, examine, length_quantiles, max_positions
 from .findings import RULES, Rule
 from .labels import check_labels
 from .rendering import end_of_turn_id
 from .template import check_chat_template
-from .token_view import Token, TokenView, token_view
+from .token_view import Token, TokenView, mask_text, token_view
 from .tokenizer import PadToken, add_chat_template, check_tokenizer, choose_pad_token, untrained_rows
 from .weights import check_weights
 
@@ -40,6 +40,8 @@ __all__ = [
     "examine",
     "finding_codes",
     "has_errors",
+    "length_quantiles",
+    "mask_text",
     "max_positions",
     "report_text",
     "token_view",

@@ -13,7 +13,6 @@ import json
 import os
 import sys
 
-import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ftkit._arguments import parse
@@ -32,6 +31,7 @@ from . import (
     examine,
     finding_codes,
     has_errors,
+    length_quantiles,
     max_positions,
     report_text,
     token_view,
@@ -119,15 +119,6 @@ def main(arguments: list[str] | None = None) -> int:
 def extras(row: dict) -> dict:
     """What a row gives the template beside its messages."""
     return {"tools": row.get("tools"), "chat_template_kwargs": row.get("chat_template_kwargs")}
-
-
-def length_quantiles(lengths: list[int]) -> dict[str, int]:
-    """Tokens of an example: median, 95th percentile, largest."""
-    if not lengths:
-        return {}
-    tensor = torch.tensor(lengths, dtype=torch.float)
-    median, p95 = (int(tensor.quantile(q, interpolation="higher")) for q in (0.5, 0.95))
-    return {"median": median, "95 %": p95, "longest": max(lengths)}
 
 
 def describe_lengths(examined: Examined, max_length: int) -> list[str]:

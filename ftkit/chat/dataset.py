@@ -1,5 +1,6 @@
 """Check conversations as the training template writes them, and tokenise them on the way."""
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -118,6 +119,15 @@ def examine(
 def max_positions(config: PreTrainedConfig) -> int | None:
     """The most tokens that a model of this configuration has positions for; None where it has no such limit."""
     return getattr(config.get_text_config(), "max_position_embeddings", None) or None
+
+
+def length_quantiles(lengths: Sequence[int]) -> dict[str, int]:
+    """Tokens of an example: median, 95th percentile, largest."""
+    if not lengths:
+        return {}
+    ordered = sorted(lengths)
+    median, p95 = (ordered[math.ceil(q * (len(ordered) - 1))] for q in (0.5, 0.95))
+    return {"median": median, "95 %": p95, "longest": ordered[-1]}
 
 
 def _place(k: int, places: Sequence[str] | None) -> str:

@@ -116,6 +116,17 @@ def token_view(
     return TokenView(_tokens(tokenizer, ids, in_loss, mask, placed if same else ["text"] * len(ids)))
 
 
+def mask_text(tokenizer: PreTrainedTokenizerBase, example: Mapping[str, list[int]], limit: int = 800) -> str:
+    """The text of a tokenised example, with what is in the loss between ⟦ and ⟧; long parts are shortened."""
+    parts, pairs = [], zip(example["input_ids"], example["labels"], strict=True)
+    for in_loss, run in groupby(pairs, key=lambda pair: pair[1] != IGNORE_INDEX):
+        text = tokenizer.decode([token for token, _ in run], clean_up_tokenization_spaces=False)
+        if len(text) > limit:
+            text = f"{text[: limit // 2]} … {text[-limit // 2 :]}"
+        parts.append(f"⟦{text}⟧" if in_loss else text)
+    return "".join(parts)
+
+
 def _tokens(tokenizer, ids, in_loss, mask, roles) -> list[Token]:
     special = set(tokenizer.all_special_ids) | set(tokenizer.get_added_vocab().values())
     tokens = []

@@ -79,9 +79,10 @@ def _recognise(row: dict[str, Any]) -> tuple[str, str]:
         return name, key
     if "text" in present and not _renaming(row, present):
         return "text", "text"
-    remedy = _renaming(row, present) or f"Write {EXAMPLE}"
     keys = ", ".join(f'"{key}"' for key in list(row)[:8]) or "none"
-    raise ConversationError(f"{UNKNOWN} (its keys: {keys}). {remedy}")
+    if remedy := _renaming(row, present):
+        raise ConversationError(f"has the keys {keys}. {remedy}")
+    raise ConversationError(f"{UNKNOWN} (its keys: {keys}). Write {EXAMPLE}")
 
 
 def _renaming(row: dict[str, Any], present: set[str]) -> str | None:

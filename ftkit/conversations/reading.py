@@ -118,7 +118,7 @@ def find_chat(name: str | Path | None = None) -> dict[str, Path | str]:
 
 def _one_path(split: str, files: list[tuple[Path, str | None, str]]) -> Path:
     path, count, suffix = files[0]
-    if len(files) == 1 and not count:
+    if len(files) == int(count or 1) == 1:
         return path
     if count and len(files) == int(count) and all(other[1:] == (count, suffix) for other in files):
         return path.with_name(f"{split}-*-of-{count}*{suffix}")

@@ -33,8 +33,10 @@ class Config:
 
     output: str = flag(MISSING, "folder for metrics, checkpoints and the model; must not exist yet")
     model: str = flag("", "model name or folder (default: pocket-base)")
-    data: str = flag("", "JSON lines of `messages` (default: the almanac's chats)")
-    eval_data: str = flag("", "held-out JSON lines (default: the almanac's, with its data)")
+    data: str = flag("", "conversations: a file, a folder, or a name on the hub (default: the almanac's chats)")
+    eval_data: str = flag("", "held-out conversations (default: the split test of --data)")
+    chat_template: str = flag("", "file of a chat template to train with and to export (default: the model's)")
+    allow: str = flag("", "findings of the data checks to train in spite of: codes of `ftkit chat`, comma separated")
     method: str = flag("full", "what trains: all weights, or adapters", choices=["full", "lora"])
     lora_r: int = flag(8, "LoRA: rank of the adapters")
     lora_alpha: float = flag(16.0, "LoRA: adapters are scaled by lora_alpha / lora_r")

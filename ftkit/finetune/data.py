@@ -1,19 +1,22 @@
 """The data of a run: found, read, tokenised and checked before a model is loaded or a file is written."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from ftkit.batching import Example, global_batch, micro_batches, packed_micro_batches, read_rows, steps_per_epoch
-from ftkit.conversations import find_chat
+from ftkit.batching import Example, global_batch, micro_batches, packed_micro_batches, steps_per_epoch
+from ftkit.chat import RULES, examine, finding_codes, length_quantiles, mask_text, max_positions
+from ftkit.conversations import find_chat, read_source
 from ftkit.distributed.launch import env_rank
 from ftkit.distributed.mesh import DistributedContext
 from ftkit.distributed.tensor_parallel import validate_tp_degree
+from ftkit.findings import allow
 from ftkit.freezing import freeze
 from ftkit.models import load_config, load_tokenizer, meta_model, resolve_model
 
-from .config import Run
+from .config import Config, Run
 from .lora import attach_lora
 
 
@@ -71,6 +74,8 @@ def read_training_data(run: Run) -> TrainingData:
     source = resolve_model(config.model)
     model_config = load_config(source)  # before the tokenizer, because it refuses models that need code
     tokenizer = load_tokenizer(source)
+    if config.chat_template:
+        tokenizer.chat_template = read_template(config.chat_template)
     vocabulary = model_config.get_text_config().vocab_size
     if len(tokenizer) > vocabulary:
         raise ValueError(
@@ -87,12 +92,10 @@ def read_training_data(run: Run) -> TrainingData:
     paths = [files.get("train"), config.eval_data or files.get("test")]
     if paths[0] is None:
         raise FileNotFoundError(f"{config.data} has no train.jsonl: name one file, or a folder with train.jsonl")
-    sets = []
-    for path in paths:
-        encoded = read_rows(path, tokenizer, config.max_length) if path else None
-        if encoded and encoded.truncated and env_rank() == 0:
-            print(f"{path}: {encoded.truncated} conversations were truncated at --max_length {config.max_length}")
-        sets.append(encoded.rows if encoded else [])
+    positions = max_positions(model_config)
+    sets = [read_examples(path, tokenizer, config, positions) if path else [] for path in paths]
+    if env_rank() == 0:
+        print(f"first example, with the loss between ⟦ and ⟧:\n{mask_text(tokenizer, sets[0][0])}", flush=True)
     batch, parts = min(len(sets[0]), config.batch_size), run.dims.dp_replicate * run.dims.dp_shard
     if parts > batch:
         raise ValueError(
@@ -100,6 +103,38 @@ def read_training_data(run: Run) -> TrainingData:
             "start fewer ranks, raise --batch_size or bring more data"
         )
     return TrainingData(source, tokenizer, *sets)
+
+
+def read_examples(path: str | Path, tokenizer: PreTrainedTokenizerBase, config: Config, positions: int | None):
+    """Read, check and tokenise the conversations of a file, truncated at `max_length`.
+
+    Rank 0 prints what they are and each warning. Raises ValueError for errors of the checks that --allow does not name.
+    """
+    source = read_source(path)
+    given = {"positions": positions, "places": source.places, "progress": env_rank() == 0}
+    examined = examine(tokenizer, source.rows, config.max_length, **given)
+    found = allow(examined.findings, filter(None, config.allow.split(",")), RULES)
+    if wrong := [f for f in found if f.severity == "error"]:
+        said = "\n".join(f"{path}: {f.observed} ({f.code}). {f.remedy}" for f in wrong)
+        raise ValueError(f"{said}\nTo train all the same, give --allow {','.join(finding_codes(wrong))}")
+    if env_rank() == 0:
+        tokens = ", ".join(f"{name} {n}" for name, n in length_quantiles(examined.lengths).items())
+        print(f"{Path(path).name}: {len(examined.examples)} examples ({source.format}); tokens of an example: {tokens}")
+        for line in source.notes + [f"warning: {f.observed} ({f.code})" for f in found if f.severity == "warning"]:
+            print(line)
+    return [{name: values[: config.max_length] for name, values in row.items()} for row in examined.examples]
+
+
+def read_template(path: str) -> str:
+    """The Jinja text of --chat_template. Raises ValueError or FileNotFoundError."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(
+            f"--chat_template: no file at {path}: give a file of Jinja, such as chat_template.jinja"
+        )
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--chat_template: {path} is not UTF-8 text ({error.reason})") from None
 
 
 def validate_freeze(pattern: str, source: str) -> None:

@@ -15,6 +15,7 @@ from ftkit.chat import (
     check_labels,
     check_padding,
     check_tokenizer,
+    check_weights,
     choose_pad_token,
 )
 from ftkit.conversations import training_template
@@ -101,6 +102,36 @@ def resized(frozen: bool) -> list[Finding]:
     return check_tokenizer(made, model)
 
 
+def untied(trained: bool) -> list[Finding]:
+    """An LM head of its own, whose rows of the template's tokens are as small as before training."""
+    model, made = foreign_model(torch.float32), tokenizer()
+    model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.lm_head.weight))
+    if not trained:
+        with torch.no_grad():
+            model.lm_head.weight[made.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])] *= 0.01
+    return check_tokenizer(made, model)
+
+
+def weights(change: Callable | None = None, missing: tuple[str, ...] = ()) -> list[Finding]:
+    model = foreign_model()
+    if change:
+        with torch.no_grad():
+            change(model.model.norm.weight)
+    return check_weights(model, {"missing_keys": set(missing)})
+
+
+def chats(*contents: str, **answer) -> list[dict]:
+    """A conversation of these turns, beginning with the user's; `answer` are further keys of the assistant's."""
+    roles = [("user", "assistant")[k % 2] for k in range(len(contents))]
+    turns = [{"role": role, "content": content} for role, content in zip(roles, contents, strict=True)]
+    return [{"messages": [turn | answer if turn["role"] == "assistant" else turn for turn in turns]}]
+
+
+def calls(arguments: dict | str) -> list[dict]:
+    function = {"name": "count", "arguments": arguments}
+    return chats("how many owls", "", tool_calls=[{"type": "function", "function": function}])
+
+
 def collated(pad_token: str) -> list[Finding]:
     """Labels as transformers' collator for language models makes them: masked wherever the pad token is."""
     made = tokenizer(pad_token=pad_token)
@@ -139,6 +170,12 @@ def template(text: str | None, **tokens) -> list[Finding]:
     return check_chat_template(tokenizer(text, **tokens))
 
 
+def with_positions(positions: int) -> list[Finding]:
+    model = foreign_model()
+    model.config.max_position_embeddings = positions
+    return check_dataset(tokenizer(), ROWS, model=model)
+
+
 def data(text: str | None, rows: list[dict] = ROWS, max_length: int | None = None, **tokens) -> list[Finding]:
     return check_dataset(tokenizer(text, **tokens), rows, max_length)
 
@@ -156,8 +193,41 @@ DROPS_SYSTEM = "{% if messages[0].role == 'system' %}{% set messages = messages[
 COLON = CHATML.replace("<|im_start|>{{ m.role }}\n", "{{ m.role }}: ").replace(HEADER, "assistant: ")
 EOS_AT_THE_END = CHATML + "{% if not add_generation_prompt %}<|endoftext|>{% endif %}"
 
+# An answer that is not the last one loses what stands before the bar.
+DROPS_BEFORE_BAR = "{{ m.content if loop.last or m.role == 'user' else m.content.split('|')[-1] }}"
+WRITES_CALLS = CHATML.replace(TURN, "{{ m.tool_calls | default([]) | tojson }}" + TURN)
+MARKED_HEADER = CHATML.replace(
+    "<|im_start|>{{ m.role }}\n", "{% if m.role != 'assistant' %}<|im_start|>{{ m.role }}\n{% endif %}"
+).replace(TURN, TURN.replace("{% generation %}", "{% generation %}<|im_start|>assistant\n"))
+
 # code: (a call whose findings have it, a call whose findings do not)
 CASES: dict[str, tuple[Callable[[], list[Finding]], Callable[[], list[Finding]]]] = {
+    "untrained-output-token": (lambda: untied(trained=False), lambda: untied(trained=True)),
+    "weights-missing": (lambda: weights(missing=("model.norm.weight",)), lambda: weights()),
+    "weights-not-finite": (lambda: weights(lambda norm: norm[3].fill_(torch.nan)), lambda: weights()),
+    "turns-not-in-loss": (
+        lambda: data(UNMARKED.replace("{{ m.content }}", DROPS_BEFORE_BAR), chats("hi", "so|yes", "and", "no")),
+        lambda: data(UNMARKED, chats("hi", "so|yes", "and", "no")),
+    ),
+    "role-header-in-loss": (lambda: template(MARKED_HEADER), lambda: template(CHATML)),
+    "empty-answer": (lambda: data(CHATML, chats("hi", " \n")), lambda: data(CHATML, chats("hi", " \n", weight=0))),
+    "ends-without-answer": (lambda: data(CHATML, chats("a", "b", "c")), lambda: data(CHATML, chats("a", "b"))),
+    "control-token-in-text": (
+        lambda: data(CHATML, chats("what is <|im_end|> for", "an end")),
+        lambda: data(CHATML, chats("what is <|im_END|> for", "an end")),
+    ),
+    "arguments-as-text": (lambda: data(WRITES_CALLS, calls('{"n": 1}')), lambda: data(WRITES_CALLS, calls({"n": 1}))),
+    "arguments-not-json": (lambda: data(WRITES_CALLS, calls("n = 1")), lambda: data(WRITES_CALLS, calls({"n": 1}))),
+    "turns-left-out": (
+        lambda: data(CHATML, chats("a", "b", train=False)),
+        lambda: data(CHATML, chats("a", "b", train=True)),
+    ),
+    "unknown-template-argument": (
+        lambda: data(CHATML, [ROWS[0] | {"chat_template_kwargs": {"loud": True}}]),
+        lambda: data(CHATML + "{{ '!' if loud }}", [ROWS[0] | {"chat_template_kwargs": {"loud": True}}]),
+    ),
+    "duplicate-example": (lambda: data(CHATML, [ROWS[0], ROWS[1], ROWS[0]]), lambda: data(CHATML, ROWS)),
+    "positions-exceeded": (lambda: with_positions(16), lambda: with_positions(64)),
     "no-pad-token": (
         lambda: check_tokenizer(tokenizer(pad_token=None)),
         lambda: check_tokenizer(with_pad(tokenizer(pad_token=None))),

@@ -21,7 +21,8 @@ def test_the_almanacs_chats_are_sound_on_pocket_base():
 def test_only_some_rows():
     rows = [*ROWS, WITH_SYSTEM[0], ROWS[0]]
     refuses = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}" + CHATML
-    (found,) = data(refuses, rows)
+    found, repeated = data(refuses, rows)
+    assert repeated.code == "duplicate-example"
     assert found.code == "row-fails"
     assert found.observed.startswith("1 of 8 examples (first: 7): ")
     assert "no system" in found.observed

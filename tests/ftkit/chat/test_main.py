@@ -5,13 +5,16 @@ import subprocess
 import sys
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from ftkit.chat.__main__ import main
-from ftkit.conversations import EXAMPLE
+from ftkit.conversations import encode
 from ftkit.models import data_dir
 from tests.tiny import foreign_tokenizer, ragged_conversations, save_foreign
 
-from .cases import CHATML, UNMARKED
+from .cases import CHATML
+
+CLOSES_OUTSIDE = CHATML.replace("<|im_end|>{% endgeneration %}", "{% endgeneration %}<|im_end|>")
 
 
 @pytest.fixture
@@ -34,13 +37,49 @@ def test_a_sound_folder_passes(model, data, capsys):
 
 
 def test_errors_show_in_exit_code_report_and_json(model, data, capsys):
-    (model / "chat_template.jinja").write_text(UNMARKED, encoding="utf-8")
+    (model / "chat_template.jinja").write_text(CLOSES_OUTSIDE, encoding="utf-8")
     assert main([str(model), str(data)]) == 1
-    assert "error: no-generation-markers" in capsys.readouterr().out
+    assert "error: stop-not-in-loss" in capsys.readouterr().out
     assert main([str(model), str(data), "--json"]) == 1
     record = json.loads(capsys.readouterr().out)
-    assert (record["ok"], record["rows"]) == (False, 11)
-    assert [f["code"] for f in record["findings"]] == ["no-generation-markers"]  # said once, not for the data again
+    assert (record["ok"], record["rows"], record["format"]) == (False, 11, "messages")
+    assert [f["code"] for f in record["findings"]] == ["stop-not-in-loss", "stop-not-in-labels"]
+
+
+def test_findings_can_be_allowed(model, data, capsys):
+    (model / "chat_template.jinja").write_text(CLOSES_OUTSIDE, encoding="utf-8")
+    codes = ["stop-not-in-loss", "stop-not-in-labels"]
+    assert main([str(model), str(data), "--allow", codes[0]]) == 1
+    assert main([str(model), str(data), "--allow", *codes]) == 0
+    assert capsys.readouterr().out.endswith("0 errors, 0 warnings, 2 notes\n")
+    assert main([str(model), str(data), "--allow", "stop-not-in-los"]) == 2
+    assert "did you mean stop-not-in-loss" in capsys.readouterr().err
+
+
+def test_the_mask_of_chosen_examples_is_shown(model, data, capsys):
+    assert main([str(model), str(data), "--show-mask", "2"]) == 0
+    out = capsys.readouterr().out
+    assert f"example 2, {data}:2" in out and "[assistant, in loss]" in out
+    assert main([str(model), str(data), "--show-mask", "99"]) == 2
+    assert "examples 1 to 11" in capsys.readouterr().err
+
+
+def test_lengths_and_the_share_that_is_truncated(model, data, capsys):
+    lengths = [len(encode(foreign_tokenizer(), row["messages"], CHATML)["input_ids"]) for row in ragged_conversations()]
+    limit = sorted(lengths)[-2]
+    assert main([str(model), str(data), "--max_length", str(limit)]) == 0
+    out = capsys.readouterr().out
+    over = 100 * sum(length > limit for length in lengths) / len(lengths)
+    assert f"longest {max(lengths)}; {over:.1f} % of the examples are truncated at {limit}" in out
+    main([str(model), str(data), "--json"])
+    assert json.loads(capsys.readouterr().out)["lengths"]["median"] == sorted(lengths)[5]
+
+
+def test_a_missing_weight_is_an_error(model, data, capsys):
+    tensors = load_file(model / "model.safetensors")
+    save_file({k: v for k, v in tensors.items() if "up_proj" not in k}, model / "model.safetensors", {"format": "pt"})
+    assert main([str(model), str(data)]) == 1
+    assert "error: weights-missing" in capsys.readouterr().out
 
 
 def test_warnings_alone_pass(data, tmp_path, capsys):
@@ -69,7 +108,7 @@ def bad_data(tmp_path, name):
         "blank": b"\n\n",
         "latin": '{"messages": "é"}'.encode("latin-1"),
         "binary": bytes(range(256)),
-        "prompts": b'{"prompt": "Hi", "completion": "Hello."}\n',
+        "questions": b'{"question": "Hi", "answer": "Hello."}\n',
     }
     if name in contents:
         path.write_bytes(contents[name])
@@ -87,7 +126,7 @@ def bad_data(tmp_path, name):
         ("blank", "no conversations"),
         ("latin", "UTF-8"),
         ("binary", "UTF-8"),
-        ("prompts", EXAMPLE),
+        ("questions", "question"),
     ],
 )
 def test_unreadable_data_are_named_with_a_remedy(model, tmp_path, capsys, name, said):

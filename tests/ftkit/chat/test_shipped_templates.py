@@ -60,7 +60,7 @@ def test_the_command_reports_on_each_without_a_crash(tmp_path, monkeypatch, caps
     monkeypatch.setattr(command, "check_padding", lambda *_: [])  # the same model each time
     for name in shipped.names():
         its = tokenizer(shipped.text(name))
-        monkeypatch.setattr(command, "load", lambda _, its=its: (model, its))
+        monkeypatch.setattr(command, "load", lambda _, its=its: (model, its, []))
         assert command.main([name, str(path), "--json"]) in (0, 1)
         record = json.loads(capsys.readouterr().out)
         assert {f["code"] for f in record["findings"]} <= set(RULES)

@@ -114,7 +114,16 @@ def test_tints_carry_black_text():
     assert all((luminance(tint) + 0.05) / 0.05 > 7 for tint in TINTS.values())  # level AAA
 
 
-def test_without_markers_nothing_is_learnt_and_without_a_template_it_refuses():
-    assert not any(token.in_loss for token in token_view(tokenizer(UNMARKED), MESSAGES).tokens)
+def test_without_markers_the_mask_is_derived_and_without_a_template_it_refuses():
+    derived, marked = (token_view(tokenizer(text), MESSAGES).tokens for text in (UNMARKED, CHATML))
+    # The line break after <|im_end|> belongs to the turn, and the markers eat it.
+    in_loss = [[t.text for t in tokens if t.in_loss and t.text != "\n"] for tokens in (derived, marked)]
+    assert in_loss[0] == in_loss[1] == ["the", "<|im_end|>"]
+
+
+def test_on_a_terminal_the_loss_has_a_colour():
+    view = token_view(tokenizer(), MESSAGES)
+    assert view.terminal(colour=False) == repr(view)
+    assert "\033[1;32m" in view.terminal(colour=True)
     with pytest.raises(ValueError, match="no chat template"):
         token_view(tokenizer(None), MESSAGES)
