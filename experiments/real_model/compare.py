@@ -13,6 +13,7 @@ from ftkit.models import load_tokenizer
 
 from .worker import CONTENDERS, Settings, in_order
 
+THERE_AND_BACK = (*CONTENDERS, *reversed(CONTENDERS))  # so that a machine that slows down slows all of them
 TAIL = 20  # lines of a failed contender's output that the error shows
 
 
@@ -22,17 +23,16 @@ class ContenderError(RuntimeError):
 
 @dataclass(frozen=True)
 class Comparison:
-    """Runs of one model by one method: every contender twice for each round."""
+    """Runs of one model by one method."""
 
     name: str  # of the model
-    settings: Settings
-    rounds: int
+    settings: Settings  # whose contender is each of `order` in turn
+    order: tuple[str, ...]
 
 
 def measure(comparison: Comparison) -> dict:
     """The raw runs, each with the machine's load before it, and the tokens of each step."""
-    order = [*CONTENDERS, *reversed(CONTENDERS)] * comparison.rounds
-    runs = [train(replace(comparison.settings, contender=name)) for name in order]
+    runs = [train(replace(comparison.settings, contender=name)) for name in comparison.order]
     shared = {k: v for k, v in asdict(comparison.settings).items() if k not in ("contender", "model", "data")}
     return {"model": comparison.name, **shared, "tokens": step_tokens(comparison.settings), "runs": runs}
 

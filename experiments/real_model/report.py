@@ -1,9 +1,9 @@
 """What a record says: verdicts and medians, computed from its raw runs."""
 
 import re
-from statistics import median
+from statistics import mean, median
 
-from .worker import FTKIT, TRL, TRL_KEEPING
+from .worker import FTKIT, TRL
 
 WARM_UP = 3  # steps whose times do not count: ftkit traces its memory in the first two
 LOSS_TOLERANCE = 1e-5  # nats per token, between ftkit and TRL
@@ -14,26 +14,36 @@ GIB = 2**30
 
 
 def verdicts(record: dict) -> dict[str, bool]:
-    """Each thing that has to hold, and whether it does."""
-    runs = record["runs"]
+    """Each thing that has to hold, and whether it does, for the parts that the record has."""
+    lifecycle = lifecycle_verdicts(record["lifecycle"]) if "lifecycle" in record else {}
+    return lifecycle | comparison_verdicts(record.get("comparisons", []))
+
+
+def lifecycle_verdicts(lifecycle: dict) -> dict[str, bool]:
+    runs = lifecycle["runs"]
     lora, full = runs["lora, 1 process"], runs["full, 1 process"]
     killed = runs["lora, killed and resumed"]
     part = len(killed["losses"])
+    repeated = lora["losses"][:part]  # by the runs that stopped earlier
     found = {
-        "the doctor finds no error": record["doctor"]["status"] == 0,
+        "the doctor finds no error": lifecycle["doctor"]["status"] == 0,
         "the training loss fell": fell(lora["losses"]),
-        "LoRA: losses on 2 ranks equal": gap(runs["lora, 2 ranks"]["losses"], lora["losses"]) <= RANKS_TOLERANCE,
+        "LoRA: losses on 2 ranks equal": gap(runs["lora, 2 ranks"]["losses"], repeated) <= RANKS_TOLERANCE,
         "full: losses on 2 ranks equal": gap(runs["full, 2 ranks"]["losses"], full["losses"]) <= RANKS_TOLERANCE,
-        "killed and resumed: losses bitwise equal": part > killed["killed_after"] >= 1
-        and killed["losses"] == lora["losses"][:part],
+        "killed and resumed: losses bitwise equal": part > killed["killed_after"] >= 1 and killed["losses"] == repeated,
         "the merge was verified": lora["merge"] is not None,
         "the memory estimate holds": all(
             run["memory"] and abs(memory_off(run["memory"])) <= MEMORY_TOLERANCE for run in runs.values()
         ),
     }
-    if calls := record.get("exact_calls"):
+    if calls := lifecycle.get("exact_calls"):
         found["more exact calls than before"] = sum(calls["after"]) > sum(calls["before"])
-    for each in record["comparisons"]:
+    return found
+
+
+def comparison_verdicts(comparisons: list[dict]) -> dict[str, bool]:
+    found = {}
+    for each in comparisons:
         name = f"{each['model']}, {each['method']}"
         found[f"{name}: losses equal to TRL's"] = loss_gap(each) <= LOSS_TOLERANCE
         found[f"{name}: {TARGET} times TRL's throughput"] = speed_up(each, TRL)[0] >= TARGET
@@ -41,8 +51,10 @@ def verdicts(record: dict) -> dict[str, bool]:
 
 
 def gap(losses: list[float], others: list[float]) -> float:
-    """The largest difference, over the steps that both have; infinite where there is none."""
-    return max((abs(a - b) for a, b in zip(losses, others, strict=False)), default=float("inf"))
+    """The largest difference; infinite for runs of different length, or of no steps."""
+    if len(losses) != len(others):
+        return float("inf")
+    return max((abs(a - b) for a, b in zip(losses, others, strict=True)), default=float("inf"))
 
 
 def fell(losses: list[float]) -> bool:
@@ -57,22 +69,21 @@ def memory_off(line: str) -> float:
 
 
 def loss_gap(comparison: dict) -> float:
-    """The largest difference of any step's loss between ftkit and TRL; infinite where steps are missing."""
-    ours, theirs = ([run for run in comparison["runs"] if run["contender"] == name] for name in (FTKIT, TRL))
-    pairs = [(a["losses"], b["losses"]) for a in ours for b in theirs]
+    """The largest difference of any step's loss between a run of ftkit and one of TRL; infinite where steps lack."""
+    pairs = [(a["losses"], b["losses"]) for a in of(comparison, FTKIT) for b in of(comparison, TRL)]
     whole = all(len(losses) == comparison["steps"] for pair in pairs for losses in pair)
     return max(gap(*pair) for pair in pairs) if pairs and whole else float("inf")
 
 
 def throughputs(comparison: dict, contender: str) -> list[float]:
-    """Tokens per second of each run of a contender, after the warm-up. Its first step has no time."""
+    """Tokens per second of each run of a contender, after the warm-up."""
     tokens = sum(comparison["tokens"][WARM_UP:])
-    return [tokens / sum(run["seconds"][WARM_UP - 1 :]) for run in of(comparison, contender)]
+    return [tokens / sum(after_warm_up(run["seconds"])) for run in of(comparison, contender)]
 
 
 def cpu_per_step(comparison: dict, contender: str) -> list[float]:
     """Processor seconds of a step: of each run, the mean after the warm-up."""
-    return [_mean(run["cpu_seconds"][WARM_UP - 1 :]) for run in of(comparison, contender)]
+    return [mean(after_warm_up(run["cpu_seconds"])) for run in of(comparison, contender)]
 
 
 def speed_up(comparison: dict, other: str) -> tuple[float, float, float]:
@@ -85,21 +96,24 @@ def of(comparison: dict, contender: str) -> list[dict]:
     return [run for run in comparison["runs"] if run["contender"] == contender]
 
 
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values)
+def after_warm_up(times: list[float]) -> list[float]:
+    """Those of step WARM_UP + 1 and later: the first step has no time, because nothing marks its beginning."""
+    return times[WARM_UP - 1 :]
 
 
 def text(record: dict) -> str:
     """The record as text."""
     lines = [f"{'yes' if holds else 'NO':4}{what}" for what, holds in verdicts(record).items()]
-    for name, run in record["runs"].items():
+    for name, run in record["lifecycle"]["runs"].items():
         lines.append(f"{name}: {median(run['seconds']):.2f} s per step; {run['memory']}")
-    if calls := record.get("exact_calls"):
-        lines.append(f"exact calls: {sum(calls['before'])} before, {sum(calls['after'])} after, of {len(calls['after'])}")
+    if calls := record["lifecycle"].get("exact_calls"):
+        lines.append(
+            f"exact calls: {sum(calls['before'])} before, {sum(calls['after'])} after, of {len(calls['after'])}"
+        )
     for each in record["comparisons"]:
         lines.append(f"\n{each['model']}, {each['method']}, {each['steps']} steps of {each['batch_size']} examples")
         lines.append(f"largest loss difference between ftkit and TRL: {loss_gap(each):.1e}")
-        for name in (FTKIT, TRL, TRL_KEEPING):
+        for name in dict.fromkeys(run["contender"] for run in each["runs"]):
             speeds, cpu = throughputs(each, name), cpu_per_step(each, name)
             peak = max(run["peak_rss_bytes"] for run in of(each, name)) / GIB
             ratio, least, most = speed_up(each, name)
