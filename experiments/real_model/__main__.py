@@ -61,13 +61,15 @@ def comparisons(model: Path, data: Path, folder: Path) -> list[Comparison]:
     pocket, almanac = data_dir() / "pocket-base", data_dir() / "chat"
     small = {"model": str(pocket), "data": str(single_turns(almanac / "train.jsonl", folder / "almanac.jsonl"))}
     large = {"model": str(model), "data": str(single_turns(data / "train.jsonl", folder / "data.jsonl"))}
-    pocket_order, real_order = 2 * THERE_AND_BACK, THERE_AND_BACK
-    few = {"steps": 30, "batch_size": 2}  # a step of the real model takes seconds
+    pocket = [Settings("", **small, method=method, steps=30, lr=1e-3) for method in ("full", "lora")]
+    rates = {"lora": 5e-4, "full": 2e-5}
+    # A step of the real model takes seconds: 30 small ones for the losses, and fewer and larger ones for the time.
+    losses = [Settings("", **large, method=method, steps=30, lr=lr, batch_size=2) for method, lr in rates.items()]
+    times = [Settings("", **large, method=method, steps=10, lr=lr, batch_size=4) for method, lr in rates.items()]
     return [
-        Comparison("pocket-base", Settings("", **small, method="full", steps=30, lr=1e-3), pocket_order),
-        Comparison("pocket-base", Settings("", **small, method="lora", steps=30, lr=1e-3), pocket_order),
-        Comparison("SmolLM2-135M", Settings("", **large, **few, method="lora", lr=5e-4), real_order),
-        Comparison("SmolLM2-135M", Settings("", **large, **few, method="full", lr=2e-5), (FTKIT, TRL, TRL, FTKIT)),
+        *(Comparison("pocket-base", settings, 2 * THERE_AND_BACK) for settings in pocket),
+        *(Comparison("SmolLM2-135M", settings, (FTKIT, TRL)) for settings in losses),
+        *(Comparison("SmolLM2-135M", settings, THERE_AND_BACK) for settings in times),
     ]
 
 
