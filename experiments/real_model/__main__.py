@@ -31,6 +31,8 @@ from .worker import FTKIT, TRL, Settings
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "gguf", WHEEL)
 PARTS = ("lifecycle", "compare")
+SNIPS = "SNIPS, Coucke et al. 2018, arXiv 1805.10190, CC0: 1,800 train and 700 test requests"
+SOURCES = {"snips": SNIPS, "chat": "the almanac's chats"}  # by the folder's name
 
 
 def environment() -> dict:
@@ -47,7 +49,11 @@ def environment() -> dict:
 def run_lifecycle(model: Path, data: Path, sizes: lifecycle.Sizes, folder: Path) -> dict:
     """The raw figures of the doctor, the fine-tunes, and exact calls where `data` has a test set of them."""
     train, test = data / "train.jsonl", data / "test.jsonl"
-    found = {"environment": environment(), "data": data.name, "doctor": lifecycle.check_data(model, train)}
+    found = {
+        "environment": environment(),
+        "data": SOURCES.get(data.name, data.name),
+        "doctor": lifecycle.check_data(model, train),
+    }
     calls = {"before": lifecycle.exact_calls(model, test, sizes.requests)}
     found["runs"] = lifecycle.run_all(model, train, sizes, folder)
     if calls["before"]:

@@ -194,8 +194,11 @@ def record() -> dict:
         "full, 2 ranks": run,
     }
     calls = {"before": [False, False], "after": [True, False]}
-    lifecycle = {"doctor": {"status": 0}, "runs": runs, "exact_calls": calls}
-    return json.loads(json.dumps({"lifecycle": lifecycle, "comparisons": [comparison()]}))  # nothing is shared
+    lifecycle = {"data": "some requests", "doctor": {"status": 0}, "runs": runs, "exact_calls": calls}
+    model = {"file": "m.gguf", "weights": "in four bits"}
+    return json.loads(
+        json.dumps({"model": model, "lifecycle": lifecycle, "comparisons": [comparison()]})
+    )  # nothing is shared
 
 
 def set_at(record: dict, path: tuple, value) -> None:
@@ -208,6 +211,12 @@ def set_at(record: dict, path: tuple, value) -> None:
 def test_a_record_in_which_everything_holds():
     assert all(report.verdicts(record()).values())
     assert len(report.verdicts(record())) == 10
+    for part in (
+        "m.gguf (in four bits), some requests",
+        "exact calls: 0 before, 1 after, of 2",
+        "1.50× (1.50 to 1.50)",
+    ):
+        assert part in report.text(record())
 
 
 RUNS = ("lifecycle", "runs")
