@@ -8,7 +8,9 @@ import sys
 COMMANDS = {  # name: (module whose `main(arguments)` runs it, what --help says)
     "finetune": ("ftkit.finetune.train", "fine-tune a model on conversations, on one process or under torchrun"),
     "chat": ("ftkit.chat.__main__", "check tokenizer, chat template and conversations before training"),
+    "chat-with": ("ftkit.chat.talk", "talk to a model on the terminal"),
     "memory": ("ftkit.memory.__main__", "estimate the peak memory of a training step, without loading weights"),
+    "merge": ("ftkit.finetune.merge_command", "merge a trained adapter into its base model, and verify the logits"),
     "machine": ("ftcourse.machine", "check that this machine can run the course"),
     "lab": ("ftcourse.lab", "copy the notebooks to a folder of yours and open JupyterLab on them"),
     "notebooks": ("ftcourse.copying", "copy the notebooks to a folder of yours"),

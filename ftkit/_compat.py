@@ -32,9 +32,10 @@ def is_flattened_by_fsdp1(param) -> bool:
 def restore_buffers(model: nn.Module) -> None:
     """Compute the non-persistent buffers of transformers models, such as rotary frequencies.
 
-    As in `from_pretrained`, each is marked as not initialised and its module passed to the model's `_init_weights`.
-    That may re-initialise the module's parameters too, so restore buffers before reading weights. Buffers outside
-    transformers models do not change.
+    As in `from_pretrained`, each is marked as not initialised and its module passed to the model's `_init_weights`, as
+    are the models, which may set buffers of modules inside them. Parameters are marked as initialised, because a plain
+    tensor cannot be copied into a shard. Some are initialised all the same, so restore buffers before reading weights.
+    Buffers outside transformers models do not change.
     """
     from transformers import PreTrainedModel  # here, because masks need torch alone
 
@@ -42,11 +43,13 @@ def restore_buffers(model: nn.Module) -> None:
     for outer in model.modules():
         if isinstance(outer, PreTrainedModel):
             owners.update(dict.fromkeys(outer.modules(), outer))
+    for module in owners:
+        for parameter in module.parameters(recurse=False):
+            parameter._is_hf_initialized = True
+        for name, buffer in module.named_buffers(recurse=False):
+            buffer._is_hf_initialized = name not in module._non_persistent_buffers_set
     for module, owner in owners.items():
-        buffers = [module._buffers[name] for name in module._non_persistent_buffers_set]
-        if buffers := [buffer for buffer in buffers if buffer is not None]:
-            for buffer in buffers:
-                buffer._is_hf_initialized = False
+        if module is owner or any(module._buffers[name] is not None for name in module._non_persistent_buffers_set):
             owner._init_weights(module)
 
 
@@ -55,6 +58,11 @@ def conversions_on_load(model: nn.Module) -> list:
     from transformers.conversion_mapping import get_model_conversion_mapping
 
     return get_model_conversion_mapping(model, add_legacy=False)
+
+
+def supported_attention(architecture: type[nn.Module]) -> tuple[bool, bool]:
+    """Whether a transformers model class has sdpa, and FlashAttention."""
+    return architecture._supports_sdpa, architecture._supports_flash_attn
 
 
 def may_be_left_out(model: nn.Module, name: str) -> bool:
@@ -66,19 +74,36 @@ def may_be_left_out(model: nn.Module, name: str) -> bool:
     return any(re.search(pattern, name) for pattern in (*patterns, r"rotary_emb\.inv_freq$"))
 
 
-def enable_activation_checkpointing(model: nn.Module) -> None:
+def enable_activation_checkpointing(model: nn.Module, **options) -> None:
     """Recompute each layer of a transformers model in the backward pass instead of saving its activations.
+
+    `options` are further arguments of torch.utils.checkpoint.
 
     Call it before adapters are attached, because PEFT asks the model whether it checkpoints. transformers renames the
     method; both names take torch.utils.checkpoint's arguments first.
     """
     new = getattr(model, "activation_checkpointing_enable", None)
-    (new or model.gradient_checkpointing_enable)({"use_reentrant": False})
+    (new or model.gradient_checkpointing_enable)({"use_reentrant": False, **options})
 
 
-def fake_tensors() -> FakeTensorMode:
-    """A context in which tensors have shapes, dtypes, devices and sized storages, but no memory."""
-    return FakeTensorMode()
+@contextmanager
+def fake_tensors() -> Iterator[None]:
+    """A context in which tensors have shapes, dtypes, devices and sized storages, but no memory.
+
+    torch's grouped matrix product, which transformers' experts call, is fake in bfloat16 only; in other dtypes they
+    take their own here, whose tensors have the same sizes.
+    """
+    from transformers.integrations import moe  # here, because masks need torch alone
+
+    can_use = moe._can_use_grouped_mm
+    moe._can_use_grouped_mm = lambda input, weight, offs: (
+        weight.dtype == torch.bfloat16 and can_use(input, weight, offs)
+    )
+    try:
+        with FakeTensorMode():
+            yield
+    finally:
+        moe._can_use_grouped_mm = can_use
 
 
 def device_of(tensor: torch.Tensor) -> torch.device:

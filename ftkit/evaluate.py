@@ -3,6 +3,7 @@
 Shapes: B prompts in a batch, T tokens (prompts are padded on the left), V vocabulary.
 """
 
+import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -77,16 +78,16 @@ def generate_answers(
 def stream_answer(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: Prompt, *, max_new_tokens: int = 48
 ) -> Iterator[str]:
-    """Yield the greedy answer in pieces of complete characters, special tokens included, up to a stop token."""
+    """Yield the greedy answer in pieces of complete characters, special tokens included, up to a stop token.
+
+    It is `generate`'s answer. A model without `past_key_values`, such as Mamba or XLNet, gives it when it is complete.
+    """
     stops = stop_token_ids(model, tokenizer)
     input_ids = torch.tensor([encode_prompt(tokenizer, prompt)], device=model.device)  # (1, T)
     generated: list[int] = []
-    shown, cache = "", None
+    shown = text = ""
     with eval_mode(model):
-        for _ in range(max_new_tokens):
-            with torch.no_grad():
-                output = model(input_ids=input_ids, past_key_values=cache, use_cache=True)
-            cache, token = output.past_key_values, int(output.logits[0, -1].argmax())
+        for token in _greedy_tokens(model, input_ids, stops, max_new_tokens):
             if token in stops:
                 break
             generated.append(token)
@@ -94,7 +95,23 @@ def stream_answer(
             if not text.endswith("\ufffd"):  # half of a multi-byte character: wait for the rest
                 yield text[len(shown) :]
                 shown = text
-            input_ids = torch.tensor([[token]], device=model.device)
+    if text != shown:
+        yield text[len(shown) :]
+
+
+def _greedy_tokens(
+    model: PreTrainedModel, input_ids: torch.Tensor, stops: list[int], max_new_tokens: int
+) -> Iterator[int]:
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    # With virtual tokens, the cache would be longer than the text.
+    virtual = getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False)
+    one_by_one = not virtual and "past_key_values" in inspect.signature(inner.forward).parameters
+    options = {"do_sample": False, "eos_token_id": stops or None, "pad_token_id": next(iter(stops), 0)}
+    options |= {"max_new_tokens": 1 if one_by_one else max_new_tokens, "return_dict_in_generate": True}
+    for _ in range(max_new_tokens if one_by_one else 1):
+        output = model.generate(input_ids=input_ids, attention_mask=torch.ones_like(input_ids), **options)
+        yield from output.sequences[0, input_ids.shape[1] :].tolist()
+        input_ids, options["past_key_values"] = output.sequences, output.past_key_values
 
 
 def stop_rate(answers: Sequence[Answer]) -> float:

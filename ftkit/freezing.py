@@ -4,14 +4,16 @@ A tied parameter, such as an input embedding that is also the LM head, is chosen
 under the first; a UserWarning names the others.
 """
 
+import copy
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
-from ._modules import is_norm, layer_lists, near_names
+from ._modules import eval_mode, is_norm, layer_lists, near_names
 
 Which = str | Callable[[str, nn.Parameter], bool]  # a regular expression to search in names, or a predicate
 
@@ -38,8 +40,9 @@ def train_only(model: nn.Module, which: Which) -> list[str]:
 
 
 def everything(model: nn.Module) -> list[str]:
-    """Full fine-tuning."""
-    return train_only(model, ".")
+    """Full fine-tuning: all but what the model's own class freezes, such as the sinusoids of Whisper's encoder."""
+    fixed = _fixed(model)
+    return train_only(model, lambda name, _: name not in fixed)
 
 
 def bitfit(model: nn.Module) -> list[str]:
@@ -60,16 +63,18 @@ def embeddings_and_norms(model: nn.Module) -> list[str]:
     return _train_named(model, _embeddings(model) | _norms(model), "embedding or norm")
 
 
-def freeze_first_layers(model: nn.Module, n: int) -> list[str]:
-    """Freeze embeddings and the first `n` blocks; later blocks, the last norm and an untied head train.
+def freeze_first_layers(model: nn.Module, n: int, inputs: Mapping | None = None) -> list[str]:
+    """Freeze the first `n` blocks and what feeds them or block `n`; all others and an untied head train.
 
-    A step is cheaper, because no gradient flows below block `n`. Raises ValueError where `n` is negative or more than
-    the number of blocks.
+    A step is cheaper, because no gradient flows below block `n`. A short forward pass finds what feeds a block:
+    embeddings, their norms and projections, a convolutional stem. `inputs` are its arguments; by default four tokens,
+    or one image. Raises ValueError where `n` is negative or more than the number of blocks, and where the pass fails.
     """
     name, blocks = _blocks(model)
     if not 0 <= n <= len(blocks):
         raise ValueError(f"n is {n}, and {name} has {len(blocks)} blocks: give 0 to {len(blocks)}")
-    below = _embeddings(model) | {f"{name}.{i}.{p}" for i in range(n) for p, _ in blocks[i].named_parameters()}
+    feeding = _feeding(model, blocks[min(n, len(blocks) - 1)], inputs) | set(blocks[:n].parameters())
+    below = {name for name, parameter in model.named_parameters() if parameter in feeding}
     everything(model)
     freeze(model, lambda name, _: name in below)  # not train_only of the others: a tied head is one of them
     return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
@@ -167,6 +172,69 @@ def _embeddings(model: nn.Module) -> set[str]:
     return {name for name in tables | summed if not name.startswith(inside)}
 
 
+def _fixed(model: nn.Module) -> set[str]:
+    """Names of the parameters that a transformers model's class freezes when it is built: another is built on meta."""
+    from transformers import PreTrainedModel  # here, because the functions by name need torch alone
+
+    if not isinstance(model, PreTrainedModel):
+        return set()
+    with torch.device("meta"):
+        new = type(model)(copy.deepcopy(model.config))
+    return {name for name, parameter in new.named_parameters() if not parameter.requires_grad}
+
+
+class _Reached(Exception):
+    """Ends a forward pass at the block that was looked for."""
+
+
+def _feeding(model: nn.Module, block: nn.Module, inputs: Mapping | None) -> set[nn.Parameter]:
+    """The parameters that the input of a block depends on, by the autograd graph of a forward pass up to it."""
+    arguments: list = []
+
+    def stop(_module, args, kwargs):
+        arguments.extend(tree_leaves((args, kwargs)))
+        raise _Reached
+
+    flags = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    hook = block.register_forward_pre_hook(stop, with_kwargs=True)
+    try:
+        for parameter in flags:
+            parameter.requires_grad_(parameter.is_floating_point())
+        with eval_mode(model), torch.enable_grad():
+            model(**(_example(model) if inputs is None else inputs))
+        raise ValueError("it never reaches the block")
+    except _Reached:
+        pass
+    except Exception as error:
+        raise ValueError(
+            f"what feeds the block cannot be found by a forward pass of {type(model).__name__} ({error}): give "
+            "`inputs`, the arguments of one, or name what should train with train_only(model, pattern)"
+        ) from error
+    finally:
+        hook.remove()
+        for parameter, flag in flags.items():
+            parameter.requires_grad_(flag)
+    nodes = [t.grad_fn for t in arguments if isinstance(t, torch.Tensor) and t.grad_fn is not None]
+    seen = set(nodes)
+    for node in nodes:  # which grows
+        new = {below for below, _ in node.next_functions if below is not None} - seen
+        seen |= new
+        nodes += new
+    passed = {t for t in arguments if isinstance(t, nn.Parameter)}
+    return passed | {node.variable for node in seen if hasattr(node, "variable")}
+
+
+def _example(model: nn.Module) -> dict[str, torch.Tensor]:
+    """One image for a model of images, else four tokens."""
+    like = next(p for p in model.parameters() if p.is_floating_point())
+    if getattr(model, "main_input_name", "input_ids") != "pixel_values":
+        return {"input_ids": torch.arange(4, device=like.device)[None]}  # (B, T)
+    size = getattr(model.config, "image_size", 64)
+    height, width = (size, size) if isinstance(size, int) else size
+    channels = getattr(model.config, "num_channels", 3)
+    return {"pixel_values": torch.zeros(1, channels, height, width, device=like.device, dtype=like.dtype)}
+
+
 def _blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
     lists = layer_lists(model)
     if len(lists) != 1:
@@ -188,6 +256,7 @@ def _outside_base(model: nn.Module) -> set[str]:
 
 
 def _train_named(model: nn.Module, names: set[str], what: str) -> list[str]:
+    names = names - _fixed(model)
     if not names:
         raise ValueError(f"{type(model).__name__} has no {what} to train")
     return train_only(model, lambda name, _: name in names)

@@ -29,12 +29,23 @@ def token_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 def next_token_loss(
     model: nn.Module, batch: dict[str, torch.Tensor], compute: torch.dtype, mixed: bool
 ) -> torch.Tensor:
-    """The summed cross-entropy of a micro-batch, each tensor (B, T); `mixed` computes in `compute` by autocast."""
+    """The summed cross-entropy of a micro-batch, each tensor (B, T); `mixed` computes in `compute` by autocast.
+
+    A mixture of experts whose configuration has `output_router_logits` adds its load-balancing loss, as its own loss
+    does, once per unmasked label: the mean over a micro-batch is then the model's own, and that over several weighs
+    each micro-batch by its labels.
+    """
     labels = batch["labels"][:, 1:]  # (B, T - 1)
     inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
     with torch.autocast(labels.device.type, compute, enabled=mixed):
-        logits = model(**inputs, use_cache=False).logits[:, :-1]  # (B, T - 1, V)
-    return summed_cross_entropy(logits, labels)
+        outputs = model(**inputs, use_cache=False)
+    loss = summed_cross_entropy(outputs.logits[:, :-1], labels)  # of (B, T - 1, V)
+    balance = getattr(outputs, "aux_loss", None)
+    if balance is not None:
+        of_text = model.config.get_text_config()  # which multimodal models read it from
+        weight = getattr(model, "router_aux_loss_coef", None) or of_text.router_aux_loss_coef
+        loss = loss + weight * balance * (labels != IGNORE_INDEX).sum()
+    return loss
 
 
 def accumulate(

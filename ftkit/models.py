@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
@@ -53,16 +55,39 @@ def load_base(name: str | Path | None = None) -> tuple[PreTrainedModel, PreTrain
 
 
 def load_config(source: str | Path) -> PreTrainedConfig:
-    """The configuration of a causal language model. Raises CustomCodeError where it needs custom code.
+    """The configuration of a causal language model. Raises CustomCodeError where it needs custom code, ValueError
+    where its values are impossible.
 
     An `auto_map` alone does not: many published models have one although transformers now implements them.
     """
-    with _refuse_custom_code(source, "config.json"):
-        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    try:
+        with _refuse_custom_code(source, "config.json"):
+            config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    except StrictDataclassError as error:
+        raise ValueError(f"{source}: its config.json is not valid: {error.__cause__ or error}") from None
     own = getattr(config, "auto_map", None) or {}
     if "AutoModelForCausalLM" in own and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise CustomCodeError(_needs_code(source, "config.json"))
     return config
+
+
+def explain_two_heads(source: str | Path, head: str, embedding: str) -> str:
+    """The error for files that hold two tensors which the model's configuration ties."""
+    return (
+        f"the config.json of {source} ties {head} to {embedding}, but the files hold two different tensors: write "
+        f'"tie_word_embeddings": false there if both were trained, or remove {head} from the files'
+    )
+
+
+def check_not_quantised(config: PreTrainedConfig) -> None:
+    """Raise ValueError for the configuration of a quantised model, whose weights cannot be trained as they are."""
+    for part in (config, config.get_text_config()):
+        if found := getattr(part, "quantization_config", None):
+            found = found if isinstance(found, dict) else found.to_dict()
+            raise ValueError(
+                f"{config.name_or_path} is quantised with {found.get('quant_method', 'an unknown method')} "
+                "(quantization_config in its config.json): give the unquantised model"
+            )
 
 
 def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
@@ -72,9 +97,12 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
 
 
 def load_causal_lm(source: str | Path, **options):
-    """`AutoModelForCausalLM.from_pretrained` from safetensors only. Raises as `load_config`."""
+    """`AutoModelForCausalLM.from_pretrained` from safetensors only. Raises as `load_config`, and for damaged files."""
     load_config(source)
-    return AutoModelForCausalLM.from_pretrained(source, use_safetensors=True, trust_remote_code=False, **options)
+    try:
+        return AutoModelForCausalLM.from_pretrained(source, use_safetensors=True, trust_remote_code=False, **options)
+    except SafetensorError as error:
+        raise ValueError(f"a file of {source} is damaged or cut off ({error}): copy it there again") from None
 
 
 def meta_model(source: str) -> PreTrainedModel:

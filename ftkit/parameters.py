@@ -13,7 +13,8 @@ from ._modules import first_names, is_norm
 # Biases and norm weights, by the ends of their names in GPT-2, Llama, Qwen, Gemma, OPT and ViT. "normal_proj" is no
 # norm, and attention in one module has its biases as `in_proj_bias` and `bias_k`.
 NORM = r"norm(\d+|_\w+)?|ln_\w+"
-NO_DECAY = rf"(^|[._])bias(_\w+)?$|({NORM})\.weight$"
+STATE_SPACE = r"(^|\.)(A_log|D)$"  # Mamba's decay rates and skip: its authors mark them, transformers does not
+NO_DECAY = rf"(^|[._])bias(_\w+)?$|({NORM})\.weight$|{STATE_SPACE}"
 
 Named = Iterable[tuple[str, nn.Parameter]]
 
@@ -91,11 +92,16 @@ def _count(named: list[tuple[str, nn.Parameter]]) -> ParameterCount:
 def decay_groups(named_parameters: Named, weight_decay: float, no_decay: str = "") -> list[dict]:
     """Two optimizer groups of (name, parameter) pairs: with weight decay, and without.
 
-    Biases, norm weights, tensors with fewer than two dimensions and names that match the regular expression `no_decay`
-    do not decay. Frozen parameters are left out. Raises ValueError where every parameter is frozen.
+    Biases, norm weights, Mamba's A_log and D, tensors with fewer than two dimensions, those that a model's authors mark
+    with `_no_weight_decay` and names that match the regular expression `no_decay` do not decay. Frozen parameters are
+    left out. Raises ValueError where every parameter is frozen.
     """
     pattern = re.compile(f"{NO_DECAY}|{no_decay}" if no_decay else NO_DECAY)
-    return _groups(named_parameters, weight_decay, lambda name, p: p.ndim < 2 or bool(pattern.search(name)))
+
+    def exempt(name: str, parameter: nn.Parameter) -> bool:
+        return parameter.ndim < 2 or getattr(parameter, "_no_weight_decay", False) or bool(pattern.search(name))
+
+    return _groups(named_parameters, weight_decay, exempt)
 
 
 def groups_by_name(named_parameters: Named, weight_decay: float, no_decay: str = NO_DECAY) -> list[dict]:

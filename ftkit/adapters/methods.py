@@ -1,66 +1,24 @@
-"""Fine-tuning methods by name: attach an adapter or choose the weights that train, and build the optimizer.
-
-`validate_lora_config` and `warn_about_lora_config` report, before PEFT attaches LoRA, what it would accept silently.
-"""
+"""Fine-tuning methods by name: attach an adapter or choose the weights that train, and build the optimizer."""
 
 import difflib
 import inspect
-import re
-import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 
 import torch
-from peft import AdaptionPromptConfig, LoraConfig, PeftModel, PrefixTuningConfig, TaskType, get_peft_model
-from peft.optimizers import create_loraplus_optimizer
+from peft import AdaptionPromptConfig, PeftModel, PrefixTuningConfig, TaskType, get_peft_model
 from peft.tuners.adaption_prompt.config import TRANSFORMERS_MODEL_CONFIG
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.integrations.neftune import activate_neftune
-from transformers.pytorch_utils import Conv1D
 
 from ftkit import freezing as presets
 from ftkit._compat import fix_adaption_prompt_bias
-from ftkit._modules import near_names
 from ftkit.child_tuning import ChildTuningAdamW
 from ftkit.parameters import decay_groups
 
+from .lora import lora, loraplus_groups
+
 CAUSAL = TaskType.CAUSAL_LM
-
-
-def lora(
-    model: PreTrainedModel,
-    r: int = 8,
-    lora_alpha: float = 16,
-    lora_dropout: float = 0.0,
-    target_modules: str | list[str] = "all-linear",
-    modules_to_save: list[str] | None = None,
-    use_dora: bool = False,
-    neftune_alpha: float = 0.0,
-) -> nn.Module:
-    """Low-rank factors added to each target module: W + (lora_alpha / r) B A (Hu et al. 2021).
-
-    `target_modules` and `modules_to_save` (fully trained) are PEFT's: "all-linear", ends of names, or a regular
-    expression for whole names. `neftune_alpha` adds NEFTune's noise to the embeddings in training. Raises ValueError
-    for a name without a match and for an `r` larger than a target's smaller side.
-    """
-    validate_lora_config(model, target_modules, modules_to_save or [], r)
-    tied = getattr(model.config.get_text_config(), "tie_word_embeddings", False)
-    config = LoraConfig(
-        task_type=CAUSAL,
-        r=r,
-        lora_alpha=lora_alpha,
-        lora_dropout=lora_dropout,
-        target_modules=target_modules,
-        modules_to_save=modules_to_save,
-        use_dora=use_dora,
-        ensure_weight_tying=bool(tied and modules_to_save),
-    )
-    warn_about_lora_config(model, config)
-    attached = get_peft_model(model, config)
-    if neftune_alpha:
-        activate_neftune(attached, neftune_alpha)
-    return attached
 
 
 def prefix(model: PreTrainedModel, num_virtual_tokens: int = 8) -> nn.Module:
@@ -137,99 +95,12 @@ def make_optimizer(
     For "lora+" the learning rate of B is `loraplus_lr_ratio` times that of A (Hayou et al. 2024); for "child-tuning" it
     is the task-free `ChildTuningAdamW` with `reserve_p` and `seed`.
     """
+    groups = decay_groups(model.named_parameters(), weight_decay)
     if method == "child-tuning":
-        groups = decay_groups(model.named_parameters(), weight_decay)
         return ChildTuningAdamW(groups, lr=lr, reserve_p=reserve_p, seed=seed)
     if method == "lora+":
-        return create_loraplus_optimizer(
-            model,
-            torch.optim.AdamW,
-            lr=lr,
-            loraplus_lr_ratio=loraplus_lr_ratio,
-            loraplus_weight_decay=weight_decay,
-            loraplus_lr_embedding=lr,  # because PEFT's default, 1e-6, hardly trains an embedding
-        )
-    return torch.optim.AdamW(decay_groups(model.named_parameters(), weight_decay), lr=lr)
-
-
-def validate_lora_config(
-    model: PreTrainedModel, target_modules: str | list[str], modules_to_save: list[str], r: int
-) -> None:
-    """Raise ValueError for names without a match, targets that are no matrices, and an impossible rank `r`."""
-    modules = {name: module for name, module in model.named_modules() if name}
-    targets = target_modules_of(model, target_modules)
-    if not targets:
-        raise ValueError(_no_match(f"target_modules={target_modules!r}", target_modules, modules))
-    named = [] if isinstance(target_modules, str) else target_modules
-    for what, each in [("target_modules", name) for name in named] + [("modules_to_save", m) for m in modules_to_save]:
-        if not any(_ends_with(name, [each]) for name in modules):
-            raise ValueError(_no_match(f"{each!r} of {what}", each, modules))
-    if r < 1:
-        raise ValueError(f"r is {r}: a rank is 1 or more")
-    for name, module in targets.items():
-        # A norm, or a block of several layers; quantised layers may keep their weights under another name.
-        if getattr(module, "weight", torch.empty(1)).ndim < 2 and not hasattr(module, "qweight"):
-            raise ValueError(
-                f"{name} is a {type(module).__name__}, and LoRA needs a matrix: name the layers in it, or "
-                "train it fully with modules_to_save"
-            )
-        if isinstance(module, nn.Linear | nn.Embedding | Conv1D) and r > min(module.weight.shape):
-            shape = "×".join(map(str, module.weight.shape))
-            raise ValueError(
-                f"r is {r}, and {name} is {shape}: its rank is {min(module.weight.shape)} at most; "
-                "give a smaller r, or train it fully with modules_to_save"
-            )
-
-
-def target_modules_of(model: PreTrainedModel, target_modules: str | list[str]) -> dict[str, nn.Module]:
-    """The modules by name that PEFT adapts for `target_modules`."""
-    head = model.get_output_embeddings()
-    modules = {name: module for name, module in model.named_modules() if name}
-    if target_modules == "all-linear":
-        return {n: m for n, m in modules.items() if isinstance(m, nn.Linear | Conv1D) and m is not head}
-    if isinstance(target_modules, str):
-        return {n: m for n, m in modules.items() if re.fullmatch(target_modules, n)}
-    return {n: m for n, m in modules.items() if _ends_with(n, target_modules)}
-
-
-def warn_about_lora_config(model: PreTrainedModel, config: LoraConfig) -> None:
-    """Warn about settings that PEFT accepts silently and users rarely intend."""
-    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    save = config.modules_to_save or []
-    both = [n for n in target_modules_of(model, config.target_modules) if _ends_with(n, save)]
-    if both:
-        _warn(
-            f"{both[0]} is in target_modules and in modules_to_save: it is fully trained and gets no LoRA; "
-            "name it in one of the two"
-        )
-    names = {id(module): name for name, module in model.named_modules()}
-    saved = [m for m in (embedding, head) if m is not None and _ends_with(names.get(id(m), ""), save)]
-    tied = head is not None and getattr(embedding, "weight", None) is getattr(head, "weight", 0)
-    if tied and saved:
-        _warn("embedding and LM head are tied: training the one trains the other")
-    if tied and any(m in (embedding, head) for m in target_modules_of(model, config.target_modules).values()):
-        _warn(
-            "LoRA on a tied matrix changes one of its two uses only, and cannot be merged without changing "
-            "the other: train it fully with modules_to_save"
-        )
-    if config.lora_dropout and not any(m.p for m in model.modules() if isinstance(m, nn.Dropout)):
-        _warn(
-            f"lora_dropout is {config.lora_dropout} in a model without dropout of its own: losses in training mode "
-            "are noisy now; call model.eval() to compare"
-        )
-
-
-def _ends_with(name: str, ends: Iterable[str]) -> bool:
-    return any(f".{name}".endswith(f".{end}") for end in ends)
-
-
-def _no_match(what: str, pattern: str | list[str], modules: dict[str, nn.Module]) -> str:
-    pattern = pattern if isinstance(pattern, str) else " ".join(pattern)
-    return f"{what} matches no module; near names: {near_names(pattern, modules)}"
-
-
-def _warn(text: str) -> None:
-    warnings.warn(text, stacklevel=5)
+        groups = loraplus_groups(groups, lr, loraplus_lr_ratio)
+    return torch.optim.AdamW(groups, lr=lr)
 
 
 def _positive(name: str, value: int) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -13,6 +14,11 @@ from ftkit._compat import fix_adaption_prompt_bias
 
 BASE = "base.json"  # beside the adapter: the fingerprint
 SAMPLE = 256  # elements of each tensor that go into the fingerprint
+
+# Parts of the names of what adapters add, and of the wrappers that they put around modules of the base.
+ADDED = re.compile(r"(^|\.)(lora_|trainable_tokens_|prompt_encoder|adaption_)")
+COPY = r"modules_to_save\.\w+\."  # a fully trained one, of a module of the base
+WRAPPERS = rf"^base_model\.model\.|base_layer\.|token_adapter\.|original_module\.|{COPY}|(?<=attn\.)model\."
 
 
 def adapter_size_bytes(model: nn.Module) -> int:
@@ -31,7 +37,7 @@ def fingerprint(model: nn.Module) -> str:
     """
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     digest = hashlib.sha256()
-    for name, tensor in sorted((_plain(n), p) for n, p in base.named_parameters() if _is_base(n)):
+    for name, tensor in sorted(base_tensors(dict(base.named_parameters())).items()):
         sample = tensor.detach().flatten()[:SAMPLE].to("cpu", torch.bfloat16).view(torch.int16)
         digest.update(f"{name}{tuple(tensor.shape)}".encode() + sample.numpy().tobytes())
     return digest.hexdigest()
@@ -74,11 +80,16 @@ def load_adapter(base: nn.Module, folder: str | Path, adapter_name: str = "defau
     return fix_adaption_prompt_bias(loaded)
 
 
-def _is_base(name: str) -> bool:
-    added = ("lora_", "modules_to_save.", "prompt_encoder", "adaption_")
-    return not any(part in name for part in added)
+def base_tensors(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Those of a wrapped model's tensors that are the base's, by their names there."""
+    return {own: tensor for name, tensor in tensors.items() if not re.search(COPY, name) and (own := base_name(name))}
 
 
-def _plain(name: str) -> str:
-    """The base model's name of a tensor that an adapter wrapped; AdaptedAttention calls the original `model`."""
-    return re.sub(r"base_layer\.|original_module\.|(?<=attn\.)model\.", "", name)
+def base_name(parameter: str) -> str | None:
+    """The base model's name of a parameter of the wrapped one, of a fully trained copy too; None for an adapter's own.
+
+    AdaptedAttention calls the original `model`.
+    """
+    if ADDED.search(parameter):
+        return None
+    return re.sub(WRAPPERS, "", parameter)

@@ -44,7 +44,7 @@ class Checkpoints:
         run_metadata: identifies the run ({"model": ..., "optimizer": ...}, JSON values); parameter names and shapes
             are added. `load` refuses a checkpoint with other metadata.
         context: this process's place among the ranks.
-        keep: how many of the newest checkpoints to keep.
+        keep: how many of the newest checkpoints to keep; 0 is all.
         trainable_only: leave frozen weights out; they must then be in the model before `load`.
     """
 
@@ -62,15 +62,18 @@ class Checkpoints:
         self._thread: threading.Thread | None = None
         self._failure: Exception | None = None
 
-    def save(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, extra: dict) -> None:
+    def save(
+        self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, extra: dict, kept: int | None = None
+    ) -> None:
         """Copy the state and return; a thread writes it and renames it to `folder/step-N` once it is complete.
 
-        Waits for the save before this one and raises its error, as `finish` does. `extra` is saved with it.
+        Waits for the save before this one and raises its error, as `finish` does. `extra` is saved with it. The
+        checkpoint of step `kept` is not removed, however many are newer.
         """
         self.finish()
         if step == self.written:
             return
-        final = self.folder / f"step-{step:06d}"
+        final = self._folder_of(step)
         temporary = final.with_suffix(".incomplete")
         self._on_rank0(lambda: empty_folder(temporary))
         model_state, optimizer_state = self._states(model, optimizer)
@@ -78,7 +81,7 @@ class Checkpoints:
         writing = dcp.async_save(state, checkpoint_id=temporary, process_group=self.group, no_dist=self.group is None)
         metadata = {"step": step, "ranks": self.context.world_size, **model_signature(self.run_metadata, model)}
         # A daemon, so that a rank which fails meanwhile can end without waiting for the others.
-        self._thread = threading.Thread(target=self._complete, args=(writing, final, metadata), daemon=True)
+        self._thread = threading.Thread(target=self._complete, args=(writing, final, metadata, kept), daemon=True)
         self._thread.start()
 
     def finish(self) -> None:
@@ -97,8 +100,8 @@ class Checkpoints:
         self.finish()
         return self._on_rank0(lambda: latest_checkpoint(self.folder))
 
-    def load(self, model: nn.Module, optimizer: torch.optim.Optimizer, extra: dict) -> dict:
-        """Load the newest complete checkpoint in place, whatever number of ranks wrote it.
+    def load(self, model: nn.Module, optimizer: torch.optim.Optimizer, extra: dict, step: int | None = None) -> dict:
+        """Load the newest complete checkpoint, or that of `step`, in place, whatever number of ranks wrote it.
 
         Args:
             extra: a dict with the keys that were saved.
@@ -111,7 +114,7 @@ class Checkpoints:
             CheckpointError: it is another run's; then nothing has changed. Or a file is damaged although its size is
                 right, which shows only while reading; then the model must not be used.
         """
-        path = self.latest()
+        path = self.latest() if step is None else self._folder_of(step)
         if path is None:
             raise FileNotFoundError(f"{self.folder} holds no complete checkpoint: start without resuming")
         expected = model_signature(self.run_metadata, model)
@@ -125,6 +128,9 @@ class Checkpoints:
         self.written = state["extra"]["step"]
         return state["extra"]
 
+    def _folder_of(self, step: int) -> Path:
+        return self.folder / f"step-{step:06d}"
+
     def _states(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict, dict]:
         weights, moments = get_state_dict(model, optimizer)
         if self.trainable_only:
@@ -132,14 +138,14 @@ class Checkpoints:
             weights = {name: tensor for name, tensor in weights.items() if clean_name(name) in trained}
         return weights, moments
 
-    def _complete(self, writing: Future, final: Path, metadata: dict) -> None:
+    def _complete(self, writing: Future, final: Path, metadata: dict, kept: int | None) -> None:
         """In the writing thread: turn `step-N.incomplete` into `step-N`, or keep the error for `finish`."""
         try:
             temporary = final.with_suffix(".incomplete")
             failed = writing.exception()
             files = {path.name: path.stat().st_size for path in temporary.glob(f"__{self.context.rank}_*")}
             reports = self._gather((_cause(failed), files))
-            self._on_rank0(lambda: commit(final, metadata, reports, self.keep))
+            self._on_rank0(lambda: commit(final, metadata, reports, self.keep, kept))
             self.written = metadata["step"]
         except Exception as error:
             self._failure = error

@@ -88,14 +88,16 @@ def empty_folder(path: Path) -> None:
     path.mkdir(parents=True)
 
 
-def commit(final: Path, metadata: dict, reports: list[tuple[str, dict[str, int]]], keep: int) -> None:
-    """Turn `step-N.incomplete` into `step-N`, and remove all but the newest `keep` checkpoints.
+def commit(
+    final: Path, metadata: dict, reports: list[tuple[str, dict[str, int]]], keep: int, kept: int | None = None
+) -> None:
+    """Turn `step-N.incomplete` into `step-N`, and remove all but the newest `keep` checkpoints and that of step `kept`.
 
     Args:
         final: the path of `step-N`.
         metadata: what to write into its about.json.
         reports: of each rank, why writing failed (or "") and the sizes of the files it wrote.
-        keep: how many checkpoints to keep.
+        keep: how many checkpoints to keep; 0 is all.
 
     Raises OSError if a rank could not write or a file is not there; older checkpoints are then left alone.
     """
@@ -107,8 +109,11 @@ def commit(final: Path, metadata: dict, reports: list[tuple[str, dict[str, int]]
         raise OSError(
             errno.ENOSPC if "No space left" in failures[0] else errno.EIO,
             f"the checkpoint {final} could not be written: {failures[0]} ({free / 1e6:,.0f} MB were free). "
-            f"The newest complete checkpoint is {'none' if older is None else older.name}: "
-            "make room on that disk and resume",
+            + (
+                f"No checkpoint is complete: make room on that disk, remove {folder.parent} and start again"
+                if older is None
+                else f"The newest complete checkpoint is {older.name}: make room on that disk and resume"
+            ),
         )
     files = {name: size for _, own in reports for name, size in own.items()}
     files[".metadata"] = (temporary / ".metadata").stat().st_size
@@ -123,9 +128,10 @@ def commit(final: Path, metadata: dict, reports: list[tuple[str, dict[str, int]]
         remove(final)
     temporary.rename(final)
     sync(folder)
-    kept = [path for path in step_folders(folder) if step_of(path) <= metadata["step"]][:keep]
+    older = [path for path in step_folders(folder) if step_of(path) <= metadata["step"]]
+    stays = {*older[: keep or None], *(path for path in older if step_of(path) == kept)}
     for other in folder.iterdir():
-        if other not in kept:
+        if other not in stays:
             remove(other)
 
 

@@ -3,8 +3,10 @@
 import os
 import socket
 import sys
+import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
@@ -21,12 +23,39 @@ from .rendezvous import RendezvousError, init_process_group_with_retry
 TIMEOUT = timedelta(minutes=10)
 
 
+class Refusal(Exception):
+    """Why a run cannot start or go on, in a sentence for its user, who needs no traceback."""
+
+
+@contextmanager
+def refused_by_all(context: DistributedContext) -> Iterator[None]:
+    """Raise the first ValueError or OSError of any rank as Refusal on all of them. A collective."""
+    refused = None
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        refused = str(error)
+    answers = [refused] * context.world_size
+    if context.is_distributed:
+        dist.all_gather_object(answers, refused)
+    if said := [answer for answer in answers if answer is not None]:
+        raise Refusal(said[0])
+
+
+def print_refusal(error: Exception) -> None:
+    """Print `error: ...` on rank 0; on another rank only if that one has not ended the launch meanwhile."""
+    if env_rank():
+        time.sleep(3)  # torchrun ends every rank when the first one fails: let rank 0 speak
+    print(f"error: {error}" + (f" (rank {env_rank()})" if env_rank() else ""), file=sys.stderr, flush=True)
+
+
 def run_distributed(main: Callable[[DistributedContext], None], mesh: str = "", timeout: timedelta = TIMEOUT) -> None:
     """Call `main(context)`, inside a process group where torchrun has started several ranks.
 
-    With several ranks the process ends here: with exit code 0, or 1 after the traceback of what `main` raised. The
-    interpreter's own shutdown is skipped because gloo's threads can outlive the process group and abort it
-    ("terminate called without an active exception"), and threads that write a checkpoint can make a failed rank wait.
+    With several ranks the process ends here: with exit code 0, 2 after printing a `Refusal`, or 1 after the traceback
+    of what else `main` raised. The interpreter's own shutdown is skipped because gloo's threads can outlive the process
+    group and abort it ("terminate called without an active exception"), and threads that write a checkpoint can make a
+    failed rank wait.
 
     Args:
         mesh: as in `ParallelDims.parse`.
@@ -49,6 +78,9 @@ def run_distributed(main: Callable[[DistributedContext], None], mesh: str = "", 
         main(build_context(parallel_dims, device_info))
         dist.barrier()
         dist.destroy_process_group()
+    except Refusal as error:
+        print_refusal(error)
+        code = 2
     except BaseException as error:
         traceback.print_exception(error)
         code = 1

@@ -6,6 +6,7 @@ model and serves files whose tensors transformers converts. Both fill every tens
 that all are finite afterwards.
 """
 
+import hashlib
 from collections import defaultdict
 from collections.abc import Callable
 from itertools import chain
@@ -21,9 +22,10 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cache
 from transformers.utils.hub import get_checkpoint_shard_files
 
 from ftkit._compat import conversions_on_load, local_chunk, may_be_left_out, restore_buffers
+from ftkit.models import explain_two_heads
 
 FLOATS = {"F64", "F32", "F16", "BF16"}
-FALLBACK_HINT = "; if from_pretrained opens it, load it with ftkit.distributed.loading.load_from_rank0"
+FALLBACK_HINT = "if from_pretrained opens it, load it with ftkit.distributed.loading.load_from_rank0"
 
 
 def load_sharded_model(
@@ -52,7 +54,7 @@ def load_sharded_model(
     """
     files = tensor_files(source)
     model = build_meta()
-    keys = _keys_to_read(model, files, key_map)
+    keys = _keys_to_read(model, files, key_map, source)
     known = {key_map(name) for name in _tensors(model)}  # the files may hold tied weights more than once
     _check_files(model, files, keys, known, source)
     model = _materialise(apply_parallelism(model), device)
@@ -76,15 +78,24 @@ def load_from_rank0(
     `apply_parallelism` shards it. Raises RuntimeError naming the tensors that loading left unset.
     """
     model = _materialise(apply_parallelism(build_meta()), device)
-    full = build_full() if dist.get_rank() == 0 else None
+    full, failure = None, [None]
+    if dist.get_rank() == 0:
+        try:
+            full = build_full()
+        except Exception as error:  # the others wait for the weights
+            failure = [error]
+    dist.broadcast_object_list(failure, src=0)
+    if failure[0] is not None:
+        raise failure[0]
     options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
     set_model_state_dict(model, full.state_dict() if full is not None else {}, options=options)
     # A state dict lacks buffers such as the rotary frequencies; rank 0 has computed them while loading.
     sources = dict(full.named_buffers()) if full is not None else {}
     for name, buffer in model.named_buffers():
+        local = buffer.to_local() if isinstance(buffer, DTensor) else buffer  # tensor parallelism replicates buffers
         if name in sources:
-            buffer.copy_(sources[name])
-        dist.broadcast(buffer, src=0)
+            local.copy_(sources[name])
+        dist.broadcast(local, src=0)
     assert_initialized(model)
     return model
 
@@ -110,6 +121,15 @@ def tensor_files(source: str | Path) -> dict[str, str]:
         except SafetensorError as error:
             raise ValueError(f"{path} is damaged or cut off ({error}): copy it there again") from None
     return files
+
+
+def files_digest(source: str | Path) -> str:
+    """16 digits of a SHA-256 over the names and first rows of all tensors: cheap, and enough to see a training."""
+    digest, files = hashlib.sha256(), tensor_files(source)
+    for name, _, stored in _slices(files, {name: name for name in sorted(files)}):
+        row = stored[:1] if stored.get_shape() else stored[...]
+        digest.update(f"{name}{stored.get_shape()}".encode() + row.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 @torch.no_grad()
@@ -158,27 +178,42 @@ def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     return model.state_dict(keep_vars=True)
 
 
-def _keys_to_read(model: nn.Module, files: dict, key_map: Callable) -> dict[str, str]:
-    """For each tensor to read, one of its names in the model -> its name in the files."""
+def _keys_to_read(model: nn.Module, files: dict, key_map: Callable, source: str | Path) -> dict[str, str]:
+    """For each tensor to read, one of its names in the model -> its name in the files.
+
+    Raises ValueError where the files hold different tensors under tied names.
+    """
     tied = defaultdict(list)
     for name, tensor in _tensors(model).items():
         if (key := key_map(name)) is not None:
             tied[id(tensor)].append((name, key))
     keys = {}
     for group in tied.values():
-        keys.update(([(name, key) for name, key in group if key in files] or group)[:1])
+        stored = [(name, key) for name, key in group if key in files]
+        for _, key in stored[1:]:
+            if not _equal_in_files(files, stored[0][1], key):
+                raise ValueError(explain_two_heads(source, key, stored[0][1]))
+        keys.update((stored or group)[:1])
     return keys
+
+
+def _equal_in_files(files: dict, one: str, other: str) -> bool:
+    """Whether two tensors are equal; read in parts, because they are as large as an embedding."""
+    with safe_open(files[one], framework="pt") as first, safe_open(files[other], framework="pt") as second:
+        a, b = first.get_slice(one), second.get_slice(other)
+        rows = range(0, a.get_shape()[0], 4096)
+        return a.get_shape() == b.get_shape() and all(torch.equal(a[i : i + 4096], b[i : i + 4096]) for i in rows)
 
 
 def _check_files(model: nn.Module, files: dict, keys: dict[str, str], known: set, source: str | Path) -> None:
     if conversions_on_load(model):
-        raise ValueError(f"transformers converts the tensors of {type(model).__name__} on loading{FALLBACK_HINT}")
+        raise ValueError(f"transformers converts the tensors of {type(model).__name__} on loading: {FALLBACK_HINT}")
     if missing := [key for key in keys.values() if key not in files]:
-        raise ValueError(f"{source} lacks {_some(missing)}: is it the checkpoint of this model?{FALLBACK_HINT}")
+        raise ValueError(f"{source} lacks {_some(missing)}: is it the checkpoint of this model? Or {FALLBACK_HINT}")
     if excess := [key for key in files if key not in known and not may_be_left_out(model, key)]:
         raise ValueError(
             f"{source} also holds {_some(excess)}, for which {type(model).__name__} has no place: "
-            f"is it the checkpoint of another model?{FALLBACK_HINT}"
+            f"is it the checkpoint of another model? Or {FALLBACK_HINT}"
         )
     tensors = _tensors(model)
     for name, file, found in _slices(files, keys):
@@ -206,7 +241,7 @@ def _slices(files: dict, keys: dict[str, str]):
 @torch.no_grad()
 def _read_shards(model: nn.Module, files: dict, keys: dict[str, str]) -> None:
     tensors = _tensors(model)
-    for name, _, full in _slices(files, keys):
+    for name, path, full in _slices(files, keys):
         tensor, part = tensors[name], ...
         if isinstance(tensor, DTensor):
             sizes, offsets = local_chunk(tensor)
@@ -214,6 +249,8 @@ def _read_shards(model: nn.Module, files: dict, keys: dict[str, str]) -> None:
             tensor = tensor.to_local()
         if tensor.numel():
             tensor.copy_(full[part])
+            if tensor.is_floating_point() and not tensor.isfinite().all():
+                raise ValueError(f"{keys[name]} in {path} holds NaN or infinity: take an undamaged checkpoint")
 
 
 def _some(names: list[str]) -> str:

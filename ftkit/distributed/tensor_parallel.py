@@ -27,6 +27,9 @@ STYLES = {
     "replicated_with_grad_allreduce": lambda: SequenceParallel(sequence_dim=2, use_local_output=True),
 }
 
+# Parts of the names of dropout whose activations every rank holds (the residual stream), or that only classifiers use.
+REPLICATED_DROPOUT = ("hidden", "resid", "embd", "embed", "classifier", "summary")
+
 
 def validate_tp_degree(config: PretrainedConfig, tp: int) -> None:
     """Raise ValueError if heads or intermediate size cannot be divided by `tp`; the message names possible values."""
@@ -44,6 +47,21 @@ def validate_tp_degree(config: PretrainedConfig, tp: int) -> None:
             f"tensor parallelism over {tp} ranks does not divide {', '.join(uneven)} of this model: "
             f"take tp from {possible}, and shard over the other ranks (dp_shard)"
         )
+
+
+def check_tp_dropout(config: PretrainedConfig) -> None:
+    """Raise ValueError for dropout on activations that the ranks split, such as attention's.
+
+    The ranks draw from equal streams, so that dropout of what they all hold is the same; what each holds a part of
+    would then get the same mask in every part.
+    """
+    for name, value in config.get_text_config().to_dict().items():
+        split = "drop" in name and not any(part in name for part in REPLICATED_DROPOUT)
+        if split and isinstance(value, float) and value > 0:
+            raise ValueError(
+                f"{name} is {value} in the model's config.json, and tensor parallelism splits what it drops: write 0.0 "
+                "there, or use dp_shard instead of tp"
+            )
 
 
 def tp_plan_of(model: nn.Module) -> dict[str, str]:

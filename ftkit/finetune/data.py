@@ -1,5 +1,7 @@
 """The data of a run: found, read, tokenised and checked before a model is loaded or a file is written."""
 
+import hashlib
+from array import array
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,13 +13,15 @@ from ftkit.chat import RULES, examine, finding_codes, length_quantiles, mask_tex
 from ftkit.conversations import find_chat, read_source
 from ftkit.distributed.launch import env_rank
 from ftkit.distributed.mesh import DistributedContext
-from ftkit.distributed.tensor_parallel import validate_tp_degree
+from ftkit.distributed.tensor_parallel import check_tp_dropout, tp_plan_of, validate_tp_degree
 from ftkit.findings import allow
 from ftkit.freezing import freeze
-from ftkit.models import load_config, load_tokenizer, meta_model, resolve_model
+from ftkit.models import check_not_quantised, load_config, load_tokenizer, meta_model, resolve_model
 
 from .config import Config, Run
-from .lora import attach_lora
+from .lora import validate_lora
+
+HELD_OUT = ("test", "validation", "eval", "dev")  # names of a split to evaluate on, the first that there is
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,15 @@ class TrainingData:
     def pad_id(self) -> int:
         """What fills sequences up. Attention and loss mask hide it, so a missing pad token does no harm here."""
         return self.tokenizer.pad_token_id or 0
+
+    @property
+    def digest(self) -> str:
+        """Of the tokenised training data: a resumed run must have the same."""
+        digest = hashlib.sha256()
+        for row in self.train:
+            for values in row["input_ids"], row["labels"]:
+                digest.update(array("q", [len(values), *values]).tobytes())
+        return digest.hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -73,6 +86,7 @@ def read_training_data(run: Run) -> TrainingData:
     config = run.config
     source = resolve_model(config.model)
     model_config = load_config(source)  # before the tokenizer, because it refuses models that need code
+    check_not_quantised(model_config)
     tokenizer = load_tokenizer(source)
     if config.chat_template:
         tokenizer.chat_template = read_template(config.chat_template)
@@ -83,15 +97,22 @@ def read_training_data(run: Run) -> TrainingData:
             "call model.resize_token_embeddings(len(tokenizer)) and save it"
         )
     if run.dims.tp > 1:
+        tp_plan_of(meta_model(source))
         validate_tp_degree(model_config, run.dims.tp)
+        check_tp_dropout(model_config)
     if run.lora:
-        attach_lora(meta_model(source), **run.lora_options)
+        validate_lora(meta_model(source), run.dims.world_size, run.lora_options)
     elif config.freeze:
         validate_freeze(config.freeze, source)
     files = find_chat(config.data)
-    paths = [files.get("train"), config.eval_data or files.get("test")]
+    held_out = next((files[name] for name in HELD_OUT if name in files), None)
+    paths = [files.get("train"), config.eval_data or held_out]
     if paths[0] is None:
-        raise FileNotFoundError(f"{config.data} has no train.jsonl: name one file, or a folder with train.jsonl")
+        raise FileNotFoundError(
+            f"{config.data} has the splits {', '.join(files)} and no train: name one file, or a folder with train.jsonl"
+        )
+    if paths[1] is None and (config.load_best_model_at_end or config.early_stopping_patience):
+        raise ValueError("there is nothing to evaluate on, so no checkpoint is the best one: give --eval_data")
     positions = max_positions(model_config)
     sets = [read_examples(path, tokenizer, config, positions) if path else [] for path in paths]
     if env_rank() == 0:

@@ -1,6 +1,7 @@
 """From trained weights to an ordinary Hugging Face folder, proved by opening it."""
 
 import argparse
+import json
 import shutil
 import sys
 from collections.abc import Mapping
@@ -8,13 +9,14 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import GENERATION_CONFIG_NAME, cached_file
 
 from ftkit.adapters import merge_and_verify, save_adapter
 from ftkit.batching import Example, pad
+from ftkit.chat import end_of_turn_id
 from ftkit.distributed.checkpoint import load_weights, model_signature
 from ftkit.distributed.checkpoint_folder import check_same_run, check_undamaged
-from ftkit.evaluate import stop_token_ids
 from ftkit.loading import check_loaded
 from ftkit.models import load_causal_lm, load_config, load_tokenizer, meta_model, resolve_model
 
@@ -29,7 +31,7 @@ def export_weights(
     plain.load_state_dict(dict(state), assign=True)
     plain.tie_weights()
     plain.to(load_config(source).dtype or torch.float32)
-    _save_model(plain, tokenizer, folder)
+    save_model(plain, source, tokenizer, folder)
 
 
 def export_lora(
@@ -40,30 +42,51 @@ def export_lora(
     rows: list[Example],
     adapter_folder: Path,
     folder: Path,
+    quantised: bool = False,
 ) -> str:
     """Write the adapter as PEFT does, and the base with it merged in; returns what the merge was found to change.
 
-    `lora` are the arguments of `attach_lora`; merged and unmerged logits are compared on `rows`. Raises MergeError
-    where they differ by more than rounding.
+    `lora` are the arguments of `attach_lora`; merged and unmerged logits are compared on `rows`. An adapter that
+    trained on a `quantised` base is not merged. Raises MergeError where logits differ by more than rounding.
     """
     base = load_causal_lm(source, dtype="auto")
     attached = attach_trained_adapters(base, trained, **lora)
     atomic_directory(adapter_folder, lambda path: save_adapter(attached, path))
+    if quantised:
+        return (
+            f"{adapter_folder} holds the adapter; it trained on the quantised base, so merging it into {source} is "
+            f"left to you: ftkit merge {adapter_folder} {folder}, and evaluate what comes out"
+        )
     merged, report = merge_and_verify(attached, pad(rows, tokenizer.pad_token_id or 0))
-    _save_model(merged, tokenizer, folder)
+    save_model(merged, source, tokenizer, folder)
     return str(report)
 
 
-def _save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    # Whoever loads the folder shall stop where the chat template ends a turn.
-    model.generation_config.eos_token_id = stop_token_ids(model, tokenizer)
+def save_model(model: PreTrainedModel, source: str, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write model, tokenizer and the generation config of `source`, and open the folder, before it gets its name."""
+    generation = cached_file(source, GENERATION_CONFIG_NAME, _raise_exceptions_for_missing_entries=False)
 
     def write(path: Path) -> None:
+        if generation:
+            model.generation_config = GenerationConfig()  # transformers does not save settings that it finds invalid
         model.save_pretrained(path)
+        if generation:
+            shutil.copyfile(generation, path / GENERATION_CONFIG_NAME)
+        add_end_of_turn(path / GENERATION_CONFIG_NAME, tokenizer)
         tokenizer.save_pretrained(path)
         verify_round_trip(model, path)
 
     atomic_directory(folder, write)
+
+
+def add_end_of_turn(path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Let generation stop where the chat template ends a turn; a file that says so already is left as it is."""
+    settings = json.loads(path.read_text()) if path.exists() else {}
+    configured, end = settings.get("eos_token_id"), end_of_turn_id(tokenizer)
+    stops = configured if isinstance(configured, list) else [i for i in (configured,) if i is not None]
+    end = tokenizer.eos_token_id if end is None and not stops else end
+    if end is not None and end not in stops:
+        path.write_text(json.dumps(settings | {"eos_token_id": [*stops, end]}, indent=2) + "\n")
 
 
 def verify_round_trip(model: nn.Module, folder: Path) -> None:

@@ -31,13 +31,13 @@ class Loss:
 def accumulate_gradients(model: nn.Module, examples: list[Example], batches: Batches, loss: Loss) -> float:
     """Accumulate the gradient of the global batch's mean loss in `.grad`; returns that loss, in nats per token.
 
-    Raises RuntimeError for a loss that is not finite.
+    Raises FloatingPointError for a loss that is not finite.
     """
     tokens = unmasked_tokens(examples)
     losses = accumulate(model, batches.local(examples), loss, loss.context.dp_size, tokens)
     mean = loss.context.sum(sum(part.item() for part in losses)) / tokens
     if not math.isfinite(mean):
-        raise RuntimeError(f"the loss is {mean}: lower --lr, or look for examples that break the model")
+        raise FloatingPointError(f"the loss is {mean}: lower --lr, or look for examples that break the model")
     return mean
 
 

@@ -19,6 +19,7 @@ from ftkit.models import meta_model
 
 from .config import Run
 from .optimizers import OPTIMIZERS
+from .quantised import is_quantised
 
 Batch = dict[str, torch.Tensor]
 
@@ -34,6 +35,9 @@ def print_memory_estimate(run: Run, source: str, second_step: list[Batch]) -> Es
     traced: the run goes on without it.
     """
     config = run.config
+    if is_quantised(config):
+        print("the memory of a quantised base is not estimated", flush=True)
+        return None
     longest = plan_of(run, config.micro_batch_size, config.max_length, 2)
     own = plan_of_step(run, second_step)
     try:
@@ -54,12 +58,11 @@ def plan_of(run: Run, sequences: int, tokens: int, accumulation: int) -> MemoryP
 
     Attention is assumed to have a mask: a micro-batch without padding has none, and uses up to 5 % less.
     """
-    config = run.config
+    config, cuda = run.config, run.device_info.device.type == "cuda"
     compute = str(run.compute_dtype).removeprefix("torch.")
-    options = {"r": config.lora_r, "lora_alpha": config.lora_alpha, "target_modules": config.target_modules}
     return MemoryPlan(
         method="lora" if run.lora else "frozen" if config.freeze else "full",
-        options=options if run.lora else {},
+        options=run.lora_options if run.lora else {},
         freeze=config.freeze,
         **OPTIMIZERS[config.optimizer].memory,
         reserve_p=config.reserve_p,
@@ -69,9 +72,10 @@ def plan_of(run: Run, sequences: int, tokens: int, accumulation: int) -> MemoryP
         reshard_after_forward=config.reshard_after_forward,
         micro_batch_size=sequences,
         max_length=max(tokens, 2),  # a single token has nothing to predict
+        packing=config.packing,
         accumulation=accumulation,
         activation_checkpointing=config.activation_checkpointing,
-        kernel="foreach" if run.device_info.device.type == "cuda" else "loop",
+        kernel="loop" if not cuda else "fused" if config.optimizer == "adamw" else "foreach",
     )
 
 
@@ -82,7 +86,8 @@ def plan_of_step(run: Run, micro_batches: list[Batch]) -> MemoryPlan:
     return plan_of(run, sequences, tokens, min(2, len(micro_batches)))
 
 
-_traces: dict[str, Trace] = {}  # of this process, by model configuration and plan
+KEPT_TRACES = 8
+_traces: dict[str, Trace] = {}  # of this process, by model configuration and plan: the last ones used
 
 
 def _estimate(source: str, plan: MemoryPlan) -> Estimate:
@@ -90,8 +95,10 @@ def _estimate(source: str, plan: MemoryPlan) -> Estimate:
     model = meta_model(source)
     step = replace(plan, optimizer="adamw", child_state="task-free", reserve_p=1.0, kernel="loop")
     key = f"{model.config.to_json_string(use_diff=False)} {step}"
-    estimate = estimate_memory(model, plan, traced=_traces.get(key))
+    estimate = estimate_memory(model, plan, traced=_traces.pop(key, None))
     _traces[key] = estimate.traced
+    if len(_traces) > KEPT_TRACES:
+        del _traces[next(iter(_traces))]
     return estimate
 
 

@@ -21,18 +21,26 @@ class MetricsFile:
         with self.path.open("a") as file:
             file.write(json.dumps(record) + "\n")
 
+    def last(self, name: str) -> dict | None:
+        """The last record that has this metric."""
+        records = [json.loads(line) for line in self.path.read_text().splitlines()]
+        return next((record for record in reversed(records) if name in record), None)
+
 
 class Logger:
-    """Where a run's metrics go: `file` and a progress bar over its steps; nowhere on other ranks than the main one."""
+    """Where a run's metrics go: `file`, experiment trackers and a progress bar over its steps; nowhere on other ranks
+    than the main one."""
 
-    def __init__(self, file: MetricsFile | None, first: int, last: int):
-        self._file = file
+    def __init__(self, file: MetricsFile | None, trackers: list, first: int, last: int):
+        self._file, self._trackers = file, trackers
         self._bar = tqdm(initial=first, total=last, desc="fine-tune", disable=file is None)
 
     def log(self, record: dict) -> None:
         """Store the metrics of a step and move the bar."""
         if self._file:
             self._file.write(record)
+        for tracker in self._trackers:
+            tracker.log(record, step=record["step"])
         self._bar.set_postfix(loss=f"{record['loss']:.3f}", refresh=False)
         self._bar.update()
 
@@ -43,3 +51,5 @@ class Logger:
 
     def close(self) -> None:
         self._bar.close()
+        for tracker in self._trackers:
+            tracker.finish()

@@ -3,23 +3,26 @@
 import torch
 from torch import nn
 from tqdm.auto import tqdm
+from transformers.integrations.neftune import activate_neftune
 
 from ftkit._compat import conversions_on_load, enable_activation_checkpointing
+from ftkit.adapters.saving import base_name
 from ftkit.batching import global_batch, micro_batches
 from ftkit.child_tuning import fisher_mask, load_masks, save_masks
 from ftkit.distributed.fsdp import apply_compile, apply_parallelism
 from ftkit.distributed.loading import load_from_rank0, load_sharded_model
 from ftkit.distributed.mesh import DistributedContext
 from ftkit.freezing import freeze
+from ftkit.loading import load_checked
 from ftkit.loss import IGNORE_INDEX
-from ftkit.models import load_causal_lm, meta_model
-from ftkit.parameters import decay_groups
+from ftkit.models import meta_model
 
 from .config import Run
 from .data import TrainingData
-from .lora import attach_lora, base_file_name, reset_adapters
+from .lora import attach_lora, reset_adapters
 from .loss import Loss
-from .optimizers import OPTIMIZERS
+from .optimizers import OPTIMIZERS, parameter_groups
+from .quantised import is_quantised, load_quantised
 
 
 def load_model(run: Run, source: str, context: DistributedContext) -> nn.Module:
@@ -32,9 +35,11 @@ def load_model(run: Run, source: str, context: DistributedContext) -> nn.Module:
         if config.compile:
             apply_compile(model)
         if run.lora:  # a frozen base needs no master weights
-            model = attach_lora(model.to(run.compute_dtype), **run.lora_options)
+            model = attach_lora(model, None if is_quantised(config) else run.compute_dtype, **run.lora_options)
         elif config.freeze:
             freeze(model, config.freeze)
+        if config.neftune_noise_alpha:
+            activate_neftune(model, config.neftune_noise_alpha)
         return model.train()
 
     def build_meta() -> nn.Module:
@@ -44,8 +49,12 @@ def load_model(run: Run, source: str, context: DistributedContext) -> nn.Module:
         return apply_parallelism(model, context.mesh, context.tp_mesh, run.compute_dtype, config.reshard_after_forward)
 
     def load_whole() -> nn.Module:
-        model = load_causal_lm(source, dtype=torch.float32)
-        model = prepare(model.to("cpu" if context.is_distributed else context.device))
+        device = torch.device("cpu") if context.is_distributed else context.device
+        if is_quantised(config):
+            model = load_quantised(source, config.load_in_4bit, run.compute_dtype, device)
+        else:
+            model = load_checked(source, dtype=torch.float32).to(device)
+        model = prepare(model)
         reset_adapters(model, config.seed)
         return model
 
@@ -58,7 +67,7 @@ def load_model(run: Run, source: str, context: DistributedContext) -> nn.Module:
         parallelize,
         source,
         context.device,
-        key_map=base_file_name if run.lora else lambda name: name,
+        key_map=base_name if run.lora else lambda name: name,
         init_fn=lambda model: reset_adapters(model, config.seed),
     )
 
@@ -66,7 +75,7 @@ def load_model(run: Run, source: str, context: DistributedContext) -> nn.Module:
 def make_optimizer(run: Run, model: nn.Module, data: TrainingData, loss: Loss) -> torch.optim.Optimizer:
     """The run's optimizer over the (sharded) parameters of `model`, without weight decay on norms and biases."""
     entry = OPTIMIZERS[run.config.optimizer]
-    groups = decay_groups(model.named_parameters(), run.config.weight_decay)
+    groups = parameter_groups(model, run.config)
     return entry.build(groups, run.config, fisher_masks(run, model, data, loss) if entry.needs_masks else None)
 
 

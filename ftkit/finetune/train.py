@@ -8,33 +8,43 @@ The batch size is global, and the loss is the mean over all unmasked tokens of t
 any mesh, computes the same thing.
 """
 
+import math
 import sys
 import time
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict
 from datetime import timedelta
 
+import numpy as np
 import torch
 import yaml
+from safetensors import SafetensorError
 from torch import nn
-from transformers import HfArgumentParser, get_scheduler
+from torch.distributed.fsdp import FSDPModule
+from transformers import get_scheduler
 
-from ftkit._arguments import describe_unknown
+from ftkit.adapters import MergeError
 from ftkit.batching import Example, check_no_leak
 from ftkit.distributed.checkpoint import Checkpoints, full_state_dict
+from ftkit.distributed.checkpoint_folder import CheckpointError
 from ftkit.distributed.grad_clip import clip_grad_norm_
-from ftkit.distributed.launch import env_rank, launch_id, run_distributed
+from ftkit.distributed.launch import Refusal, env_rank, launch_id, print_refusal, refused_by_all, run_distributed
+from ftkit.distributed.loading import files_digest
 from ftkit.distributed.mesh import DistributedContext
 from ftkit.distributed.preemption import PreemptionHandler
 from ftkit.memory import Estimate, compare
 
-from .config import Config, Run, validate
+from .config import Run, parse_config, validate
 from .data import Batches, TrainingData, make_batches, read_training_data
 from .export import export_lora, export_weights
 from .loss import Loss, accumulate_gradients, evaluate
 from .memory import MemoryMonitor, print_memory_estimate
 from .metrics import Logger, MetricsFile
 from .model import load_model, make_optimizer
+from .quantised import is_quantised
+from .selection import Selection
+from .trackers import start_trackers
 
 Schedule = torch.optim.lr_scheduler.LRScheduler
 
@@ -48,51 +58,96 @@ def fine_tune(
 ) -> None:
     """A whole run on this rank: load, train, checkpoint, export.
 
+    The output folder is made when the model is loaded and checked. Raises Refusal on all ranks before that, and
+    CheckpointError, FloatingPointError, MergeError or OSError after it.
+
     Args:
         preemption: asked after every step whether the run should checkpoint and stop.
         estimate: of the peak memory of step 2, which is then measured and compared.
     """
     config, loss = run.config, Loss(context, run.compute_dtype)
-    model = load_model(run, data.source, context)
+    with refused_by_all(context):
+        model = load_model(run, data.source, context)
+        if config.packing:
+            check_packing(model, context.device)
+    with refused_by_all(context):
+        if context.is_main_process:
+            make_output(run)
     optimizer = make_optimizer(run, model, data, loss)  # of the sharded parameters
-    if config.packing:  # afterwards, because a forward pass leaves the root's parameters unsharded
-        check_no_leak(model, context.device)
     batches = make_batches(run, data, context)
-    steps = config.max_steps or round(config.epochs * batches.steps_per_epoch)
-    schedule = get_scheduler("linear", optimizer, round(config.warmup_ratio * steps), steps)
-    metadata = {"model": data.source, "method": config.method, "optimizer": config.optimizer}
-    # The frozen base of a LoRA run comes back from its own files.
-    checkpoints = Checkpoints(run.checkpoints, metadata, context, trainable_only=run.lora)
-    first = 0
+    # Rounded up, but for the error of a product such as 1.1 * 10.
+    steps = config.max_steps or math.ceil(config.epochs * batches.steps_per_epoch * (1 - 1e-9))
+    warmup = config.warmup_steps or round(config.warmup_ratio * steps)
+    schedule = get_scheduler(config.lr_scheduler_type, optimizer, warmup, steps)
+    selection = Selection(config.load_best_model_at_end, config.early_stopping_patience)
+    metadata = {"model": data.source, "method": config.method, "optimizer": config.optimizer, "data": data.digest}
+    if run.lora:  # the frozen base comes back from its own files
+        metadata["base"] = files_digest(data.source)
+    checkpoints = Checkpoints(run.checkpoints, metadata, context, config.save_total_limit, trainable_only=run.lora)
+    saved, first = {"schedule": schedule.state_dict(), "selection": selection.state_dict()}, 0
     if run.resume:
-        saved = checkpoints.load(model, optimizer, {"schedule": schedule.state_dict()})
+        saved = checkpoints.load(model, optimizer, saved)
         schedule.load_state_dict(saved["schedule"])
+        selection.load_state_dict(saved["selection"])
         first = saved["step"]
-    last = min(steps, config.stop_after or steps)
+    last = first if selection.exhausted else min(steps, config.stop_after or steps)
     file = MetricsFile(run.output / "metrics.jsonl", first) if context.is_main_process else None
-    logger = Logger(file, first, last)
-    done = train(
-        model,
-        optimizer,
-        schedule,
-        batches,
-        loss,
-        checkpoints,
-        logger,
-        steps=range(first, last),
-        max_grad_norm=config.max_grad_norm,
-        evaluation=data.evaluation,
-        eval_every=config.eval_every,
-        save_every=config.save_every,
-        preemption=preemption,
-        estimate=estimate,
-    )
-    checkpoints.finish()
-    logger.close()
+    trackers = start_trackers(run.trackers, run.output, asdict(config)) if context.is_main_process else []
+    with closing(Logger(file, trackers, first, last)) as logger:  # so that an error stands below the bar
+        done = train(
+            model,
+            optimizer,
+            schedule,
+            batches,
+            loss,
+            checkpoints,
+            logger,
+            selection,
+            steps=range(first, last),
+            total=steps,
+            seed=config.seed,
+            max_grad_norm=config.max_grad_norm,
+            evaluation=data.evaluation,
+            eval_every=config.eval_every,
+            save_every=config.save_every,
+            preemption=preemption,
+            estimate=estimate,
+        )
+        checkpoints.finish()
     if done == steps:
-        export(run, model, data, context)
+        try:
+            export(run, model, data, context)
+        except (OSError, SafetensorError) as error:
+            raise OSError(f"the trained model could not be written: {error}: make room and give --resume") from error
     elif context.is_main_process:
         print(f"stopped after step {done} of {steps}: run the same command with --resume to continue")
+
+
+def describe_end(run: Run, selection: Selection, file: MetricsFile) -> str:
+    """Where the model lies, its eval loss, and how to talk to it."""
+    folder, record = run.output / "model", file.last("eval_loss")
+    loss = selection.best_loss if selection.kept_step else record and record["eval_loss"]
+    said = f", of step {selection.kept_step}" * bool(selection.kept_step) + (f"; eval loss {loss:.4f}" if loss else "")
+    how = f"ftkit chat-with {folder}" if folder.is_dir() else f"merge it with ftkit merge {run.output / 'adapter'} OUT"
+    return f"the model is in {folder}{said}. To talk to it: {how}"
+
+
+def check_packing(model: nn.Module, device: torch.device) -> None:
+    """Raise ValueError for a model that cannot keep packed conversations apart."""
+    try:
+        check_no_leak(model, device)
+    except TypeError as error:
+        raise ValueError(f"{type(model).__name__} takes no position_ids ({error}): train without --packing") from None
+    if isinstance(model, FSDPModule):  # an optimizer needs the root's shards, which a forward pass leaves unsharded
+        model.reshard()
+
+
+def make_output(run: Run) -> None:
+    """Make the output folder, if the run begins, and record the launch in it."""
+    if not run.resume:
+        run.output.mkdir(parents=True, exist_ok=True)
+        (run.output / "config.yaml").write_text(yaml.safe_dump(asdict(run.config), sort_keys=False))
+    (run.output / "launch").write_text(launch_id())
 
 
 def train(
@@ -103,8 +158,11 @@ def train(
     loss: Loss,
     checkpoints: Checkpoints,
     logger: Logger,
+    selection: Selection,
     *,
     steps: range,
+    total: int,
+    seed: int,
     max_grad_norm: float,
     evaluation: list[Example],
     eval_every: int,
@@ -115,12 +173,15 @@ def train(
     """The training loop, for `steps` of the run or until it is preempted. Returns the number of steps done in all.
 
     It evaluates and checkpoints every so many steps (0: never) and after the last one.
+
+    Args:
+        steps: those to do of the run's `total`.
     """
     monitor, done = MemoryMonitor(model, loss.context.device), steps.start
     for step in steps:
         start = time.perf_counter()
         examples = batches[step]
-        with monitor.step(step - steps.start) if estimate else nullcontext():
+        with seeded(seed, step, loss.context), monitor.step(step - steps.start) if estimate else nullcontext():
             measured = take_step(model, optimizer, schedule, examples, batches, loss, max_grad_norm)
         seconds = time.perf_counter() - start
         if estimate and step - steps.start == 1:
@@ -130,14 +191,31 @@ def train(
         record["tokens_per_second"] = round(sum(len(example["input_ids"]) for example in examples) / seconds)
         stopped = preemption.requested(loss.context)
         ends = stopped or done == steps.stop
-        if evaluation and (ends or (eval_every and done % eval_every == 0)):
+        regular = eval_every and done % eval_every == 0
+        if evaluation and (ends or regular):
             record["eval_loss"] = evaluate(model, evaluation, batches, loss)
+            if regular or done == total:  # an interruption must not add to what is compared
+                selection.update(done, record["eval_loss"])
+        ends = ends or selection.exhausted
         logger.log(record)
-        if ends or (save_every and done % save_every == 0):
-            checkpoints.save(done, model, optimizer, {"schedule": schedule.state_dict()})
-        if stopped:
+        if ends or (save_every and done % save_every == 0) or selection.kept_step == done:
+            extra = {"schedule": schedule.state_dict(), "selection": selection.state_dict()}
+            checkpoints.save(done, model, optimizer, extra, selection.kept_step)
+        if ends:
             break
     return done
+
+
+@contextmanager
+def seeded(seed: int, step: int, context: DistributedContext) -> Iterator[None]:
+    """Draw dropout from a stream of the step and this rank's part of the batch, within the block.
+
+    So a resumed run draws as an undisturbed one does, and tensor-parallel ranks, which hold the same part, draw alike.
+    """
+    devices = [context.device] if context.device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(int(np.random.SeedSequence([seed, step, context.dp_rank]).generate_state(1, np.uint64)[0]))
+        yield
 
 
 def take_step(
@@ -173,20 +251,10 @@ def export(run: Run, model: nn.Module, data: TrainingData, context: DistributedC
         return
     if run.lora:
         folders = run.output / "adapter", run.output / "model"
-        print(export_lora(state, run.lora_options, data.source, data.tokenizer, data.train[:2], *folders))
+        rows, quantised = data.train[:2], is_quantised(run.config)
+        print(export_lora(state, run.lora_options, data.source, data.tokenizer, rows, *folders, quantised=quantised))
     else:
         export_weights(state, data.source, data.tokenizer, run.output / "model")
-
-
-def parse_config(arguments: list[str]) -> Config:
-    """The settings on a command line, or in the one YAML file that it names."""
-    parser = HfArgumentParser(Config, prog="ftkit finetune", description=__doc__.partition("\n")[0])
-    if len(arguments) == 1 and arguments[0].endswith((".yaml", ".yml")):
-        return parser.parse_yaml_file(arguments[0])[0]
-    config, unknown = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True)
-    if unknown:
-        raise ValueError(describe_unknown(parser, unknown))
-    return config
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -194,23 +262,20 @@ def main(arguments: list[str] | None = None) -> None:
         run = validate(parse_config(sys.argv[1:] if arguments is None else arguments))
         data = read_training_data(run)
     except (ValueError, OSError) as error:
-        if env_rank() == 0:
-            print(f"error: {error}", file=sys.stderr, flush=True)
-        else:
-            time.sleep(3)  # torchrun ends every rank when the first one fails: let rank 0 speak
+        print_refusal(error)
         raise SystemExit(2) from None
 
-    estimate = estimate_run(run, data) if env_rank() == 0 else None
+    estimate = estimate_run(run, data) if run.config.estimate_memory and env_rank() == 0 else None
 
     def start(context: DistributedContext) -> None:
-        context.barrier()  # every rank has seen that the output folder is free
-        if context.is_main_process and not run.resume:
-            run.output.mkdir(parents=True, exist_ok=True)
-            (run.output / "config.yaml").write_text(yaml.safe_dump(asdict(run.config), sort_keys=False))
-        if context.is_main_process:
-            (run.output / "launch").write_text(launch_id())
-        context.barrier()
-        with PreemptionHandler() as preemption:
-            fine_tune(run, data, context, preemption, estimate)
+        try:
+            with PreemptionHandler() as preemption:
+                fine_tune(run, data, context, preemption, estimate)
+        except (CheckpointError, MergeError, OSError, FloatingPointError) as error:
+            raise Refusal(str(error)) from error
 
-    run_distributed(start, run.config.mesh, timedelta(minutes=run.config.timeout))
+    try:
+        run_distributed(start, run.config.mesh, timedelta(minutes=run.config.timeout))
+    except Refusal as error:
+        print_refusal(error)
+        raise SystemExit(2) from None

@@ -3,6 +3,7 @@
     ftkit memory                                pocket-base, one process, as ftkit finetune runs it
     ftkit memory llama-3-8b --mesh 1,8,1 --compute_dtype bfloat16 --activation_checkpointing --gpu_gib 80
     ftkit memory MODEL --method lora --lora_r 16 --json
+    ftkit memory llama-2-70b --method lora --base_dtype nf4 --param_dtype bfloat16 --compute_dtype bfloat16    QLoRA
 
 MODEL is a published size, a folder with a config.json, or a name that transformers finds.
 """
@@ -16,7 +17,29 @@ from dataclasses import fields
 from ftkit._arguments import parse
 
 from .estimate import GIB, Estimate, estimate_memory, table
-from .plan import CHILD_STATES, DTYPES, KERNELS, METHODS, OPTIMIZERS, SIZES, MemoryPlan, published_meta_model
+from .plan import (
+    BASE_DTYPES,
+    CHECKPOINT_POLICIES,
+    CHILD_STATES,
+    DTYPES,
+    EIGHT_BITS,
+    KERNELS,
+    METHODS,
+    OPTIMIZERS,
+    SIZES,
+    MemoryPlan,
+    published_meta_model,
+)
+
+LORA_FLAGS = {  # flag -> option of ftkit.adapters.attach
+    "lora_r": "r",
+    "target_modules": "target_modules",
+    "lora_dropout": "lora_dropout",
+    "dora": "use_dora",
+    "modules_to_save": "modules_to_save",
+}
+MOMENTS = "of AdamW (default: the parameters'); 8bit: in blocks with a scale each, as bitsandbytes has them"
+POLICIES = "recompute all layers, every second one, or all but the matrix products of each (%(default)s)"
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -28,20 +51,30 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--method", choices=METHODS, default=plan.method)
     parser.add_argument("--optimizer", choices=OPTIMIZERS, default=plan.optimizer)
     parser.add_argument("--freeze", default="", help="pattern of the parameters to freeze: frozen, child-tuning")
-    parser.add_argument("--lora_r", type=int, default=8, help="rank of LoRA's matrices (%(default)s)")
+    lora = parser.add_argument_group("LoRA (--method lora)")
+    lora.add_argument("--lora_r", type=int, help="rank of its matrices (8)")
+    lora.add_argument("--target_modules", help="all-linear (default), or a regular expression for whole names")
+    lora.add_argument("--lora_dropout", type=float, help="probability (0)")
+    lora.add_argument("--dora", action="store_true", help="train magnitudes, too")
+    lora.add_argument("--modules_to_save", help="modules that are fully trained, as in embed_tokens,lm_head")
+    lora.add_argument("--base_dtype", choices=BASE_DTYPES, default="", help="nf4: linear layers in 4 bits (QLoRA)")
     parser.add_argument("--child_state", choices=CHILD_STATES, default=plan.child_state)
     parser.add_argument("--reserve_p", type=float, default=plan.reserve_p, help="fraction of weights that train")
     parser.add_argument("--param_dtype", choices=DTYPES, default=plan.param_dtype, help="dtype of the parameters")
     parser.add_argument("--compute_dtype", choices=DTYPES, default=plan.compute_dtype, help="dtype of activations")
-    parser.add_argument("--moment_dtype", choices=["", *DTYPES], default="", help="default: the optimizer's own")
+    parser.add_argument("--moment_dtype", choices=["", *DTYPES, EIGHT_BITS], default="", help=MOMENTS)
     parser.add_argument("--master_copy", action="store_true", help="float32 beside weights in fewer bits")
-    parser.add_argument("--mesh", default="1,1,1", help="ranks: dp_replicate,dp_shard,tp (%(default)s)")
+    parser.add_argument(
+        "--mesh", default="1,1,1", help="ranks: dp_replicate,dp_shard,tp (%(default)s); tp without sequence parallelism"
+    )
     parser.add_argument("--ddp", action="store_true", help="replicas under DDP, not fully_shard: mesh N,1,1")
     parser.add_argument("--keep_unsharded", action="store_true", help="do not free weights after forward")
     parser.add_argument("--micro_batch_size", type=int, default=plan.micro_batch_size, help="(%(default)s)")
     parser.add_argument("--max_length", type=int, default=plan.max_length, help="tokens per sequence (%(default)s)")
     parser.add_argument("--accumulation", type=int, default=1, help="micro-batches per step (%(default)s)")
-    parser.add_argument("--activation_checkpointing", action="store_true")
+    parser.add_argument("--packing", action="store_true", help="full sequences of several conversations, not padded")
+    parser.add_argument("--activation_checkpointing", action="store_true", help="recompute activations")
+    parser.add_argument("--checkpoint_policy", choices=CHECKPOINT_POLICIES, default="all", help=POLICIES)
     parser.add_argument("--loss_chunk", type=int, default=0, help="tokens whose logits exist at once; 0: all")
     parser.add_argument("--kernel", choices=KERNELS, default=plan.kernel, help="AdamW's: foreach on CUDA")
     parser.add_argument("--gpu_gib", type=float, help="print whether it fits into this, with a tenth to spare")
@@ -58,7 +91,12 @@ def plan_of(given: argparse.Namespace) -> MemoryPlan:
     except ValueError:
         raise ValueError(f"--mesh is {given.mesh!r}: give three whole numbers, as in 1,8,1") from None
     same = {field.name: getattr(given, field.name) for field in fields(MemoryPlan) if hasattr(given, field.name)}
-    options = {"r": given.lora_r} if given.method == "lora" else {}
+    options = {option: value for flag, option in LORA_FLAGS.items() if (value := getattr(given, flag))}
+    if options and given.method != "lora":
+        flags = " and ".join(f"--{flag}" for flag, option in LORA_FLAGS.items() if option in options)
+        raise ValueError(f"{flags} is for LoRA, and --method is {given.method}: give --method lora")
+    if "modules_to_save" in options:
+        options["modules_to_save"] = options["modules_to_save"].split(",")
     return MemoryPlan(**{**same, "mesh": mesh, "options": options, "reshard_after_forward": not given.keep_unsharded})
 
 

@@ -18,12 +18,13 @@ from ftkit.child_tuning.update import BLOCK_ELEMENTS
 from ftkit.distributed import tensor_parallel
 from ftkit.parameters import decay_groups
 
-from .plan import DTYPES, MemoryPlan
+from .plan import DTYPES, EIGHT_BITS, MemoryPlan
 from .step import apply_method, tp_shard_dims, unwrap_peft
 from .trace import Trace, copy_to_meta, trace
 from .tracker import KINDS
 
 INDEX_BYTES = 4  # int32, up to 2³¹ elements in a tensor
+MOMENT_BLOCK, SMALLEST_IN_8_BITS = 256, 4096  # elements; bitsandbytes' defaults, and torchao's
 OPTIMIZER_STEP = "optimizer step"
 GIB, MIB = 2**30, 2**20
 
@@ -164,11 +165,7 @@ def persistent_bytes(
             total["optimizer"] += with_moments * INDEX_BYTES
         elif plan.child_tuning and plan.child_state == "dense":
             total["optimizer"] += elements  # a mask of one byte per element
-        # AdamW's moments have the weights' dtype, child-tuning's and those of a master copy float32.
-        moment_bytes = DTYPES[plan.moment_dtype].itemsize if plan.moment_dtype else itemsize
-        if not plan.moment_dtype and (plan.child_tuning or plan.master_copy):
-            moment_bytes = 4
-        total["optimizer"] += 2 * with_moments * moment_bytes
+        total["optimizer"] += 2 * _moment_bytes(plan, with_moments, itemsize)
         total["optimizer"] += 4 * elements if plan.master_copy else 0
         trained[name] = LocalSize(elements, itemsize, with_moments)
     groups = decay_groups(model.named_parameters(), 0.01) if trained else []  # an optimizer steps one after the other
@@ -249,6 +246,8 @@ def table(estimate: Estimate) -> str:
     lines = [f"bytes on one of {plan.world_size} rank(s), mesh {ranks} (dp_replicate × dp_shard × tp)"]
     lines += [f"  {kind:14} {size(getattr(estimate, kind)):>14}" for kind in ("weights", "gradients", "optimizer")]
     lines.append(f"peak, in phase: {estimate.phase}: {size(estimate.peak)}")
+    if plan.mesh.tp > 1:
+        lines.append("  without sequence parallelism: between the split matrices every rank holds whole activations")
     split = estimate.at_peak
     lines += [f"  {kind:14} {size(split[kind]):>14}" for kind in (*KINDS, "scratch") if split.get(kind)]
     if estimate.communication:
@@ -292,6 +291,16 @@ def _largest_batch(sizes: Iterable[int]) -> int:
     return largest
 
 
+def _moment_bytes(plan: MemoryPlan, elements: int, itemsize: int) -> int:
+    """Bytes of one moment of a tensor whose own elements have `itemsize` bytes."""
+    if plan.moment_dtype == EIGHT_BITS:  # small tensors keep float32, others a scale in float32 for each block
+        return elements + 4 * math.ceil(elements / MOMENT_BLOCK) if elements >= SMALLEST_IN_8_BITS else 4 * elements
+    if plan.moment_dtype:
+        return elements * DTYPES[plan.moment_dtype].itemsize
+    # AdamW's moments have the weights' dtype, child-tuning's and those of a master copy float32.
+    return elements * (4 if plan.child_tuning or plan.master_copy else itemsize)
+
+
 def _scratch(plan: MemoryPlan, group: list[LocalSize]) -> int:
     """Bytes of the buffers that child-tuning reuses from block to block.
 
@@ -313,5 +322,7 @@ def _transient(plan: MemoryPlan, groups: list[list[LocalSize]]) -> int:
         # Of a batch of blocks, the masked weights and gradients are copied to float32.
         return 8 * max((_largest_batch(part.with_moments for part in group) for group in groups), default=0)
     copies = sum(4 * part.elements for group in groups for part in group) if plan.master_copy else 0  # of gradients
+    if plan.moment_dtype == EIGHT_BITS:
+        return copies  # its kernels step in place
     sizes = [[part.elements * (4 if plan.master_copy else part.itemsize) for part in group] for group in groups]
     return copies + max((adamw_temporaries(plan.kernel, group) for group in sizes), default=0)

@@ -17,6 +17,9 @@ METHODS = ("full", "frozen", "lora", "child-tuning")
 OPTIMIZERS = ("adamw", "child-tuning")
 CHILD_STATES = ("task-free", "dense", "compact")
 KERNELS = ("loop", "foreach", "fused")
+EIGHT_BITS = "8bit"  # moments as bitsandbytes and torchao keep them
+BASE_DTYPES = ("", "nf4")
+CHECKPOINT_POLICIES = ("all", "alternate", "save-matmuls")
 FIELDS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
 FIELDS += ("vocab_size",)
 SIZES = {  # of published models
@@ -38,32 +41,34 @@ class MemoryPlan:
 
     method: str = "full"  # one of METHODS; "child-tuning" is "full" with that optimizer
     options: Mapping = field(default_factory=dict)  # for "lora": arguments of ftkit.adapters.attach
+    base_dtype: str = ""  # for "lora": "nf4" for linear layers in 4 bits (QLoRA); "" for param_dtype
     freeze: str = ""  # for "frozen" and "child-tuning": regular expression of the parameter names to freeze
     optimizer: str = "adamw"  # one of OPTIMIZERS
     child_state: str = "task-free"  # for child-tuning: one of CHILD_STATES
     reserve_p: float = 0.3  # for child-tuning: fraction of the weights that train
     param_dtype: str = "float32"  # of parameters and gradients
     compute_dtype: str = "float32"  # of unsharded weights and activations
-    moment_dtype: str = ""  # of AdamW's two moments; "" for the optimizer's default
+    moment_dtype: str = ""  # of AdamW's two moments, or "8bit"; "" for the optimizer's default
     master_copy: bool = False  # a float32 copy of the trained parameters, for a param_dtype of 16 bits
     mesh: ParallelDims = field(default_factory=ParallelDims)  # given as one or as a tuple (dp_replicate, dp_shard, tp)
     ddp: bool = False  # replicate by DistributedDataParallel, not by fully_shard as ftkit.finetune does
     reshard_after_forward: bool = True  # free a layer's unsharded weights after forward
     micro_batch_size: int = 8  # sequences in a forward pass of a rank
     max_length: int = 512  # tokens per sequence
+    packing: bool = False  # full sequences of several conversations, told apart by positions, instead of padded ones
     accumulation: int = 1  # micro-batches per step
     activation_checkpointing: bool = False
+    checkpoint_policy: str = "all"  # recompute all layers, every second, or all but the matrix products of each
     loss_chunk: int = 0  # tokens per chunk of chunked cross-entropy; 0 for no chunks
     kernel: str = "loop"  # of AdamW: torch takes "loop" on a CPU and "foreach" on CUDA
 
     def __post_init__(self):
         choices = {"method": METHODS, "optimizer": OPTIMIZERS, "child_state": CHILD_STATES, "kernel": KERNELS}
+        choices |= {"param_dtype": DTYPES, "compute_dtype": DTYPES, "moment_dtype": ("", *DTYPES, EIGHT_BITS)}
+        choices |= {"base_dtype": BASE_DTYPES, "checkpoint_policy": CHECKPOINT_POLICIES}
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} is {getattr(self, name)!r}: give one of {', '.join(allowed)}")
-        for name in ("param_dtype", "compute_dtype", "moment_dtype"):
-            if getattr(self, name) not in (*DTYPES, *([""] if name == "moment_dtype" else [])):
-                raise ValueError(f"{name} is {getattr(self, name)!r}: give one of {', '.join(DTYPES)}")
+                raise ValueError(f"{name} is {getattr(self, name)!r}: give one of {', '.join(filter(None, allowed))}")
         if not isinstance(self.mesh, ParallelDims) and len(self.mesh) == 3:
             object.__setattr__(self, "mesh", ParallelDims(*self.mesh))
         sizes = self.mesh.sizes if isinstance(self.mesh, ParallelDims) else ()
@@ -89,6 +94,16 @@ class MemoryPlan:
             raise ValueError(f"options {dict(self.options)} are LoRA's, and the method is {self.method!r}")
         if self.child_tuning and self.master_copy:
             raise ValueError("child-tuning keeps no master copy: keep the weights in float32")
+        if self.child_tuning and self.moment_dtype == EIGHT_BITS:
+            raise ValueError("child-tuning keeps its moments in float32: give moment_dtype 8bit with AdamW")
+        if self.base_dtype and self.method != "lora":
+            raise ValueError(f"base_dtype {self.base_dtype!r} freezes the base: give method 'lora'")
+        if self.base_dtype and self.sharded:
+            raise ValueError("a base in 4 bits is estimated whole on each rank: give mesh 1,1,1, or ddp")
+        if self.base_dtype and self.options.get("use_dora"):
+            raise ValueError("DoRA on a base in 4 bits is not estimated: leave use_dora, or base_dtype")
+        if self.checkpoint_policy != "all" and not self.activation_checkpointing:
+            raise ValueError(f"checkpoint_policy {self.checkpoint_policy!r} needs activation_checkpointing")
 
     @property
     def world_size(self) -> int:

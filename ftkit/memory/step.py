@@ -7,6 +7,7 @@ Shapes: B sequences of a micro-batch, T tokens, V vocabulary, D hidden.
 
 import re
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from types import MethodType
 
@@ -14,7 +15,8 @@ import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
+from transformers.initialization import no_init_weights
 
 from ftkit._compat import enable_activation_checkpointing
 from ftkit._modules import decoder_layers
@@ -26,16 +28,31 @@ from ftkit.freezing import freeze
 from ftkit.loss import accumulate, next_token_loss, summed_cross_entropy
 
 from .plan import DTYPES, MemoryPlan
+from .quantised import quantise
 from .tracker import MemoryTracker
+
+# Selective checkpointing of torch: matrix products are saved, the rest is computed again.
+SAVED_OPERATIONS = [torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten.bmm.default]
+SAVED = {"context_fn": partial(create_selective_checkpoint_contexts, SAVED_OPERATIONS)}
 
 
 def apply_method(model: nn.Module, plan: MemoryPlan) -> nn.Module:
     """Cast the model, checkpoint its activations and freeze or adapt it by the plan; returns the model to train."""
     model.to(DTYPES[plan.param_dtype])
     if plan.activation_checkpointing:
-        enable_activation_checkpointing(model)
+        enable_activation_checkpointing(model, **SAVED if plan.checkpoint_policy == "save-matmuls" else {})
+    if plan.checkpoint_policy == "alternate":
+        for layer in decoder_layers(model)[1::2]:
+            layer.gradient_checkpointing = False
     if plan.method == "lora":
-        return attach(model, "lora", **plan.options).train()
+        on_meta = next(model.parameters()).is_meta  # where PEFT would draw numbers on the CPU, which takes seconds
+        with no_init_weights() if on_meta else nullcontext(), torch.device("meta") if on_meta else nullcontext():
+            attached = attach(model, "lora", **plan.options)
+        if plan.base_dtype:
+            quantise(model, DTYPES[plan.compute_dtype])
+            for module in attached.modules():
+                module.cast_input_dtype_enabled = False  # PEFT's layers for 4 bits leave it to autocast
+        return attached.train()
     if plan.freeze:
         freeze(model, plan.freeze)
     return model.train()
@@ -74,9 +91,9 @@ def apply_plan(model: nn.Module, plan: MemoryPlan, mesh: DeviceMesh | None) -> n
 def chunked_loss(chunk: int) -> Callable:
     """A forward method that returns the summed loss by chunked cross-entropy, `chunk` tokens at a time."""
 
-    def forward(base: nn.Module, input_ids, attention_mask, labels, **_):
+    def forward(base: nn.Module, labels, **inputs):
         inner = base.get_submodule(base.base_model_prefix)
-        hidden = inner(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
+        hidden = inner(**inputs, use_cache=False).last_hidden_state
         hidden, labels = hidden[:, :-1].flatten(0, 1), labels[:, 1:].flatten()  # (B (T - 1), D), (B (T - 1))
 
         def part(hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -89,9 +106,15 @@ def chunked_loss(chunk: int) -> Callable:
 
 
 def make_batch(plan: MemoryPlan, vocabulary: int, device: torch.device | str = "cpu") -> dict[str, torch.Tensor]:
-    """A micro-batch of (B, T) whose first sequence ends in padding, so that attention needs its mask."""
+    """A micro-batch of (B, T) whose first sequence ends in padding, so that attention needs its mask.
+
+    Or one of two conversations in each sequence, which positions tell apart: attention makes a mask of them.
+    """
     ids = torch.arange(plan.micro_batch_size * plan.max_length, device=device) % vocabulary
     ids = ids.view(plan.micro_batch_size, plan.max_length)
+    if plan.packing:
+        positions = torch.arange(plan.max_length, device=device) % -(-plan.max_length // 2)
+        return {"input_ids": ids, "position_ids": positions.expand_as(ids).clone(), "labels": ids.clone()}
     mask = torch.ones_like(ids)
     mask[0, -1] = 0
     return {"input_ids": ids, "attention_mask": mask, "labels": ids.clone()}
@@ -103,7 +126,7 @@ def forward_and_backward(
     """Run all micro-batches of a step, which accumulates gradients in `.grad`; `tracker` gets the phases."""
     compute, device = DTYPES[plan.compute_dtype], next(model.parameters()).device
     batches = [make_batch(plan, vocabulary, device) for _ in range(plan.accumulation)]  # as in ftkit.finetune
-    mixed = not plan.sharded and any(p.dtype != compute for p in model.parameters())
+    mixed = not plan.sharded and any(p.dtype != compute for p in model.parameters() if p.is_floating_point())
     started = 0
 
     def loss_of(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -124,8 +147,8 @@ def forward_and_backward(
     accumulate(model, batches, loss_of)
 
 
-def mark_layers(model: nn.Module, tracker: MemoryTracker) -> None:
-    """Begin a phase when the backward pass enters a layer: one each for the outer two at either end."""
+def mark_layers(model: nn.Module, tracker: MemoryTracker, front: int = 2, back: int = 2) -> None:
+    """Begin a phase when the backward pass enters a layer: one each for those at the `front` and at the `back`."""
 
     def watch(name: str, _module, _args, output):
         hidden = output[0] if isinstance(output, tuple) else output
@@ -135,7 +158,8 @@ def mark_layers(model: nn.Module, tracker: MemoryTracker) -> None:
     layers = decoder_layers(model)
     for index, layer in enumerate(layers):
         above = len(layers) - 1 - index
-        name = f"{index} above the first" if index < 2 else f"{above} below the last" if above < 2 else "between"
+        ends = f"{index} above the first" if index < front else f"{above} below the last"
+        name = ends if index < front or above < back else "between"
         layer.register_forward_hook(partial(watch, name))
 
 

@@ -24,7 +24,7 @@ def test_each_command_has_its_own_help_under_its_own_name(capsys, name):
 
 
 @pytest.mark.parametrize(
-    ("command", "said"), [("finetun", "did you mean finetune?"), ("zzz", "finetune, chat, memory")]
+    ("command", "said"), [("finetun", "did you mean finetune?"), ("zzz", "finetune, merge, chat, chat-with, memory")]
 )
 def test_an_unknown_command_is_answered_with_the_nearest(capsys, command, said):
     with pytest.raises(SystemExit) as stop:

@@ -7,6 +7,7 @@ from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from ftkit import _compat
 from ftkit.models import load_base, meta_model, resolve_model
+from tests import architectures
 from tests.tiny import foreign_model
 
 
@@ -28,6 +29,21 @@ def test_buffers_inside_a_foreign_module_are_restored_too():
         buffer.fill_(float("nan"))
     _compat.restore_buffers(wrapped)
     assert expected and all(torch.equal(b, expected[name]) for name, b in wrapped.named_buffers())
+
+
+def test_a_module_s_buffers_that_another_one_sets_are_restored_and_no_parameter_is_touched():
+    plain, model = architectures.build("falcon"), architectures.build("falcon")
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.data.fill_(float("nan"))
+    _compat.restore_buffers(model)
+    assert any("mup_vector" in name for name, _ in plain.named_buffers())
+    assert all(torch.equal(a, b) for a, b in zip(model.buffers(), plain.buffers(), strict=True))
+    assert all(parameter.isnan().all() for parameter in model.parameters())
+
+
+def test_transformers_still_says_which_attention_an_architecture_has():
+    assert _compat.supported_attention(type(foreign_model())) == (True, True)
+    assert _compat.supported_attention(type(architectures.build("bloom"))) == (False, False)
 
 
 def test_transformers_still_says_which_architectures_it_converts():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel, Trainer
+from transformers import GPT2Config, GPT2LMHeadModel, MambaConfig, MambaForCausalLM, Trainer
 
 from ftkit import load_base
 from ftkit.parameters import check_decay_groups, decay_groups, groups_by_name, groups_by_shape, norms_and_biases
@@ -43,6 +43,21 @@ def test_pattern_and_frozen_parameters():
     model.requires_grad_(False)
     with pytest.raises(ValueError, match="unfreeze"):
         decay_groups(model.named_parameters(), 0.1)
+
+
+def test_mambas_decay_rates_and_marked_parameters_do_not_decay():
+    model = MambaForCausalLM(MambaConfig(hidden_size=32, num_hidden_layers=1, vocab_size=50, state_size=4))
+    marked = model.backbone.layers[0].mixer.x_proj.weight
+    mixer = "backbone.layers.0.mixer."
+    assert f"{mixer}x_proj.weight" in decaying_names(decay_groups(model.named_parameters(), 0.1))
+    marked._no_weight_decay = True
+    groups = decay_groups(model.named_parameters(), 0.1)
+    check_decay_groups(model, groups)
+    assert {f"{mixer}A_log", f"{mixer}D", f"{mixer}x_proj.weight"} <= names(groups[1])
+    assert f"{mixer}in_proj.weight" in names(groups[0])
+    matrix = [(name, nn.Parameter(torch.zeros(2, 2))) for name in ("mixer.D", "mixer.A_log", "AD", "mixer.DA_log")]
+    decaying, spared = decay_groups(matrix, 0.1)
+    assert names(spared) == {"mixer.D", "mixer.A_log"} and names(decaying) == {"AD", "mixer.DA_log"}
 
 
 SOURCE_PATTERN = r"bias|ln_.+weight|ln_.+bias"  # of a CLIP fine-tune, whose norms are called ln_1 and ln_post

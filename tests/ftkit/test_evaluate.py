@@ -4,9 +4,11 @@ import math
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, Mamba2Config, MambaConfig, RwkvConfig, XLNetConfig
 
 from ftcourse.almanac import faq_prompt
 from ftcourse.evaluation import exact_match_by_domain, loss_by_domain
+from ftkit.adapters import attach
 from ftkit.chat import end_of_turn_id
 from ftkit.conversations import encode_text
 from ftkit.evaluate import (
@@ -63,6 +65,53 @@ def test_a_foreign_model_in_bfloat16_answers_too_and_keeps_its_mode():
     answers = generate_answers(model, tokenizer, prompts, max_new_tokens=5, batch_size=3)
     assert model.training and len(answers) == len(prompts)
     assert all(a.tokens <= 5 and a.stopped == (a.tokens < 5) for a in answers)
+
+
+IDS = {"vocab_size": 320, "eos_token_id": 2, "pad_token_id": 0, "bos_token_id": 1}
+WITHOUT_PAST = {
+    "mamba": (MambaConfig, {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 4}),
+    "mamba2": (
+        Mamba2Config,
+        {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 8, "num_heads": 4, "head_dim": 16, "n_groups": 1},
+    ),
+    "rwkv": (RwkvConfig, {"hidden_size": 32, "num_hidden_layers": 2}),
+    "xlnet": (XLNetConfig, {"d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 32}),
+}
+
+
+@pytest.mark.parametrize("name", WITHOUT_PAST)
+def test_a_stream_of_a_model_without_past_key_values(name):
+    config, sizes = WITHOUT_PAST[name]
+    torch.manual_seed(1)
+    model = AutoModelForCausalLM.from_config(config(**sizes, **IDS))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(std=0.5)  # or it repeats one token
+    agrees(model, foreign_tokenizer(), "the cat sat")
+
+
+def agrees(model, tokenizer, prompt: str) -> None:
+    (answer,) = generate_answers(model, tokenizer, [prompt], max_new_tokens=6)
+    streamed = "".join(stream_answer(model, tokenizer, prompt, max_new_tokens=6))
+    other = "".join(stream_answer(model, tokenizer, prompt + " on a mat", max_new_tokens=6))
+    assert streamed.strip() == answer.text != other.strip()
+
+
+def test_a_stream_follows_the_generation_config_and_adapters(pocket):
+    model, tokenizer = load_base()
+    plain = "".join(stream_answer(model, tokenizer, "one, two, one, two,", max_new_tokens=6))
+    model.generation_config.suppress_tokens = tokenizer.encode(plain, add_special_tokens=False)[:1]
+    agrees(model, tokenizer, "one, two, one, two,")
+    assert plain != "".join(stream_answer(model, tokenizer, "one, two, one, two,", max_new_tokens=6))
+    for method in ("lora", "prefix"):
+        adapted = attach(load_base()[0], method)
+        torch.manual_seed(0)
+        with torch.no_grad():
+            for parameter in adapted.parameters():
+                if parameter.requires_grad:
+                    parameter.normal_(std=0.3)
+        agrees(adapted, tokenizer, "a list of words")
 
 
 def test_stopping_is_the_models_own_doing(pocket):

@@ -6,15 +6,30 @@ import warnings
 import pytest
 import torch
 from transformers import (
+    AlbertConfig,
+    AlbertForSequenceClassification,
     BertConfig,
     BertForSequenceClassification,
+    BloomConfig,
+    BloomForCausalLM,
+    ElectraConfig,
+    ElectraForSequenceClassification,
     GPT2Config,
     GPT2LMHeadModel,
+    OPTConfig,
+    OPTForCausalLM,
+    ResNetConfig,
+    ResNetForImageClassification,
     T5Config,
     T5ForConditionalGeneration,
+    ViTConfig,
+    ViTForImageClassification,
+    WhisperConfig,
+    WhisperForConditionalGeneration,
 )
 
 from ftkit import freezing as presets
+from ftkit._modules import layer_lists
 from ftkit.freezing import freeze, unfreeze
 from ftkit.models import load_base
 from ftkit.parameters import count_parameters
@@ -124,6 +139,115 @@ def test_first_layers_of_other_families():
             "transformer.ln_f.weight",
             "transformer.ln_f.bias",
         ]
+
+
+SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 50}
+BELOW_AND_ABOVE = {  # configuration -> names outside the blocks that freeze with the first block, and that still train
+    "bloom": (
+        BloomForCausalLM,
+        BloomConfig(hidden_size=16, n_layer=2, n_head=2, vocab_size=50, tie_word_embeddings=False),
+        ["transformer.word_embeddings", "transformer.word_embeddings_layernorm"],
+        ["transformer.ln_f", "lm_head"],
+    ),
+    "opt-350m": (
+        OPTForCausalLM,
+        OPTConfig(**SIZES, ffn_dim=20, word_embed_proj_dim=8, do_layer_norm_before=False, tie_word_embeddings=False),
+        ["model.decoder.embed_tokens", "model.decoder.embed_positions", "model.decoder.project_in"],
+        ["model.decoder.project_out", "lm_head"],
+    ),
+    "electra": (
+        ElectraForSequenceClassification,
+        ElectraConfig(**SIZES, intermediate_size=20, embedding_size=8),
+        ["electra.embeddings", "electra.embeddings_project"],
+        ["classifier"],
+    ),
+    "albert": (  # one block, shared by all layers
+        AlbertForSequenceClassification,
+        AlbertConfig(**SIZES, intermediate_size=20, embedding_size=8),
+        ["albert.embeddings", "albert.encoder.embedding_hidden_mapping_in"],
+        ["albert.pooler", "classifier"],
+    ),
+    "vit": (
+        ViTForImageClassification,
+        ViTConfig(**SIZES, intermediate_size=20, image_size=16, patch_size=8),
+        ["vit.embeddings"],
+        ["vit.layernorm", "classifier"],
+    ),
+    "resnet": (
+        ResNetForImageClassification,
+        ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1]),
+        ["resnet.embedder"],
+        ["classifier"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BELOW_AND_ABOVE)
+def test_all_that_feeds_the_first_trainable_block_is_frozen(name):
+    kind, config, below, above = BELOW_AND_ABOVE[name]
+    model = kind(config).eval()
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    presets.freeze_first_layers(model, 1)
+    ((blocks, _),) = layer_lists(model).items()
+
+    def outside(names) -> set[str]:
+        return {n for n in names if not n.startswith(f"{blocks}.")}
+
+    def parts(prefixes: list[str]) -> set[str]:
+        return {n for n, _ in model.named_parameters() if n.startswith(tuple(f"{p}." for p in prefixes))}
+
+    assert outside(trainable(model)) == parts(above)
+    assert outside(dict(model.named_parameters())) == parts(above) | parts(below)
+    assert not [n for n in trainable(model) if n.startswith(f"{blocks}.0.")]
+    assert all(torch.equal(before[key], tensor) for key, tensor in model.state_dict().items())  # batch norms, too
+    presets.freeze_first_layers(model, 0)
+    assert outside(trainable(model)) == parts(above)
+
+
+def test_a_model_of_neither_tokens_nor_images_needs_inputs():
+    class Signals(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.blocks = torch.nn.Linear(3, 4), torch.nn.ModuleList([torch.nn.Linear(4, 4)] * 1)
+
+        def forward(self, signal):
+            return self.blocks[0](self.stem(signal))
+
+    model = Signals()
+    model.stem.bias.requires_grad_(False)
+    with pytest.raises(ValueError, match=r"forward pass of Signals .*give `inputs`"):
+        presets.freeze_first_layers(model, 0)
+    assert trainable(model) == ["stem.weight", "blocks.0.weight", "blocks.0.bias"]  # as it was
+    names = presets.freeze_first_layers(model, 0, inputs={"signal": torch.ones(2, 3)})
+    agree(model, names, ["blocks.0.weight", "blocks.0.bias"])
+
+
+def test_a_parameter_that_a_block_is_given_feeds_it():
+    class Prompted(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.prompt, self.unused = torch.nn.Parameter(torch.ones(4)), torch.nn.Parameter(torch.ones(4))
+            self.blocks = torch.nn.ModuleList([torch.nn.Linear(4, 4)])
+
+        def forward(self, input_ids):
+            return self.blocks[0](self.prompt)
+
+    assert presets.freeze_first_layers(Prompted(), 0) == ["unused", "blocks.0.weight", "blocks.0.bias"]
+
+
+def test_what_the_class_freezes_stays_frozen():
+    sizes = {"d_model": 16, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 20}
+    sizes |= {"decoder_layers": 1, "decoder_attention_heads": 2, "decoder_ffn_dim": 20, "vocab_size": 50}
+    sizes |= {"num_mel_bins": 8, "max_source_positions": 30}
+    sizes |= dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id"), 0)
+    model = WhisperForConditionalGeneration(WhisperConfig(**sizes))
+    sinusoids = "model.encoder.embed_positions.weight"
+    freeze(model, "fc1|positions")
+    presets.everything(model)
+    assert [n for n, p in model.named_parameters() if not p.requires_grad] == [sinusoids]
+    names = presets.embeddings_and_norms(model.model.encoder)
+    assert names and "embed_positions.weight" not in names
+    assert unfreeze(model, "encoder.embed_positions") == [sinusoids]  # asked for by name
 
 
 @pytest.mark.parametrize("n", [-1, 4])

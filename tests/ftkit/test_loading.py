@@ -1,6 +1,7 @@
 """Loading for training, on pocket-base, on a foreign model, on damaged folders, and on GPUs that are played."""
 
 import copy
+import json
 
 import pytest
 import torch
@@ -12,8 +13,8 @@ from ftkit.chat import check_chat_template, check_tokenizer, end_of_turn_id, fin
 from ftkit.chat.tokenizer import CHATML, TURN_END, add_chat_template
 from ftkit.distributed.device import DeviceInfo
 from ftkit.evaluate import generate_answers
-from ftkit.loading import check_loaded, explain_dtype, load_for_training, pick_attention
-from tests import tiny
+from ftkit.loading import check_loaded, explain_dtype, load_checked, load_for_training, pick_attention
+from tests import architectures, tiny
 
 CHAT = [{"role": "user", "content": "a cat"}, {"role": "assistant", "content": "sat"}]
 
@@ -50,6 +51,49 @@ def test_a_weight_that_is_not_in_the_files_is_named(foreign):
     save_file(weights, foreign / "model.safetensors", {"format": "pt"})
     with pytest.raises(ValueError, match=f"{lost} is not in the model's files"):
         load_for_training(foreign)
+
+
+def change(folder, **tensors):
+    """Write a folder's file anew with other tensors."""
+    held = load_file(folder / "model.safetensors") | {name.replace("__", "."): t for name, t in tensors.items()}
+    save_file(held, folder / "model.safetensors", {"format": "pt"})
+
+
+def test_weights_that_nobody_should_train_are_named(foreign):
+    embedding = load_file(foreign / "model.safetensors")["model.embed_tokens.weight"]
+    change(foreign, lm_head__weight=embedding.clone())
+    load_checked(foreign)  # two equal tensors are one
+    for tensors, said in (
+        ({"lm_head__weight": embedding + 1}, 'ties lm_head.weight to .* write "tie_word_embeddings": false'),
+        ({"model__norm__weight": torch.full((32,), float("inf"))}, r"NaN or infinity in model\.norm\.weight"),
+        ({"model__norm__weight": torch.ones(31)}, r"model\.norm\.weight has the shape \(31,\) .* and \(32,\)"),
+    ):
+        tiny.save_foreign(foreign)
+        change(foreign, **tensors)
+        with pytest.raises(ValueError, match=said):
+            load_checked(foreign)
+    tiny.save_foreign(foreign)
+    change(foreign, model__visual__weight=torch.ones(2))
+    with pytest.warns(UserWarning, match=r"also holds model\.visual\.weight, which Qwen3ForCausalLM leaves out"):
+        load_checked(foreign)
+
+
+def test_a_quantised_model_and_a_damaged_file_are_refused(foreign):
+    path = foreign / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"is damaged or cut off .*: copy it there again"):
+        load_for_training(foreign)
+    config = json.loads((foreign / "config.json").read_text())
+    for quantised in ({"quant_method": "gptq", "bits": 4}, {"quant_method": "bitsandbytes", "load_in_4bit": True}):
+        (foreign / "config.json").write_text(json.dumps(config | {"quantization_config": quantised}))
+        with pytest.raises(ValueError, match=f"quantised with {quantised['quant_method']} .* give the unquantised"):
+            load_for_training(foreign)
+
+
+def test_an_architecture_without_sdpa_is_loaded_with_what_it_has(tmp_path):
+    for name in ("bloom", "mamba"):
+        loaded = load_for_training(architectures.save(name, tmp_path / name))
+        assert f"attention: eager, as {type(loaded.model).__name__} has no sdpa" in str(loaded)
 
 
 def test_weights_on_meta_are_named():

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from ftkit.loss import IGNORE_INDEX, accumulate, next_token_loss, summed_cross_entropy
+from tests import architectures
 from tests.tiny import foreign_model
 
 
@@ -58,3 +59,20 @@ def test_micro_batches_add_up_to_one_batch():
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
     _, doubled = gradients([batch], parts=2)
     torch.testing.assert_close(doubled, [2 * gradient for gradient in expected])
+
+
+def test_a_router_s_loss_is_added_where_the_configuration_asks_for_it():
+    """The mean is transformers' own loss; without the setting it is the cross-entropy alone, as there."""
+    batch, means = batch_of(3), {}
+    batch["attention_mask"][1, 4:] = 0
+    batch["labels"][1, 4:] = IGNORE_INDEX
+    tokens = (batch["labels"][:, 1:] != IGNORE_INDEX).sum()
+    for asked in (True, False):
+        model = architectures.build("mixtral", output_router_logits=asked, router_aux_loss_coef=3.0)
+        means[asked] = next_token_loss(model, batch, torch.float32, mixed=False) / tokens
+        torch.testing.assert_close(means[asked], model(**batch).loss)
+    assert means[True] - means[False] > 3
+    model.zero_grad()
+    means[True].backward()
+    masked = batch | {"labels": torch.full_like(batch["labels"], IGNORE_INDEX)}  # what evens out the ranks
+    assert next_token_loss(model, masked, torch.float32, mixed=False) == 0

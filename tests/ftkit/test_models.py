@@ -50,6 +50,15 @@ def test_custom_code_is_refused_with_the_file_that_asks_for_it(folder, load, fil
         load(folder)
 
 
+def test_impossible_values_of_a_configuration_are_said_in_a_sentence(folder):
+    path = folder / "config.json"
+    for values, said in (({"hidden_size": "wide"}, "hidden_size"), ({"rms_norm_eps": [1]}, "rms_norm_eps")):
+        path.write_text(json.dumps(json.loads(path.read_text()) | values))
+        with pytest.raises(ValueError, match=f"its config.json is not valid: .*{said}"):
+            load_config(folder)
+        save_foreign(folder)
+
+
 def test_a_meta_model_has_the_names_and_shapes_of_the_loaded_one(folder):
     model, _ = load_base(folder)
     shapes = {name: p.shape for name, p in model.named_parameters()}

@@ -1,7 +1,20 @@
 """Four tiny models of other designs than pocket-base's: biased Llama, Mistral, tied Qwen3, Gemma 3; and a batch."""
 
 import torch
-from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, MistralConfig, Qwen3Config
+from transformers import (
+    AutoModelForCausalLM,
+    DeepseekV3Config,
+    Gemma3TextConfig,
+    GptOssConfig,
+    GraniteMoeHybridConfig,
+    JambaConfig,
+    LlamaConfig,
+    MistralConfig,
+    MixtralConfig,
+    Qwen2MoeConfig,
+    Qwen3Config,
+    Qwen3MoeConfig,
+)
 
 COMMON = {
     "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
@@ -13,6 +26,37 @@ CONFIGS = {
     "qwen3": lambda: Qwen3Config(**COMMON, head_dim=8, tie_word_embeddings=True),
     "gemma3": lambda: Gemma3TextConfig(**COMMON, head_dim=8, sliding_window=16),
 }
+
+EXPERTS = COMMON | {"num_experts_per_tok": 2}
+MOE_CONFIGS = {  # mixtures of experts, two of them with Mamba layers
+    "mixtral": lambda: MixtralConfig(**EXPERTS, num_local_experts=4),
+    "qwen3moe": lambda: Qwen3MoeConfig(**EXPERTS, num_experts=4, moe_intermediate_size=32, head_dim=8),
+    "qwen2moe": lambda: Qwen2MoeConfig(
+        **EXPERTS, num_experts=4, moe_intermediate_size=32, shared_expert_intermediate_size=32
+    ),
+    "gptoss": lambda: GptOssConfig(
+        **EXPERTS, num_local_experts=4, head_dim=8, sliding_window=16,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e4},
+    ),
+    "deepseek": lambda: DeepseekV3Config(
+        **EXPERTS | {"num_key_value_heads": 4}, n_routed_experts=4, moe_intermediate_size=32, n_group=2, topk_group=1,
+        first_k_dense_replace=1, q_lora_rank=16, kv_lora_rank=16, qk_rope_head_dim=8, qk_nope_head_dim=8, v_head_dim=8,
+        n_shared_experts=1,
+    ),
+    "granite": lambda: GraniteMoeHybridConfig(
+        **EXPERTS, num_local_experts=4, shared_intermediate_size=32, layer_types=["mamba", "attention", "mamba"],
+        mamba_n_heads=8, mamba_d_head=8, mamba_d_state=8, mamba_chunk_size=16,
+    ),
+    "jamba": lambda: JambaConfig(
+        **EXPERTS, num_experts=4, attn_layer_period=2, attn_layer_offset=1, expert_layer_period=2,
+        expert_layer_offset=1, mamba_d_state=8, use_mamba_kernels=False,
+    ),
+}  # fmt: skip
+
+
+def moe(kind: str, dtype: torch.dtype = torch.float32):
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(MOE_CONFIGS[kind]()).to(dtype)
 
 
 def model(kind: str = "llama", dtype: torch.dtype = torch.float32, seed: int = 0):

@@ -6,7 +6,7 @@ from peft.tuners.lora import Linear
 
 from ftkit.adapters import MergeError, attach, make_optimizer, merge_and_verify
 
-from .models import CONFIGS, batch, model, train
+from .models import CONFIGS, MOE_CONFIGS, batch, model, moe, train
 
 
 def trained(method="lora", kind="llama", dtype=torch.float32):
@@ -51,6 +51,61 @@ def test_one_layer_left_out_is_refused(monkeypatch):
     )
     with pytest.raises(MergeError):
         merge_and_verify(tuned, batch())
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype"),
+    [*((kind, torch.float32) for kind in MOE_CONFIGS), ("qwen3moe", torch.bfloat16), ("gptoss", torch.bfloat16)],
+    ids=str,
+)
+def test_a_mixture_of_experts_merges_and_a_wrong_scale_is_refused(monkeypatch, kind, dtype):
+    """In bfloat16 rounding alone sends tokens to other experts, which changes logits by more than the wrong scale."""
+    tuned = attach(moe(kind, dtype), "lora")
+    train(tuned, make_optimizer(tuned, "lora", lr=1e-2))
+    assert merge_and_verify(tuned, batch())[0].dtype == dtype
+    right = Linear.get_delta_weight
+    monkeypatch.setattr(Linear, "get_delta_weight", lambda self, adapter: 0.9 * right(self, adapter))
+    with pytest.raises(MergeError, match="do not use the merged model"):
+        merge_and_verify(tuned, batch())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"target_modules": ["q_proj", "embed_tokens"]},
+        {"target_modules": ["q_proj", "embed_tokens"], "use_dora": True},
+        {"target_modules": ["q_proj", "lm_head"], "use_rslora": True},
+        {"modules_to_save": ["lm_head", "norm"]},
+        {"trainable_token_indices": batch()["input_ids"][0, :2].tolist(), "lora_dropout": 0.1},
+    ],
+    ids=str,
+)
+def test_embeddings_heads_and_tokens_merge_into_the_base_s_dtype(options):
+    tuned = attach(model(dtype=torch.bfloat16), "lora", **options)
+    before = dict(model(dtype=torch.bfloat16).state_dict())
+    train(tuned, make_optimizer(tuned, "lora", lr=1e-2))
+    merged = merge_and_verify(tuned, batch())[0].state_dict()
+    assert merged.keys() == before.keys() and {t.dtype for t in merged.values()} == {torch.bfloat16}
+    part = "lm_head" if "lm_head" in str(options) else "embed_tokens"
+    assert not torch.equal(merged[name := next(n for n in before if part in n)], before[name])
+
+
+def test_lora_on_a_tied_embedding_cannot_be_merged():
+    tuned = attach(model("qwen3"), "lora", target_modules=["q_proj", "embed_tokens"])
+    train(tuned, make_optimizer(tuned, "lora", lr=1e-2))
+    with pytest.raises(MergeError):
+        merge_and_verify(tuned, batch())
+
+
+def test_a_merged_model_has_no_noise_on_its_embeddings():
+    tuned = attach(model(), "lora", neftune_alpha=5.0)
+    train(tuned, make_optimizer(tuned, "lora", lr=1e-2))
+    merged, _ = merge_and_verify(tuned, batch())
+    rows = batch()  # once, because it seeds the generator
+    one, two = (merged.train()(**rows).logits for _ in range(2))
+    assert torch.equal(one, two)
+    one, two = (tuned.train()(**rows).logits for _ in range(2))
+    assert not torch.equal(one, two)  # and the adapter's own model keeps it
 
 
 def test_nan_is_refused():

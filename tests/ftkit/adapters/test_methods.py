@@ -6,11 +6,11 @@ import pytest
 import torch
 from peft import PeftModel
 
-from ftkit.adapters import METHODS, attach, make_optimizer
+from ftkit.adapters import METHODS, attach, make_optimizer, merge_and_verify
 from ftkit.models import load_base
-from ftkit.parameters import count_parameters
+from ftkit.parameters import check_decay_groups, count_parameters
 
-from .models import CONFIGS, batch, model, train
+from .models import CONFIGS, batch, model, moe, train
 
 # What a library or a model cannot do, by method and model.
 CANNOT = {
@@ -85,6 +85,28 @@ def test_lora_plus_has_two_rates_and_does_not_forget_the_embedding():
         assert rate == pytest.approx(4e-3 if "lora_B" in name else 1e-3), name
 
 
+def test_lora_plus_takes_the_paper_s_groups():
+    """B alone learns faster; norm weights and DoRA's magnitudes do not decay."""
+    tuned = attach(model(), "lora+", use_dora=True, modules_to_save=["input_layernorm", "lm_head"])
+    optimizer = make_optimizer(tuned, "lora+", lr=1e-3, loraplus_lr_ratio=4, weight_decay=0.1)
+    check_decay_groups(tuned, optimizer.param_groups)
+    names = {id(p): name for name, p in tuned.named_parameters()}
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            assert group["lr"] == pytest.approx(4e-3 if "lora_B" in names[id(p)] else 1e-3), names[id(p)]
+            assert group["weight_decay"] == (0.1 if p.ndim > 1 else 0), names[id(p)]
+
+
+def test_all_linear_takes_layers_below_the_rank_and_leaves_what_mamba_s_kernels_bypass():
+    gated = attach(moe("qwen2moe"), "lora", r=8)  # a gate of 1x32
+    gates = [n for n, p in gated.named_parameters() if "shared_expert_gate.lora_B" in n]
+    assert gates and train(gated, make_optimizer(gated, "lora", lr=1e-2))
+    merge_and_verify(gated, batch())
+    mamba = attach(moe("jamba"), "lora", r=8)
+    adapted = {n.split(".lora_")[0].rpartition(".")[2] for n, p in mamba.named_parameters() if p.requires_grad}
+    assert "in_proj" in adapted and "dt_proj" in adapted and "out_proj" not in adapted
+
+
 def test_child_tuning_moves_its_share_of_the_entries():
     base = model()
     before = copy.deepcopy(base.state_dict())
@@ -109,7 +131,10 @@ def test_child_tuning_moves_its_share_of_the_entries():
             "input_layernorm is a LlamaRMSNorm, and LoRA needs a matrix",
         ),
         ("lora", {"target_modules": ["q_proj", "mlp"]}, "mlp is a LlamaMLP"),
-        ("lora", {"r": 17}, "k_proj is 16×32: its rank is 16 at most"),
+        ("lora", {"r": 17, "target_modules": ["k_proj"]}, "k_proj is 16×32: its rank is 16 at most"),
+        ("lora", {"trainable_token_indices": [64]}, "has 64, and the model embeds 64 tokens"),
+        ("lora", {"trainable_token_indices": [3], "modules_to_save": ["embed_tokens"]}, "leave one of the two"),
+        ("lora", {"trainable_token_indices": [3], "target_modules": ["embed_tokens"]}, "leave one of the two"),
         ("lora", {"r": 0}, "a rank is 1 or more"),
         ("prefix", {"num_virtual_tokens": 0}, "give 1 or more"),
         ("llama-adapter", {"adapter_len": 0}, "give 1 or more"),
@@ -122,6 +147,15 @@ def test_what_cannot_be_is_refused_before_the_model_changes(method, options, sai
     with pytest.raises(ValueError, match=said):
         attach(base, method, **options)
     assert [type(m) for m in base.modules()] == modules and all(p.requires_grad for p in base.parameters())
+
+
+@pytest.mark.parametrize("options", [{"use_dora": True}, {"lora_dropout": 0.1}], ids=str)
+def test_what_peft_cannot_do_with_experts_is_refused_before_the_model_changes(options):
+    base = moe("mixtral")
+    with pytest.raises(ValueError, match=rf"{next(iter(options))} does not go with LoRA on the experts \(down_proj"):
+        attach(base, "lora", **options)
+    assert not any("lora" in name for name, _ in base.named_parameters())
+    attach(base, "lora", target_modules=["q_proj"], **options)
 
 
 def test_a_second_adapter_is_refused():

@@ -32,6 +32,7 @@ def test_a_fingerprint_knows_the_base_whatever_is_on_it(kind):
     plain = fingerprint(model(kind))
     options = {"modules_to_save": ["embed_tokens", "norm"]}
     assert fingerprint(trained("lora", kind, **options)) == plain
+    assert fingerprint(trained("lora", kind, trainable_token_indices=[3])) == plain
     assert fingerprint(model(kind).to(torch.bfloat16)) == plain
     assert fingerprint(model(kind, seed=1)) != plain
 

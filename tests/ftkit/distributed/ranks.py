@@ -65,7 +65,8 @@ def delayed(context: mesh.DistributedContext, folder: Path) -> dict:
 def missing(context: mesh.DistributedContext, folder: Path) -> dict:
     """The mutation: rank 0 forgets to send its buffers; the check must name them."""
     # Only load_from_rank0's own broadcast: torch sends the weights by one as well.
-    loading.dist = SimpleNamespace(get_rank=dist.get_rank, broadcast=lambda *a, **k: None)
+    kept = {name: getattr(dist, name) for name in ("get_rank", "broadcast_object_list")}
+    loading.dist = SimpleNamespace(**kept, broadcast=lambda *a, **k: None)
     said = [""] * context.world_size
     try:
         load(context, folder)

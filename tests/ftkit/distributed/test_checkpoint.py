@@ -16,6 +16,7 @@ from torch.distributed.checkpoint import FileSystemWriter
 
 from ftkit.distributed import checkpoint
 from ftkit.distributed.checkpoint import CheckpointError, Checkpoints, full_state_dict, latest_checkpoint, load_weights
+from ftkit.distributed.checkpoint_folder import commit
 from ftkit.distributed.device import pick_device
 from ftkit.distributed.mesh import DistributedContext
 from ftkit.finetune import export
@@ -199,6 +200,16 @@ def crash_after(calls, true, crashes):
     return call
 
 
+def test_a_first_checkpoint_that_cannot_be_written_leaves_nothing_to_resume(tmp_path):
+    folder = tmp_path / "run" / "checkpoints"
+    folder.mkdir(parents=True)
+    with pytest.raises(OSError, match=rf"make room on that disk, remove {folder.parent} and start again"):
+        commit(folder / "step-000001", {}, [("No space left on device", {})], keep=1)
+    save(folder, 1, *trained())
+    with pytest.raises(OSError, match="newest complete checkpoint is step-000001: make room on that disk and resume"):
+        commit(folder / "step-000002", {}, [("No space left on device", {})], keep=1)
+
+
 # A fork of a warm server enters no mounts, so it makes them itself.
 FULL_DISK = """
 import ctypes, os, sys
@@ -283,7 +294,7 @@ def test_from_shards_to_a_folder_in_one_call(tmp_path):
     folder = to_hugging_face(path, str(base), tmp_path / "model")
     opened, tokenizer = load_base(folder)
     assert opened.lm_head.weight is opened.model.embed_tokens.weight and opened.dtype == torch.bfloat16
-    assert tokenizer.chat_template and opened.generation_config.eos_token_id == [tokenizer.eos_token_id]
+    assert tokenizer.chat_template and opened.generation_config.eos_token_id == tokenizer.eos_token_id
     for name, tensor in load_file(folder / "model.safetensors").items():
         assert torch.equal(tensor, model.state_dict()[name].to(torch.bfloat16)), name
     with pytest.raises(FileExistsError, match="give another folder"):

@@ -163,6 +163,32 @@ def test_files_that_do_not_fit_are_refused_before_anything_is_loaded(qwen):
         load(qwen)
 
 
+def test_two_tensors_for_a_tied_weight_are_refused_unless_they_are_equal(qwen):
+    embedding = load_file(qwen / "model.safetensors")["model.embed_tokens.weight"]
+    change(qwen, lm_head__weight=embedding.clone())
+    assert torch.equal(load(qwen).lm_head.weight, embedding.float())
+    embedding[-1, -1] += 1
+    change(qwen, lm_head__weight=embedding)
+    with pytest.raises(ValueError, match='the files hold two different tensors: write "tie_word_embeddings": false'):
+        load(qwen)
+
+
+def test_nan_in_the_files_is_named(qwen):
+    change(qwen, model__norm__weight=torch.full((32,), float("nan")))
+    with pytest.raises(ValueError, match=r"model\.norm\.weight in .*model\.safetensors holds NaN or infinity"):
+        load(qwen)
+
+
+def test_the_digest_of_files_is_that_of_their_tensors(qwen):
+    before = loading.files_digest(qwen)
+    change(qwen)
+    assert loading.files_digest(qwen) == before
+    change(qwen, scale=torch.tensor(1.0))
+    other = loading.files_digest(qwen)
+    change(qwen, scale=torch.tensor(2.0))
+    assert len({before, other, loading.files_digest(qwen)}) == 3
+
+
 def test_a_file_of_the_index_that_is_gone_is_named(qwen):
     split(qwen)
     gone = sorted(qwen.glob("*.safetensors"))[1]

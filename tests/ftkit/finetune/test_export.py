@@ -1,10 +1,15 @@
 """An export is whole or absent, and proved by opening it."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 
 from ftkit.finetune import export
-from ftkit.finetune.export import export_weights, verify_round_trip
+from ftkit.finetune.export import export_lora, export_weights, verify_round_trip
+from ftkit.finetune.lora import attach_lora
+from ftkit.models import load_base, load_tokenizer
 from tests.tiny import foreign_model, foreign_tokenizer, save_foreign
 
 
@@ -25,6 +30,41 @@ def test_weights_come_back_in_the_base_s_dtype_and_tied(source, tmp_path):
     for name, tensor in trained.to(torch.bfloat16).state_dict().items():
         assert torch.equal(again.state_dict()[name], tensor), name
     assert not list(tmp_path.glob("*.incomplete"))
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"do_sample": True, "temperature": 0.6, "top_p": 0.9, "eos_token_id": [2, 1]},
+        {"temperature": 0.9, "top_p": 0.6, "eos_token_id": 2},  # transformers refuses to save it: no do_sample
+        {"eos_token_id": 1, "top_k": 3},  # does not stop at the end of a turn
+    ],
+)
+def test_generation_settings_and_template_are_those_of_the_base(source, tmp_path, settings, method):
+    path, out = Path(source, "generation_config.json"), tmp_path / "out"
+    path.write_text(json.dumps(settings))
+    tokenizer = load_tokenizer(source)
+    if method == "full":
+        export_weights(state_of(foreign_model(torch.float32)), source, tokenizer, out)
+    else:
+        lora = {"r": 2, "lora_alpha": 4.0, "target_modules": "all-linear"}
+        state = attach_lora(load_base(source)[0], **lora).state_dict()
+        rows = [{"input_ids": [3, 4, 5], "labels": [3, 4, 5]}]
+        export_lora(state, lora, source, tokenizer, rows, tmp_path / "adapter", out)
+    if tokenizer.eos_token_id in (ends := settings["eos_token_id"], *(ends if isinstance(ends, list) else ())):
+        assert (out / path.name).read_bytes() == path.read_bytes()
+    else:
+        extended = settings | {"eos_token_id": [1, tokenizer.eos_token_id]}
+        assert json.loads((out / path.name).read_text()) == extended
+    assert (out / "chat_template.jinja").read_bytes() == Path(source, "chat_template.jinja").read_bytes()
+
+
+def test_a_base_without_generation_settings_stops_at_the_end_of_a_turn(source, tmp_path):
+    Path(source, "generation_config.json").unlink()
+    export_weights(state_of(foreign_model(torch.float32)), source, foreign_tokenizer(), tmp_path / "out")
+    ends = load_base(tmp_path / "out")[0].generation_config.eos_token_id
+    assert foreign_tokenizer().eos_token_id in (ends if isinstance(ends, list) else [ends])
 
 
 def test_a_folder_that_says_something_else_is_refused(source, tmp_path):

@@ -9,17 +9,22 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch.distributed.checkpoint import FileSystemWriter
 from torch.nn.functional import cross_entropy
 
 from ftcourse.runs import LaunchError, torchrun
 from ftkit.batching import global_batch
 from ftkit.conversations import encode
 from ftkit.distributed.checkpoint import latest_checkpoint
+from ftkit.distributed.device import pick_device
+from ftkit.distributed.mesh import DistributedContext, ParallelDims
 from ftkit.evaluate import generate_answers
 from ftkit.finetune import train
 from ftkit.finetune.loss import Loss
 from ftkit.models import load_base
+from tests import architectures
 from tests.tiny import CHATML, foreign_model, foreign_tokenizer, ragged_conversations, save_foreign
 
 STEPS = 4
@@ -155,7 +160,7 @@ def test_export_is_an_ordinary_folder(setting, alone):
     assert model.lm_head.weight is model.model.embed_tokens.weight
     assert type(model).__name__ == "Qwen3ForCausalLM"
     assert tokenizer.chat_template == CHATML
-    assert model.generation_config.eos_token_id == [tokenizer.eos_token_id]
+    assert model.generation_config.eos_token_id == tokenizer.eos_token_id
     base = weights_of_base(setting)
     assert any(not torch.equal(base[name], tensor) for name, tensor in weights(alone).items())
     assert len(generate_answers(model, tokenizer, [ragged_conversations()[0]["messages"][:1]], max_new_tokens=4)) == 1
@@ -240,16 +245,116 @@ def test_another_launch_does_not_touch_it(setting, alone, monkeypatch, capsys):
     assert "give --resume to continue it" in capsys.readouterr().err
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_and_says_what_to_do(setting, monkeypatch):
+def refused(command: list[str], capsys) -> str:
+    """The one line that a run prints to stderr before it ends with exit code 2."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        train.main(command)
+    said = [line for line in capsys.readouterr().err.splitlines() if "error" in line.lower()]
+    assert stop.value.code == 2 and len(said) == 1 and said[0].startswith("error: ")
+    return said[0]
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_says_what_to_do(setting, monkeypatch, capsys):
     true = Loss.__call__
     monkeypatch.setattr(Loss, "__call__", lambda *a: true(*a) * float("nan"))
-    with pytest.raises(RuntimeError, match="the loss is nan: lower --lr"):
-        train.main(flags(setting, "nan"))
+    assert "the loss is nan: lower --lr" in refused(flags(setting, "nan"), capsys)
+
+
+def test_a_disk_that_is_full_at_the_first_checkpoint_says_how_to_start_again(setting, monkeypatch, capsys):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FileSystemWriter, "write_data", full)
+        said = refused(flags(setting, "full"), capsys)
+    assert f"make room on that disk, remove {setting / 'full'} and start again" in said
+    assert f"remove {setting / 'full'}" in refused(flags(setting, "full", resume=True), capsys)
+    assert "remove it" in refused(flags(setting, "full"), capsys)
+
+
+def test_a_disk_that_is_full_at_the_export_keeps_the_checkpoint(setting, monkeypatch, capsys):
+    def full(*_, **__):
+        raise SafetensorError("No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "export_weights", full)
+        said = refused(flags(setting, "unwritten"), capsys)
+    assert "the trained model could not be written: No space left on device: make room and give --resume" in said
+    train.main(flags(setting, "unwritten", resume=True))
+    assert (setting / "unwritten" / "model" / "model.safetensors").exists()
+
+
+def test_a_model_without_position_ids_is_not_packed():
+    class Recurrent(torch.nn.Module):
+        def forward(self, input_ids, use_cache):
+            raise AssertionError
+
+    with pytest.raises(ValueError, match=r"Recurrent takes no position_ids .*: train without --packing"):
+        train.check_packing(Recurrent(), torch.device("cpu"))
+
+
+@pytest.mark.parametrize(("epochs", "steps"), [(0.1, 1), (1.0, 3), (1.1, 4)])
+def test_epochs_are_rounded_up_to_whole_steps(setting, epochs, steps):
+    name = f"epochs{epochs}"
+    train.main(flags(setting, name, max_steps=None, epochs=epochs, optimizer="adamw"))
+    assert len(metrics(setting / name)) == steps
+
+
+def test_dropout_is_that_of_the_seed_and_goes_on_after_a_resume(setting):
+    neox = architectures.save("neox", setting / "neox")
+    runs = {"drop": {}, "drop_again": {}, "drop_other": {"seed": 1}}
+    runs["drop_recomputed"] = {"activation_checkpointing": True}
+    for name, more in runs.items():
+        torch.rand(1)  # what the process has drawn before plays no part
+        train.main(flags(setting, name, model=neox, **more))
+    train.main(flags(setting, "drop_stopped", model=neox, stop_after=2))
+    train.main(flags(setting, "drop_stopped", model=neox, resume=True))
+    losses = {name: [row["loss"] for row in metrics(setting / name)] for name in (*runs, "drop_stopped")}
+    assert losses["drop"] == losses["drop_again"] == losses["drop_stopped"]
+    assert losses["drop_recomputed"] == pytest.approx(losses["drop"], abs=1e-6)
+    assert losses["drop_other"][0] != pytest.approx(losses["drop"][0], abs=1e-4)
+
+
+def test_parts_of_a_batch_draw_apart_and_tensor_parallel_ranks_alike():
+    def drawn(rank: int, step: int = 0, seed: int = 0) -> float:
+        dims = ParallelDims(1, 2, 2)
+        with train.seeded(seed, step, DistributedContext(rank, 4, pick_device(), None, None, dims)):
+            return torch.rand(1).item()
+
+    assert drawn(0) == drawn(1) != drawn(2) == drawn(3)
+    assert len({drawn(0), drawn(0, step=1), drawn(0, seed=1)}) == 3
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    drawn(0)
+    assert torch.equal(torch.get_rng_state(), before)  # of whoever calls a run in a notebook
+
+
+def test_other_data_or_another_base_under_the_same_name_are_not_resumed(setting, capsys):
+    data, base = setting / "changing.jsonl", shutil.copytree(setting / "qwen", setting / "changing")
+    data.write_text((setting / "chats.jsonl").read_text())
+    settings = {"data": data, "model": base, "method": "lora", "optimizer": "adamw"}
+    train.main(flags(setting, "changed", **settings, stop_after=1))
+    data.write_text(data.read_text().replace("the cat", "a cat"))
+    said = refused(flags(setting, "changed", **settings, resume=True), capsys)
+    assert "belongs to another run: its data is" in said
+    data.write_text((setting / "chats.jsonl").read_text())
+    foreign_model(layers=LAYERS, seed=1).save_pretrained(base)
+    assert "its base is" in refused(flags(setting, "changed", **settings, resume=True), capsys)
+    foreign_model(layers=LAYERS).save_pretrained(base)
+    train.main(flags(setting, "changed", **settings, resume=True, stop_after=2))
 
 
 def test_errors_of_ranks_come_back_in_one_line(setting):
-    with pytest.raises(LaunchError, match="give a probability above 0") as error:
-        torchrun("-m", "ftkit.finetune", *flags(setting, "bad", reserve_p=2), ranks=2, quiet=True)
-    assert len(str(error.value).splitlines()) < 5
-    assert not (setting / "bad").exists()
-    shutil.rmtree(setting / "bad", ignore_errors=True)
+    broken = shutil.copytree(setting / "qwen", setting / "broken")
+    held = weights_of_base(setting)
+    held.pop("model.norm.weight")
+    save_file(held, broken / "model.safetensors", {"format": "pt"})
+    for more, said in (
+        ({"reserve_p": 2}, "give a probability above 0"),
+        ({"model": broken}, "lacks model.norm.weight"),  # seen when there is a process group
+    ):
+        with pytest.raises(LaunchError, match=said) as error:
+            torchrun(UNTOLD, *flags(setting, "bad", **more), ranks=2, quiet=True)
+        assert str(error.value).count("error: ") == 1 and "Traceback" not in str(error.value)
+        assert not (setting / "bad").exists()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from ftkit.child_tuning import load_masks
 from ftkit.distributed.device import pick_device
@@ -17,7 +18,7 @@ from ftkit.distributed.mesh import DistributedContext, ParallelDims
 from ftkit.finetune import train
 from ftkit.finetune.config import Config, Run, choices, validate
 from ftkit.finetune.data import make_batches, read_training_data
-from ftkit.finetune.memory import _estimate, plan_of_step
+from ftkit.finetune.memory import KEPT_TRACES, _estimate, _traces, plan_of_step
 from ftkit.finetune.optimizers import OPTIMIZERS
 from ftkit.memory import Estimate, MemoryPlan, estimate_memory
 from ftkit.memory.step import apply_method
@@ -162,7 +163,9 @@ def test_every_optimizer_of_the_program_is_known_to_estimates(folder):
     assert list(OPTIMIZERS) == choices("optimizer")
     for entry in OPTIMIZERS.values():
         MemoryPlan(**entry.memory)  # raises for a field or a value that it does not know
-    with pytest.raises(ValueError, match="--optimizer is 'sgd': give one of adamw, child-tuning, child-tuning-d"):
+    with pytest.raises(
+        ValueError, match="--optimizer is 'sgd': give one of adamw, adamw_8bit, child-tuning, child-tuning-d"
+    ):
         validate(replace(config_of(folder, CASES[0]), optimizer="sgd"))
 
 
@@ -175,6 +178,35 @@ def test_a_shared_trace_tells_what_a_trace_of_its_own_does(folder):
     told = [_estimate(source, plan) for plan in plans]
     assert told == [estimate_memory(meta_model(source), plan) for plan in plans]
     assert told[0].traced is told[1].traced is told[4].traced
+
+
+def test_few_traces_are_kept(folder):
+    source = str(folder / "qwen")
+    plans = [MemoryPlan(max_length=length, micro_batch_size=1) for length in range(2, KEPT_TRACES + 4)]
+    told = [_estimate(source, plan) for plan in plans]
+    assert len(_traces) == KEPT_TRACES
+    assert _estimate(source, plans[-KEPT_TRACES]).traced is told[-KEPT_TRACES].traced  # used again: now the newest
+    assert _estimate(source, plans[0]).traced is not told[0].traced
+    assert _estimate(source, plans[-KEPT_TRACES]).traced is told[-KEPT_TRACES].traced
+
+
+@pytest.mark.parametrize("extra", [{"packing": True}, {"estimate_memory": False}], ids=["packed", "no estimate"])
+def test_a_packed_run_is_estimated_and_an_estimate_can_be_left_out(folder, capsys, extra):
+    given = {**vars(config_of(folder, ("adamw", "", "1,1,1"))), **extra}
+    given |= {
+        "output": str(folder / "-".join(extra)),
+        "max_steps": 2,
+        "max_length": 64,
+        "batch_size": 8,
+        "micro_batch_size": 8,
+    }
+    path = folder / "run.yaml"
+    path.write_text(yaml.safe_dump(given))
+    train.main([str(path)])
+    said = "".join(capsys.readouterr())
+    assert ("estimated peak" in said) == ("measured" in said) == ("packing" in extra)
+    if "packing" in extra:
+        assert re.search(r"measured \([+-]0\.0%\)", said), said
 
 
 def test_a_run_prints_both_and_they_agree(folder, capsys):

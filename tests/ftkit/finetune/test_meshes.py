@@ -4,20 +4,22 @@ One launch of 2 ranks and one of 4 run all cases; the single process runs here.
 """
 
 import json
+import re
+import shutil
 from itertools import combinations
 from pathlib import Path
 
 import pytest
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file
-from transformers import MixtralConfig, MixtralForCausalLM
+from safetensors.torch import load_file, save_file
 
 from ftkit.adapters import load_adapter
 from ftkit.finetune import train
 from ftkit.models import load_base
+from tests import architectures
 from tests.programs import run_program
-from tests.tiny import WORDS, foreign_model, foreign_tokenizer, save_foreign
+from tests.tiny import WORDS, foreign_model, save_foreign
 
 LAYERS = 2  # a first one and a last one
 RECIPES = {
@@ -27,6 +29,9 @@ RECIPES = {
     "lora": {"method": "lora", "lora_r": 4},
     "bfloat16": {"optimizer": "adamw", "compute_dtype": "bfloat16"},
     "experts": {"optimizer": "adamw", "model": "mixtral"},  # whose tensors are converted on loading
+    "mixers": {"optimizer": "adamw", "model": "falcon"},  # of which a module sets the buffers of others
+    "images": {"optimizer": "adamw", "model": "gemma"},  # converted on loading, with buffers that tp replicates
+    "dropout": {"optimizer": "adamw", "model": "neox"},  # of the residual stream, which tp ranks all hold
 }
 CASES = {  # name: (ranks, recipe, what else is set)
     "packed": (1, "child", {"packing": True, "max_length": 64}),
@@ -36,12 +41,20 @@ CASES = {  # name: (ranks, recipe, what else is set)
     "mixed2": (2, "bfloat16", {}),
     "lora2": (2, "lora", {"activation_checkpointing": True}),
     "experts2": (2, "experts", {}),
+    "mixers2": (2, "mixers", {}),
+    "images2": (2, "images", {"mesh": "1,1,2"}),
+    "dropout2": (2, "dropout", {"mesh": "1,1,2"}),
     "packed2": (2, "child", {"packing": True, "max_length": 64}),
     "shards4": (4, "child", {}),
     "both4": (4, "child", {"mesh": "1,-1,2"}),
     "hybrid4": (4, "adamw", {"mesh": "2,-1,1"}),
     "three4": (4, "fisher", {"mesh": "2,1,2"}),
     "lora4": (4, "lora", {"mesh": "2,2,1"}),
+}
+REFUSED = {  # name: (what else is set, what every rank says); of 2 ranks
+    "missing": ({"model": "no_expert"}, "cannot convert the tensors of .*no_expert .* one is missing"),  # rank 0 reads
+    "nan": ({"model": "broken"}, "lm_head.weight in .* holds NaN or infinity"),  # in the shard of rank 1
+    "leaks": ({"model": "mamba", "packing": True}, "attend to the one before it .*: train without --packing"),
 }
 pytestmark = pytest.mark.usefixtures("no_estimates")
 
@@ -50,9 +63,20 @@ pytestmark = pytest.mark.usefixtures("no_estimates")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("meshes")
     save_foreign(folder / "qwen", LAYERS)
-    save_experts(folder / "mixtral")
+    for name in ("mixtral", "falcon", "gemma", "neox", "mamba"):
+        architectures.save(name, folder / name)
+    change(shutil.copytree(folder / "mixtral", folder / "no_expert"), lose="layers.1.block_sparse_moe.experts.3.w1")
+    change(shutil.copytree(folder / "falcon", folder / "broken"), spoil="lm_head.weight")
     (folder / "chats.jsonl").write_text("\n".join(json.dumps(row) for row in conversations()))
     return folder
+
+
+def change(folder: Path, lose: str = " ", spoil: str = "") -> None:
+    """Write a folder's file anew without a tensor, or with NaN in the last entry of one."""
+    held = {name: t for name, t in load_file(folder / "model.safetensors").items() if lose not in name}
+    if spoil:
+        held[spoil][-1, -1] = float("nan")
+    save_file(held, folder / "model.safetensors", {"format": "pt"})
 
 
 def conversations() -> list[dict]:
@@ -66,15 +90,6 @@ def conversations() -> list[dict]:
         turns = {"user": question, "assistant": answer}
         rows.append({"messages": [{"role": who, "content": " ".join(said)} for who, said in turns.items()]})
     return rows
-
-
-def save_experts(folder: Path) -> None:
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "head_dim": 8}
-    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "num_local_experts": 4}
-    config = MixtralConfig(vocab_size=len(foreign_tokenizer()), **sizes, **heads)
-    MixtralForCausalLM(config).save_pretrained(folder)
-    foreign_tokenizer().save_pretrained(folder)
 
 
 def settings(folder: Path, name: str, recipe: str, **more) -> dict:
@@ -92,6 +107,8 @@ def runs(folder):
     train.main(flags(settings(folder, "packed", CASES["packed"][1], **CASES["packed"][2])))
     for ranks in (2, 4):
         cases = [settings(folder, n, recipe, **more) for n, (r, recipe, more) in CASES.items() if r == ranks]
+        if ranks == 2:
+            cases += [settings(folder, name, "adamw", **more) for name, (more, _) in REFUSED.items()]
         (folder / f"cases{ranks}.json").write_text(json.dumps(cases))
         program = Path(__file__).with_name("mesh_ranks.py")
         run_program(program, folder / f"cases{ranks}.json", ranks)
@@ -119,9 +136,16 @@ def test_losses_and_norms_are_those_of_a_single_process(runs, name):
     assert alone[0]["grad_norm"] == pytest.approx(these[0]["grad_norm"], rel=1e-5 * digits)
 
 
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_one_rank_refuses_all_refuse_in_the_same_words_and_without_a_folder(runs, name):
+    said = json.loads((runs / f"{name}.refused").read_text())
+    assert len(said) == 2 and said[0] == said[1] and re.search(REFUSED[name][1], said[0]), said
+    assert not (runs / name).exists()
+
+
 def test_the_recipes_are_different_runs(runs):
     """The mutation of the test above: it would be red if a flag did nothing."""
-    last = {recipe: metrics(runs / recipe)[-1]["loss"] for recipe in RECIPES}
+    last = {name: metrics(runs / name)[-1]["loss"] for name, recipe in RECIPES.items() if "model" not in recipe}
     assert abs(last.pop("bfloat16") - last["adamw"]) > 1e-4  # by rounding alone
     gaps = [abs(a - b) for a, b in combinations(last.values(), 2)]
     assert min(gaps) > 1e-3
