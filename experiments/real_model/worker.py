@@ -85,12 +85,13 @@ def run_trl(settings: Settings, folder: Path) -> list[float]:
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
-    from ftkit.finetune.lora import attach_lora, reset_adapters
+    from ftkit.finetune.config import Config
+    from ftkit.finetune.lora import attach_lora, lora_options, reset_adapters
     from ftkit.models import load_causal_lm, load_tokenizer
 
     model = load_causal_lm(settings.model, dtype=torch.float32)
     if settings.method == "lora":
-        model = attach_lora(model, r=8, alpha=16.0, target_modules="all-linear")
+        model = attach_lora(model, **lora_options(Config(output="")))  # as the program's flags are by default
         reset_adapters(model, settings.seed)
     args = SFTConfig(
         output_dir=str(folder / "trl"),
