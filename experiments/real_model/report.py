@@ -104,7 +104,9 @@ def after_warm_up(times: list[float]) -> list[float]:
 
 def text(record: dict) -> str:
     """The record as text."""
-    lines = [f"{'yes' if holds else 'NO':4}{what}" for what, holds in verdicts(record).items()]
+    model = record["model"]
+    lines = [f"{model['file']} ({model['weights']}), {record['lifecycle']['data']}"]
+    lines += [f"{'yes' if holds else 'NO':4}{what}" for what, holds in verdicts(record).items()]
     for name, run in record["lifecycle"]["runs"].items():
         lines.append(f"{name}: {median(run['seconds']):.2f} s per step; {run['memory']}")
     if calls := record["lifecycle"].get("exact_calls"):
