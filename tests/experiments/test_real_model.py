@@ -269,8 +269,8 @@ def test_figures_are_taken_after_the_warm_up():
     assert report.speed_up(comparison(), TRL) == (1.5, 1.5, 1.5)
 
 
-# With equal weights, at the first step, torch's cross-entropy in float32 over 49,152 classes is 7.6e-06 nats off the one
-# in float64 of the same logits, with which TRL's agrees.
+# At the first step, where weights are equal, torch's cross-entropy in float32 over 49,152 classes is 7.6e-06 nats off
+# that in float64 of the same logits, and TRL's is not.
 MISSED = {
     "SmolLM2-135M, lora, 30 steps: losses equal to TRL's",
     "SmolLM2-135M, full, 30 steps: losses equal to TRL's",
