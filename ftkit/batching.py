@@ -15,7 +15,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from ._modules import eval_mode
-from .conversations import encode, read_conversations, training_template
+from .conversations import ConversationError, encode, read_conversations, training_template
 from .loss import IGNORE_INDEX
 
 Example = dict[str, list[int]]  # input_ids and labels
@@ -30,17 +30,20 @@ class EncodedRows:
 
 
 def read_rows(path: str | Path, tokenizer: PreTrainedTokenizerBase, max_length: int) -> EncodedRows:
-    """Read and tokenise a JSON-lines file of conversations.
+    """Read and tokenise a file of conversations.
 
     Raises ConversationError or ChatTemplateError for data or templates that cannot be trained on.
     """
     template = training_template(tokenizer)
     rows, truncated = [], 0
     for conversation in read_conversations(path):
-        row = encode(tokenizer, conversation["messages"], template)
+        if "messages" not in conversation:
+            raise ConversationError(f"{path} holds plain text: encode_text makes examples of it")
+        given = {name: conversation.get(name) for name in ("tools", "chat_template_kwargs")}
+        row = encode(tokenizer, conversation["messages"], template, **given)
         if len(row["input_ids"]) > max_length:
             truncated += 1
-            row = encode(tokenizer, conversation["messages"], template, max_length)
+            row = encode(tokenizer, conversation["messages"], template, max_length, **given)
         rows.append(row)
     return EncodedRows(rows, truncated)
 

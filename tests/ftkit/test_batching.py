@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ftkit.batching import global_batch, micro_batches, pad, read_rows, steps_per_epoch, unmasked_tokens
+from ftkit.conversations import ConversationError
 from ftkit.loss import IGNORE_INDEX
 from tests.tiny import foreign_model, foreign_tokenizer, ragged_conversations
 
@@ -87,6 +88,12 @@ def test_padding_does_not_change_the_loss_of_real_tokens():
     logits = model(input_ids=wrong["input_ids"], attention_mask=wrong["attention_mask"]).logits[0, :-1]
     mutated = torch.nn.functional.cross_entropy(logits, wrong["labels"][0, 1:], reduction="sum")
     assert not torch.isclose(mutated, loss([short]))
+
+
+def test_plain_text_is_no_conversation(tmp_path):
+    (path := tmp_path / "rows.jsonl").write_text('{"text": "the cat"}')
+    with pytest.raises(ConversationError, match="holds plain text"):
+        read_rows(path, foreign_tokenizer(), 512)
 
 
 def test_read_rows_counts_what_it_cuts(tmp_path):
