@@ -132,8 +132,10 @@ def describe_end(run: Run, selection: Selection, file: MetricsFile) -> str:
     folder, record = run.output / "model", file.last("eval_loss")
     loss = selection.best_loss if selection.kept_step else record and record["eval_loss"]
     said = f", of step {selection.kept_step}" * bool(selection.kept_step) + (f"; eval loss {loss:.4f}" if loss else "")
-    how = f"ftkit chat-with {folder}" if folder.is_dir() else f"merge it with ftkit merge {run.output / 'adapter'} OUT"
-    return f"the model is in {folder}{said}. To talk to it: {how}"
+    if not folder.is_dir():  # an adapter of a quantised base
+        adapter = run.output / "adapter"
+        return f"the adapter is in {adapter}{said}. To talk to it: ftkit merge {adapter} OUT, then ftkit chat-with OUT"
+    return f"the model is in {folder}{said}. To talk to it: ftkit chat-with {folder}"
 
 
 def check_packing(model: nn.Module, device: torch.device) -> None:
