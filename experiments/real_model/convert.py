@@ -75,7 +75,7 @@ def convert(gguf: Path, folder: Path) -> None:
 def plain_copy(read: PreTrainedModel) -> PreTrainedModel:
     """The same architecture and weights without the quantizer, for which `save_pretrained` refuses the one read."""
     config = type(read.config)(**{k: v for k, v in read.config.to_dict().items() if k not in GGUF_KEYS})
-    plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
     plain.load_state_dict(read.state_dict())
     plain.tie_weights()
     return plain
