@@ -57,8 +57,8 @@ def convert(gguf: Path, folder: Path) -> None:
     Raises RuntimeError where the logits of what was written differ from those of what was read.
     """
     where = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
-    tokenizer = AutoTokenizer.from_pretrained(**where)
-    read = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(**where, trust_remote_code=False)
+    read = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32, trust_remote_code=False)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
         written = Path(temporary) / "model"
