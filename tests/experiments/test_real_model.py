@@ -292,7 +292,7 @@ def test_a_small_version_of_everything(tmp_path):
         model = convert.cached_model()
     except convert.MissingModelError as error:
         pytest.skip(str(error))
-    sizes = lifecycle.Sizes(steps=5, part=4, kill_after=2, full_steps=2, batch_size=2, requests=2)
+    sizes = lifecycle.Sizes(steps=5, part=4, kill_after=2, full_steps=2, batch_size=8, requests=2)
     found = command.run_lifecycle(model, data_dir() / "chat", sizes, tmp_path)
     wrong = [name for name, holds in report.lifecycle_verdicts(found).items() if not holds]
     assert wrong == [], f"{wrong}: {found}"
