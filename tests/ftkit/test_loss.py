@@ -2,10 +2,11 @@
 
 import math
 
+import pytest
 import torch
 from torch import nn
 
-from ftkit.loss import IGNORE_INDEX, accumulate, next_token_loss, summed_cross_entropy
+from ftkit.loss import IGNORE_INDEX, accumulate, next_token_loss, summed_cross_entropy, token_losses
 from tests import architectures
 from tests.tiny import foreign_model
 
@@ -21,6 +22,49 @@ def test_even_logits_cost_the_logarithm_of_the_vocabulary_for_each_unmasked_labe
     labels = torch.tensor([[1, IGNORE_INDEX, 3]])
     loss = summed_cross_entropy(torch.zeros(1, 3, 10, dtype=torch.bfloat16), labels)
     assert loss.dtype == torch.float32 and math.isclose(loss.item(), 2 * math.log(10), rel_tol=1e-6)
+
+
+def losses_and_gradient(function, logits: torch.Tensor, labels: torch.Tensor):
+    logits = logits.clone().requires_grad_()
+    losses = function(logits, labels)
+    (losses * torch.arange(1, losses.numel() + 1).view_as(losses)).sum().backward()
+    return losses.detach(), logits.grad
+
+
+def torchs(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    return nn.functional.cross_entropy(
+        logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE_INDEX, reduction="none"
+    ).view_as(labels)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_losses_and_gradients_are_those_of_torch_in_float64(dtype):
+    torch.manual_seed(0)
+    logits, labels = (3 * torch.randn(2, 5, 49_152)).to(dtype), torch.randint(0, 49_152, (2, 5))
+    labels[0, :3] = IGNORE_INDEX
+    expected, gradient = losses_and_gradient(torchs, logits.double(), labels)
+    losses, found = losses_and_gradient(token_losses, logits, labels)
+    assert losses.dtype == torch.float32 and found.dtype == dtype
+    torch.testing.assert_close(losses.double(), expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(found.double(), gradient, rtol=2e-6 if dtype == torch.float32 else 2**-8, atol=1e-9)
+
+
+def test_the_gradient_is_nearer_to_float64_than_torchs_own():
+    torch.manual_seed(0)
+    logits, labels = 3 * torch.randn(1, 4, 128_256), torch.randint(0, 128_256, (1, 4))
+    _, exact = losses_and_gradient(torchs, logits.double(), labels)
+    error, torch_error = (
+        (losses_and_gradient(function, logits, labels)[1] - exact).abs().max() for function in (token_losses, torchs)
+    )
+    assert error < 1e-6 and error <= torch_error
+
+
+def test_what_a_masked_position_predicts_does_not_matter():
+    logits, labels = torch.zeros(1, 2, 10), torch.tensor([[IGNORE_INDEX, 3]])
+    logits[0, 0] = torch.nan
+    losses, gradient = losses_and_gradient(token_losses, logits, labels)
+    assert losses.tolist() == [[0.0, pytest.approx(math.log(10))]] and not gradient[0, 0].any()
+    assert gradient.isfinite().all()
 
 
 def test_a_token_is_predicted_from_those_before_it():
