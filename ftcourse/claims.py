@@ -1,73 +1,136 @@
-"""A claim of a source, and what testing it gave: one format for every notebook's recap and for the ledger.
+"""The claims ledger: what a source claims, on which model it was tested, what was measured, and the verdict.
 
-A notebook collects `Claim`s where it tests them and prints them once, in its recap, with `show_claims`. What it
-printed is all that the claims ledger (data/claims.json, written by notebooks/ledger.py) is made from, so a
-verdict is computed by a cell or it is nowhere.
+A notebook makes one `Ledger`, adds each claim where it tests it, and shows them once, in its recap. What it printed
+is all that data/claims.json and docs/claims.md are made from (notebooks/ledger.py), so a verdict is computed by a
+cell or it is nowhere.
 """
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 
-VERDICTS = ("holds", "holds under conditions", "outdated", "not reproduced", "not tested")
-PRINTED = re.compile(rf"^({'|'.join(VERDICTS)})(?: \((.+?)\))?: (.+)\n    source: (.+)\n    measured: (.+)$", re.M)
+from .intervals import Interval
+
+VERDICTS = ("supported", "supported under conditions", "refuted", "inconclusive", "outdated", "not tested")
+# As docs/claims.md sorts them.
+TOPICS = (
+    "child-tuning",
+    "freezing",
+    "chat data and evaluation",
+    "learning rate and optimizer",
+    "LoRA and its relatives",
+    "speed and memory",
+    "distributed training",
+)
+POCKET = "pocket-base, 1.1 M parameters"
+EXACT = "any model: an identity or a count"
+PRINTED = re.compile(
+    rf"^({'|'.join(VERDICTS)})(?: \((.+?)\))?: (.+)\n    topic: (.+)\n    source: (.+)\n"
+    r"    tested on: (.+?)(?:; (\d+) seeds?)?\n    measured: (.+)$",
+    re.M,
+)
 
 
 @dataclass(frozen=True)
 class Claim:
-    """`held` is the outcome of a test in a cell, never typed in. Every text is one line and not empty.
+    """A claim and the outcome of its test. Every text is one line and not empty, but for the two qualifications.
 
-    None stands for a test that has no run to judge yet, such as one that wants a GPU; `measured` then says what
-    is missing and which command measures it.
-    Raises ValueError for a text that is empty or has several lines, and for a qualification that contradicts
-    `held`: `only_if` narrows a claim that held, `outdated_by` explains one that did not.
+    Attributes:
+        claim: as its source makes it.
+        source: who makes it and where, as short as a reader can follow.
+        held: computed by a test, never typed in. A truth for what one run decides. An `Interval` for an effect over
+            seeds, positive where the claim is right: supported if it lies above 0, refuted if it lies below
+            `worthwhile`, otherwise inconclusive. None if there is no run to judge yet; `measured` then names the
+            command that makes one.
+        measured: the effect, with units and interval; rounded so that it is the same on every machine.
+        topic: one of TOPICS.
+        model: what it was tested on, and its size.
+        seeds: runs that differ in the seed alone; 0 where chance plays no part.
+        worthwhile: the smallest effect that would make the claim useful, in the interval's unit.
+        only_if: it is supported, but only under this condition.
+        outdated_by: it was true until this change.
+
+    Raises:
+        ValueError: a text is empty or has several lines, the topic is not in TOPICS, or a qualification contradicts
+            the verdict.
     """
 
-    claim: str  # as its source makes it
-    source: str  # who makes it and where, as short as a reader can follow
-    held: bool | None
-    measured: str  # numbers with units, seeds and spread; rounded so that they are the same on any machine
-    only_if: str = ""  # it held, but only under this condition
-    outdated_by: str = ""  # it did not hold, because of this later change
+    claim: str
+    source: str
+    held: bool | Interval | None
+    measured: str
+    topic: str
+    model: str
+    seeds: int = 0
+    worthwhile: float = 0.0
+    only_if: str = ""
+    outdated_by: str = ""
 
     def __post_init__(self):
-        if self.held is not None:
+        if not isinstance(self.held, Interval | None):
             object.__setattr__(self, "held", bool(self.held))  # torch's and numpy's truths too
-        for name in ("claim", "source", "measured", "only_if", "outdated_by"):
+        for name in ("claim", "source", "measured", "model", "only_if", "outdated_by"):
             text = getattr(self, name)
             if len(text.splitlines()) > 1 or text != text.strip() or not (text or name.endswith(("if", "by"))):
                 raise ValueError(f"{name} is {text!r}: give one line of text, without space around it")
+        if self.topic not in TOPICS:
+            raise ValueError(f"the topic is {self.topic!r}: give one of {', '.join(TOPICS)}")
         if "): " in self.only_if + self.outdated_by:
             raise ValueError("a condition may not hold '): ', which ends it where it is printed")
-        if self.only_if and not self.held:
-            raise ValueError(f"{self.claim!r} did not hold, so `only_if` has nothing to narrow")
-        if self.outdated_by and self.held is not False:
-            raise ValueError(f"{self.claim!r} was not found wanting, so it is not outdated")
+        if re.search(r"; \d+ seeds?$", self.model):
+            raise ValueError(f"model is {self.model!r}: give the seeds as `seeds`")
+        if self.only_if and self._outcome != "supported":
+            raise ValueError(f"{self.claim!r} is {self._outcome}, so `only_if` has nothing to narrow")
+        if self.outdated_by and self._outcome != "refuted":
+            raise ValueError(f"{self.claim!r} is {self._outcome}, so it is not outdated")
+
+    @property
+    def _outcome(self) -> str:
+        if self.held is None:
+            return "not tested"
+        if isinstance(self.held, Interval):
+            if self.held.low > 0:
+                return "supported"
+            return "refuted" if self.held.high < self.worthwhile else "inconclusive"
+        return "supported" if self.held else "refuted"
 
     @property
     def verdict(self) -> str:
         """One of VERDICTS."""
-        if self.held is None:
-            return "not tested"
-        if self.held:
-            return "holds under conditions" if self.only_if else "holds"
-        return "outdated" if self.outdated_by else "not reproduced"
+        if self.only_if:
+            return "supported under conditions"
+        return "outdated" if self.outdated_by else self._outcome
 
     def __str__(self) -> str:
         why = self.only_if or self.outdated_by
         head = f"{self.verdict} ({why})" if why else self.verdict
-        return f"{head}: {self.claim}\n    source: {self.source}\n    measured: {self.measured}"
+        seeds = f"; {self.seeds} seed{'s' if self.seeds > 1 else ''}" if self.seeds else ""
+        return (
+            f"{head}: {self.claim}\n    topic: {self.topic}\n    source: {self.source}\n"
+            f"    tested on: {self.model}{seeds}\n    measured: {self.measured}"
+        )
 
 
-def show_claims(claims: Iterable[Claim]) -> None:
-    """Print each claim: its verdict, its source, what was measured. Raises ValueError for one that comes twice."""
-    claims = list(claims)
-    if twice := {c.claim for c in claims if sum(c.claim == other.claim for other in claims) > 1}:
-        raise ValueError(f"tested twice: {', '.join(sorted(twice))}")
-    print("\n".join(map(str, claims)))
+class Ledger:
+    """A notebook's claims, of one topic and one model unless a claim says otherwise."""
+
+    def __init__(self, topic: str, model: str = POCKET):
+        self.topic, self.model = topic, model
+        self.claims: list[Claim] = []
+
+    def add(self, claim: str, source: str, held: bool | Interval | None, measured: str, **details) -> Claim:
+        """Add a claim and return it; `details` are `Claim`'s. Raises ValueError for one that comes twice."""
+        if claim in (other.claim for other in self.claims):
+            raise ValueError(f"tested twice: {claim}")
+        made = Claim(claim, source, held, measured, **{"topic": self.topic, "model": self.model, **details})
+        self.claims.append(made)
+        return made
+
+    def show(self) -> None:
+        """Print each claim: verdict, topic, source, model and seeds, what was measured."""
+        print("\n".join(map(str, self.claims)))
 
 
 def read_claims(text: str) -> list[dict[str, str]]:
-    """The claims among a printed text, in order: verdict, because, claim, source, measured."""
-    names = ("verdict", "because", "claim", "source", "measured")
+    """The claims among a printed text, in order: verdict, because, claim, topic, source, model, seeds, measured."""
+    names = ("verdict", "because", "claim", "topic", "source", "model", "seeds", "measured")
     return [dict(zip(names, found.groups(default=""), strict=True)) for found in PRINTED.finditer(text)]

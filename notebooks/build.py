@@ -72,6 +72,8 @@ def read_source(path):
     for number, cell in enumerate(nb.cells):
         tags = cell.metadata.get("tags")
         cell.metadata = nbformat.from_dict({"tags": tags} if tags else {})
+        if tagged(cell, "hide-input"):
+            cell.metadata["jupyter"] = {"source_hidden": True}
         cell.source = INSTALLS.sub(lambda _: install, cell.source)
         blocks, markers = len(SOLUTION.findall(cell.source)), len(MARKER.findall(cell.source))
         after_exercise = number > 0 and tagged(nb.cells[number - 1], "exercise")

@@ -9,7 +9,7 @@ It writes data/notebooks.json and data/claims.json, and the parts between marker
 - docs/claims.md: the claims ledger
 - docs/costs.md: step times (data/results/bench_*.json) and fault injection (data/results/drill.json)
 
-A notebook's first cell gives its promise, hardware and time; its recap, printed by ftcourse.claims.show_claims, gives
+A notebook's first cell gives its promise, hardware and time; its recap, printed by ftcourse.claims.Ledger, gives
 its claims. `make notebooks` runs this before it builds 00_start_here, which shows both; `make bench` and `make drill`
 run it after they stored their records.
 """
@@ -25,7 +25,7 @@ import nbformat
 
 from experiments.fault_injection.faults import table as fault_table
 from experiments.optimizer_speed.report import markdown as speed_table
-from ftcourse.claims import VERDICTS, read_claims
+from ftcourse.claims import TOPICS, VERDICTS, read_claims
 from ftcourse.contents import CONTENTS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -67,7 +67,7 @@ def read_head(nb, name):
     """Title, promise, hardware and time, from the first cell of a built notebook. Raises LedgerError without one."""
     head = nb.cells[0].source if nb.cells else ""
     parts = {
-        "title": r"\A# \d\d · (.+)",
+        "title": r"\A# \d\d\w? · (.+)",
         "promise": r"\A#.+\n+((?:[^-\n#].*\n)+)",
         "hardware": r"^- \*\*Hardware:\*\* ((?:.+\n?)(?:  .+\n?)*)",
         "time": r"^- \*\*Time:\*\* ((?:.+\n?)(?:  .+\n?)*)",
@@ -110,7 +110,7 @@ def expected_files(root=ROOT):
     faults = json.loads((results / "drill.json").read_text(encoding="utf-8"))
     pages = {
         "README.md": {"notebooks": notebook_table(notebooks), "verdicts": verdict_counts(claims)},
-        "docs/claims.md": {"claims": claim_table(claims)},
+        "docs/claims.md": {"claims": claim_tables(claims)},
         "docs/costs.md": {"bench": speed_tables(results), "drill": fault_table(faults)},
     }
     rows = {"data/notebooks.json": notebooks, "data/claims.json": claims}
@@ -149,13 +149,20 @@ def verdict_counts(claims):
     return " · ".join([f"{len(claims)} claims", *(f"{name} {counts[name]}" for name in VERDICTS if counts[name])])
 
 
-def claim_table(claims):
-    rows = []
-    for row in claims:
-        verdict = f"{row['verdict']} ({row['because']})" if row["because"] else row["verdict"]
-        link = f"[{row['notebook'][:2]}](../notebooks/{row['notebook']}.ipynb)"
-        rows.append([f"**{verdict}**", row["claim"], row["source"], row["measured"], link])
-    return table(["verdict", "claim", "source", "measured", "in"], rows)
+def claim_tables(claims):
+    """A heading and a table for each topic that has claims."""
+    parts = []
+    for topic in TOPICS:
+        rows = []
+        for row in (row for row in claims if row["topic"] == topic):
+            verdict = f"{row['verdict']} ({row['because']})" if row["because"] else row["verdict"]
+            link = f"[{row['notebook'].partition('_')[0]}](../notebooks/{row['notebook']}.ipynb)"
+            measured = [row["model"], row["seeds"] or "—", row["measured"]]
+            rows.append([f"**{verdict}**", row["claim"], row["source"], *measured, link])
+        if rows:
+            head = ["verdict", "claim", "source", "tested on", "seeds", "measured", "in"]
+            parts.append(f"### {topic[0].upper()}{topic[1:]}\n\n{table(head, rows)}")
+    return "\n\n".join(parts)
 
 
 def speed_tables(folder):

@@ -22,6 +22,7 @@ METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python", "pygments_lexer": "ipython3"},
 }
+KEPT = ("tags", "jupyter")  # of a cell's metadata; "jupyter" says whether its source is folded
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 # Settings of the user or of a caller that would show in an output. ipykernel reads pytest's marks, for one.
 DROPPED = (
@@ -154,7 +155,7 @@ def normalise(nb):
     nb.metadata = nbformat.from_dict(METADATA)
     for count, cell in enumerate((c for c in nb.cells if c.cell_type == "code"), start=1):
         cell.execution_count = count
-        cell.metadata = nbformat.from_dict({key: value for key, value in cell.metadata.items() if key == "tags"})
+        cell.metadata = nbformat.from_dict({key: value for key, value in cell.metadata.items() if key in KEPT})
         cell.outputs = merge_streams(cell.outputs)
         for out in cell.outputs:
             if out.output_type == "execute_result":

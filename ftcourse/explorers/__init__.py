@@ -47,6 +47,13 @@ class Explorer(ipywidgets.VBox):
         # What a saved notebook stores: the usual repr would contain the whole picture.
         return f"{type(self).__name__}({self.state()}): run the cell to {self.hint}"
 
+    def _repr_mimebundle_(self, **kwargs) -> dict:
+        # A notebook that is read without a kernel (on GitHub, in a book) shows the picture as it is now.
+        picture = self.picture.value
+        drawn = re.match(r"<svg.*?</svg>", picture, re.S)
+        still = {"image/svg+xml": drawn[0]} if drawn else {"text/html": picture}
+        return super()._repr_mimebundle_(**kwargs) | {"text/plain": repr(self)} | still
+
     def state(self) -> str:
         """Return the controls' values for the repr."""
         raise NotImplementedError

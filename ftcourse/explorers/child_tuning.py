@@ -4,9 +4,9 @@ import statistics
 
 import ipywidgets
 
+from ftcourse.intervals import interval
 from ftcourse.plots import OKABE_ITO, new_axes
 from ftcourse.studies.child_tuning import ADAMW, ADVISED_P, CONTROL, DEPENDENT, DEPENDENT_P, FREE, FREE_P, SCORE, Study
-from ftcourse.studies.records import interval
 
 from . import Explorer
 

@@ -20,16 +20,14 @@ from pathlib import Path
 
 import torch
 
-from ftcourse.claims import Claim
+from ftcourse.claims import POCKET, Claim
+from ftcourse.intervals import T_975, Interval, interval
 from ftkit.batching import steps_per_epoch
 from ftkit.child_tuning import ChildTuningAdamW, fisher_mask
 from ftkit.models import data_dir
 from ftkit.parameters import decay_groups
 
 from .records import (
-    T_975,
-    Interval,
-    interval,
     make_repeatable,
     read_records,
     run_missing,
@@ -300,7 +298,7 @@ def _claim(claim: str, source: str, held: dict[str, bool], measured: str) -> Cla
     """Holds if it holds on every task; on some, it holds under the condition that it is one of those."""
     where = [task for task, found in held.items() if found]
     only_if = f"on {', '.join(where)}" if 0 < len(where) < len(held) else ""
-    return Claim(claim, source, bool(where), measured, only_if=only_if)
+    return Claim(claim, source, bool(where), measured, "child-tuning", POCKET, only_if=only_if)
 
 
 def main(arguments: list[str] | None = None) -> int:

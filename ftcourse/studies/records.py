@@ -1,15 +1,12 @@
-"""What all studies share: the file of records, running what it lacks, the command line, and 95 % intervals."""
+"""What all studies share: the file of records, running what it lacks, the command line."""
 
 import argparse
 import dataclasses
 import json
-import math
 import multiprocessing
 import os
-import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,34 +15,6 @@ import transformers
 from tqdm import tqdm
 
 from ftkit.models import data_dir
-
-# 97.5 % quantiles of Student's t for 1, 2, … degrees of freedom, as in any table of them.
-T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145,
-         2.131, 2.120, 2.110, 2.101, 2.093)  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A mean and the 95 % interval of Student's t around it."""
-
-    mean: float
-    low: float
-    high: float
-
-    @property
-    def points(self) -> str:
-        """As a difference in percentage points."""
-        return f"{100 * self.mean:+.1f} ({100 * self.low:+.1f} to {100 * self.high:+.1f})"
-
-
-def interval(values: Sequence[float]) -> Interval:
-    """Raises ValueError for fewer than 2 or more than 20 values."""
-    if not 2 <= len(values) <= len(T_975) + 1:
-        raise ValueError(f"an interval needs 2 to {len(T_975) + 1} values, and there are {len(values)}")
-    mean = statistics.fmean(values)
-    half = T_975[len(values) - 2] * statistics.stdev(values) / math.sqrt(len(values))
-    return Interval(mean, mean - half, mean + half)
-
 
 Trial = TypeVar("Trial")  # a frozen dataclass; each study has its own
 

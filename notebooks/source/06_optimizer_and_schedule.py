@@ -35,6 +35,7 @@ from ftcourse.exercises.optimizer_and_schedule import (
     check_warmup_steps,
 )
 from ftcourse.explorers.schedules import learning_rates, plot_schedules, schedule_explorer
+from ftcourse.intervals import interval
 from ftcourse.plots import OKABE_ITO, new_axes, plot_loss, use_course_style
 from ftcourse.studies.optimizer import (
     DECAYS,
@@ -49,7 +50,7 @@ from ftcourse.studies.optimizer import (
     Trial,
     run,
 )
-from ftcourse.studies.records import interval, read_records, trial_of
+from ftcourse.studies.records import read_records, trial_of
 
 from ftkit import load_base
 from ftkit.models import data_dir

@@ -40,6 +40,7 @@ from ftcourse.datasets import call_splits, low_resource_chat
 from ftcourse.exercises import adapter_family as checks
 from ftcourse.explorers.adapter_family import ForgettingExplorer, plot_family, plot_movement
 from ftcourse.plots import use_course_style
+from ftcourse.intervals import interval
 from ftcourse.studies import dora, records, tasks
 from ftcourse.studies.adapters import table
 from IPython.display import Markdown
@@ -355,7 +356,7 @@ gains = {}
 for task in TASKS:
     for row in ("lora", "dora"):
         runs = table.pairs(RUNS, task, f"{row}, NEFTune", row)
-        gains[task, row] = records.interval([a["test_loss"] - b["test_loss"] for a, b in runs])
+        gains[task, row] = interval([a["test_loss"] - b["test_loss"] for a, b in runs])
         cost = statistics.fmean(a["step_ms"] / b["step_ms"] for a, b in runs)
         g = gains[task, row]
         fell = sum(a["test_exact"] < b["test_exact"] for a, b in runs)
@@ -552,7 +553,7 @@ for run in table.of_task(RUNS, CHAT):
 keeps = {}
 for row in ("lora", "lora, embeddings and norms"):
     runs = table.pairs(RUNS, CHAT, row, "full")
-    keeps[row] = records.interval([table.known(a) - table.known(b) for a, b in runs])
+    keeps[row] = interval([table.known(a) - table.known(b) for a, b in runs])
 best = "; ".join(f"{row} {gap.points}" for row, gap in keeps.items())
 one = ", ".join(f"{row} {kept:.0%}" for row, kept in at_one_rate.items())
 print(f"facts kept, less those of full fine-tuning, in points: {best}")

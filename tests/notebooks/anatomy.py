@@ -91,7 +91,8 @@ def set_up(nb):
 
 
 def lengths(nb):
-    code = [sum(bool(line.strip()) for line in cell.source.splitlines()) for cell in code_cells(nb)]
+    shown = [cell for cell in code_cells(nb) if not tagged(cell, "hide-input")]
+    code = [sum(bool(line.strip()) for line in cell.source.splitlines()) for cell in shown]
     yield from mostly(code, LINES, LINES_AT_MOST, "lines of code")
     prose = [prose_words(cell.source) for cell in nb.cells if cell.cell_type == "markdown"]
     yield from mostly([words for words in prose if words], WORDS, WORDS_AT_MOST, "words of prose")
@@ -103,6 +104,8 @@ def outputs(nb):
             yield f"cell {number} hides from the tests"
         for out in cell.get("outputs", []):
             text = output_text(out)
+            if "run the cell to" in text and not {"image/svg+xml", "text/html"} & set(out.get("data", {})):
+                yield f"cell {number} has a control without a picture of it"
             if len(text) > OUTPUT_BYTES:
                 yield f"cell {number} has an output of {len(text):,} bytes"
             if "image/png" in out.get("data", {}):
@@ -158,7 +161,19 @@ def lesson(nb):
         yield f"asks {len(asked)} recall questions, not five"
 
 
+def conclusions(nb):
+    """What a learner takes away: numbers, and how far they reach."""
+    text = text_of(nb.cells)
+    for part in ("What transfers", "Numbers to take away"):
+        if not re.search(rf"^(#+ |\*\*).*\b{part}\b", text, re.M):
+            yield f"has no part headed {part}"
+    for number, cell in enumerate(nb.cells):
+        for out in cell.get("outputs", []):
+            if found := re.search(r"^.*: (True|False)$", out.get("text", ""), re.M):
+                yield f"cell {number} prints a truth where a learner wants a number: {found[0]}"
+
+
 def violations(nb, folder=Path(), is_map=False):
     """What breaks a rule in a built notebook that lies in `folder`: a sentence each, none if all is well."""
     found = [*opening(nb), *set_up(nb), *lengths(nb), *outputs(nb), *links(nb, folder)]
-    return found if is_map else [*found, *lesson(nb)]
+    return found if is_map else [*found, *lesson(nb), *conclusions(nb)]

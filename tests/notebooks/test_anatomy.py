@@ -58,6 +58,12 @@ check(y)
 # ## Recap
 # - Twice two is four.
 #
+# ## What transfers
+# Twice two, at any size.
+#
+# ## Numbers to take away
+# - 4
+#
 # ### Recall
 # 1. a?
 # 2. b?
@@ -128,6 +134,7 @@ MUTATIONS = {
     "cell 3 hides from": code("# NBVAL_SKIP\nx = 1"),
     "an output of": shows("x" * (anatomy.OUTPUT_BYTES + 1)),
     "bytes long": lambda nb: [shows("x" * 120_000)(nb) for _ in range(10)],
+    "a control without a picture": shows("MaskExplorer(seed=0): run the cell to move it"),
     "draws a PNG": shows("aGVsbG8=", "image/png"),
     "path of one machine": shows("saved to /home/ada/model"),
     "path of one machine: '/home/ada/x": shows("in \x1b[32m/home/ada/x.py\x1b[39m"),
@@ -150,6 +157,11 @@ MUTATIONS = {
     "headed Sources": replace("Sources", "Papers"),
     "headed Next": replace("### Next", "### Then"),
     "asks 4 recall": replace("5. e?", ""),
+    "headed What transfers": replace("## What transfers", "## Elsewhere"),
+    "headed Numbers to take away": replace("Numbers to take away", "Numbers"),
+    "where a learner wants a number": append(
+        new_code_cell("x", outputs=[new_output("stream", text="stops: 97%\nstops early: True\n")])
+    ),
 }
 LESSON = list(MUTATIONS)[list(MUTATIONS).index("breaks nothing") :]
 
@@ -164,6 +176,14 @@ def test_each_rule_is_red_for_its_mutation(good, tmp_path, rule):
     found = anatomy.violations(good, tmp_path)
     assert any(rule in sentence for sentence in found), found
     assert any(rule in s for s in anatomy.violations(good, tmp_path, is_map=True)) == (rule not in LESSON)
+
+
+def test_hidden_code_may_be_longer_and_a_control_may_have_its_picture(good, tmp_path):
+    for _ in range(3):
+        code("x = 1\n" * 40, tags=["hide-input"])(good)
+    data = {"text/plain": "MaskExplorer(seed=0): run the cell to move it", "image/svg+xml": "<svg></svg>"}
+    append(new_code_cell("x", outputs=[new_output("display_data", data)]))(good)
+    assert anatomy.violations(good, tmp_path) == []
 
 
 def test_lists_tables_formulas_and_code_are_not_prose():

@@ -22,7 +22,7 @@ on two lines.
 - **Time:** about 5 minutes
   on two cores.
 """
-HELD = Claim("water | ice is wet", "Thales", True, "3 drops of 3", only_if="above 0 °C")
+HELD = Claim("water | ice is wet", "Thales", True, "3 drops of 3", "freezing", "rain", 3, only_if="above 0 °C")
 PAGES = {
     "README.md": "# x\n<!-- notebooks: a -->\nold\nold\n<!-- end of notebooks -->\n"
     "<!-- verdicts -->\n<!-- end of verdicts -->\n",
@@ -80,7 +80,7 @@ def test_every_ready_notebook_but_the_map_has_claims_and_every_row_is_whole():
     assert set(ready) == built == {row["notebook"] for row in claims}
     for row in claims:
         assert row["verdict"] in VERDICTS
-        assert all(row[name] for name in ("claim", "source", "measured"))
+        assert all(row[name] for name in ("claim", "topic", "source", "model", "measured"))
         assert not re.search(r"#\.#|TMP|TIME\]", row["measured"]), "seconds and paths are masked: leave them out"
 
 
@@ -100,10 +100,13 @@ def test_rows_give_the_head_and_the_claims_of_the_notebook(course):
     assert claims == [
         {
             "notebook": "01_gradient_masks",
-            "verdict": "holds under conditions",
+            "verdict": "supported under conditions",
             "because": "above 0 °C",
             "claim": HELD.claim,
+            "topic": "freezing",
             "source": "Thales",
+            "model": "rain",
+            "seeds": "3",
             "measured": "3 drops of 3",
         }
     ]
@@ -119,9 +122,10 @@ def test_update_writes_all_of_it_once_and_keeps_the_rest_of_the_pages(course):
     assert "| [01_gradient_masks](notebooks/01_gradient_masks.ipynb) | One sentence" in readme
     assert "on two lines | 5 minutes |" in readme  # the run time of its cells is the notebook's to say
     assert "| 02_child_tuning | *planned:* child-tuning |" in readme  # planned, so no link
-    assert "\n1 claims · holds under conditions 1\n" in readme
+    assert "\n1 claims · supported under conditions 1\n" in readme
     assert claims.startswith("# y\n") and claims.endswith("\nkept\n")
-    assert r"| **holds under conditions (above 0 °C)** | water \| ice is wet | Thales |" in claims
+    row = r"| **supported under conditions (above 0 °C)** | water \| ice is wet | Thales | rain | 3 | 3 drops of 3 |"
+    assert "### Freezing\n\n| verdict |" in claims and row in claims
     assert "[01](../notebooks/01_gradient_masks.ipynb)" in claims  # from where the page lies
     assert "| AdamW, fused | " in costs and "| checkpoint rename | " in costs
     assert json.loads((course.root / "data" / "claims.json").read_text())[0]["claim"] == HELD.claim
@@ -138,7 +142,7 @@ def test_another_record_puts_the_costs_out_of_date(course):
 @pytest.mark.parametrize(
     "nb",
     [
-        notebook(printed=str(Claim(HELD.claim, "Thales", False, "0 drops of 3"))),
+        notebook(printed=str(Claim(HELD.claim, "Thales", False, "0 drops of 3", "freezing", "rain"))),
         notebook(printed=""),
         notebook(head=HEAD.replace("promise", "hope")),
         notebook(tags=["nbval-ignore-output"]),  # no test compares it, so it proves nothing

@@ -1,12 +1,12 @@
 """Intervals, paired differences and verdicts of the child-tuning study, on made-up records whose answer is known."""
 
-import math
 import statistics
 
 import ipywidgets
 import pytest
 
 from ftcourse.explorers.child_tuning import plot_curves, plot_scores, sweep_explorer
+from ftcourse.intervals import interval
 from ftcourse.studies.child_tuning import (
     ADAMW,
     ADVISED_P,
@@ -23,7 +23,7 @@ from ftcourse.studies.child_tuning import (
     less_spread,
     study_claims,
 )
-from ftcourse.studies.records import T_975, interval, write_records
+from ftcourse.studies.records import write_records
 
 NOISE = (0.00, 0.02, -0.01, 0.015, -0.02)
 LAGS, P_MATTERS, BETTER, D_BETTER, STEADY, F_OVER_D, OVER_CONTROL = range(7)  # the order of study_claims
@@ -53,23 +53,6 @@ def made_up(tmp_path, tasks=("chat-8", "truth-8"), **ends) -> Study:
 
 def verdicts(study: Study) -> list[str]:
     return [claim.verdict for claim in study_claims(study)]
-
-
-def test_an_interval_is_student_s():
-    """Against the density of t, integrated: 97.5 % of it lies below each tabled quantile."""
-    for freedom, quantile in enumerate(T_975, start=1):
-        factor = math.gamma((freedom + 1) / 2) / math.sqrt(freedom * math.pi) / math.gamma(freedom / 2)
-        steps = 2_000
-        width = quantile / steps
-        density = [factor * (1 + ((i + 0.5) * width) ** 2 / freedom) ** (-(freedom + 1) / 2) for i in range(steps)]
-        assert 0.5 + sum(density) * width == pytest.approx(0.975, abs=3e-5), freedom  # three decimals
-    found = interval([1.0, 2.0, 3.0, 4.0])
-    assert found.mean == 2.5
-    assert found.high - 2.5 == pytest.approx(3.182 * statistics.stdev([1, 2, 3, 4]) / 2)
-    assert found.low + found.high == pytest.approx(5)
-    for values in ([1.0], [0.0] * 21):
-        with pytest.raises(ValueError, match="needs 2 to 20 values"):
-            interval(values)
 
 
 def test_differences_are_paired_by_seed(tmp_path):
