@@ -1,21 +1,25 @@
-"""The course's own facts, as its notebooks gave them: what each notebook promises, and the claims ledger.
+"""The course's own facts: its notebooks, what each needs, and routes through them.
 
-Both come from files that notebooks/ledger.py writes; data/notebooks.json and data/claims.json travel with an
-installed ftkit, so the map works without a checkout.
+What a notebook promises is read from data/notebooks.json, which notebooks/ledger.py writes from the built notebooks
+and which travels with an installed ftkit, so the map works without a checkout.
 """
 
 import html
 import json
+import re
+import textwrap
 from dataclasses import dataclass
 
 from ftkit.models import data_dir
 
 from .plots import OKABE_ITO, new_axes
 
+START = "00_start_here"
 CONTENTS = {  # part -> notebook -> its topic in a word or two; a notebook without an .ipynb is planned
     "Which weights move": {
         "01_gradient_masks": "gradient masks",
         "02_child_tuning": "child-tuning",
+        "02b_inside_the_optimizer": "inside the optimizer",
         "03_fisher_masks": "Fisher masks",
         "04_freezing": "freezing",
     },
@@ -38,8 +42,50 @@ CONTENTS = {  # part -> notebook -> its topic in a word or two; a notebook witho
         "16_fsdp_fine_tune": "sharded fine-tune",
     },
 }
+OPTIONAL = ("02b_inside_the_optimizer",)  # no other notebook needs them
+NEEDS = {  # notebook -> those it builds on directly, without which its code or its words are not explained
+    "01_gradient_masks": (START,),
+    "02_child_tuning": ("01_gradient_masks",),
+    "02b_inside_the_optimizer": ("02_child_tuning",),
+    "03_fisher_masks": ("02_child_tuning",),
+    "04_freezing": (START,),
+    "05_chat_templates": (START,),
+    "06_optimizer_and_schedule": ("05_chat_templates",),
+    "07_overfit_one_batch": ("05_chat_templates",),
+    "08_full_fine_tune": ("05_chat_templates",),
+    "09_lora_from_scratch": ("08_full_fine_tune",),
+    "10_adapter_family": ("09_lora_from_scratch",),
+    "11_speed_ups": ("08_full_fine_tune",),
+    "12_memory": ("11_speed_ups",),
+    "13_ddp_to_fsdp": ("12_memory",),
+    "14_delayed_init_and_tensor_parallel": ("13_ddp_to_fsdp",),
+    "15_checkpoints_and_faults": ("14_delayed_init_and_tensor_parallel",),
+    "16_fsdp_fine_tune": ("15_checkpoints_and_faults",),
+}
 
-COLUMNS = 5  # the longest part of the walk
+
+@dataclass(frozen=True)
+class Route:
+    """A way through the course after 00_start_here: each notebook comes after those that it needs."""
+
+    name: str
+    purpose: str
+    notebooks: tuple[str, ...]
+
+
+def _numbered(*numbers: str) -> tuple[str, ...]:
+    return tuple(name for name in NEEDS if name.partition("_")[0] in numbers)
+
+
+ROUTES = (
+    Route("two hours", "fine-tune a chat model, fully and with LoRA", _numbered("05", "08", "09")),
+    Route(
+        "one day",
+        "the same, and choose weights, settings and memory, up to sharding on several GPUs",
+        _numbered("01", "02", "04", "05", "06", "07", "08", "09", "11", "12", "13"),
+    ),
+    Route("everything", "also Fisher masks, the other adapters, and runs that survive faults", tuple(NEEDS)),
+)
 
 
 @dataclass(frozen=True)
@@ -48,7 +94,7 @@ class Table:
 
     head: tuple[str, ...]
     rows: list[tuple[str, ...]]
-    links: dict[str, str]  # a cell's whole text -> the notebook that it opens
+    links: dict[str, str]  # a word of a cell -> the notebook that it opens
 
     def __str__(self) -> str:
         return "\n".join(" · ".join(text for text in row if text) for row in [self.head, *self.rows])
@@ -56,11 +102,12 @@ class Table:
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        def cell(text: str, kind: str) -> str:
+        def word(text: str) -> str:
             shown = html.escape(text)
-            if text in self.links:
-                shown = f'<a href="{html.escape(self.links[text])}">{shown}</a>'
-            return f'<{kind} style="text-align:left">{shown}</{kind}>'
+            return f'<a href="{html.escape(self.links[text])}">{shown}</a>' if text in self.links else shown
+
+        def cell(text: str, kind: str) -> str:
+            return f'<{kind} style="text-align:left">{" ".join(map(word, text.split(" ")))}</{kind}>'
 
         lines = [[cell(text, "th") for text in self.head]]
         lines += [[cell(text, "td") for text in row] for row in self.rows]
@@ -68,57 +115,137 @@ class Table:
 
 
 def read_notebooks() -> list[dict]:
-    """A dict for each notebook after the map: notebook, part, topic, ready; promise, hardware, time once ready."""
-    return json.loads((data_dir() / "notebooks.json").read_text(encoding="utf-8"))
+    """A dict for each notebook after 00_start_here, in the order of CONTENTS: notebook, part, topic, needs, optional,
+    ready; once ready also its promise, hardware and time."""
+    stored = json.loads((data_dir() / "notebooks.json").read_text(encoding="utf-8"))
+    found = {row["notebook"]: row for row in stored}
+    return [
+        {"ready": False, **found.get(name, {}), "notebook": name, "part": part, "topic": topic}
+        | {"needs": NEEDS[name], "optional": name in OPTIONAL}
+        for part, names in CONTENTS.items()
+        for name, topic in names.items()
+    ]
 
 
-def read_ledger() -> list[dict[str, str]]:
-    """A dict for each claim that a notebook tested: notebook, verdict, because, claim, source, measured."""
-    return json.loads((data_dir() / "claims.json").read_text(encoding="utf-8"))
+def minutes_of(time: str) -> int:
+    """The minutes that a notebook's stated time begins with: 25 for "about 25 minutes with the exercises; …".
+
+    Raises ValueError for a text that states none.
+    """
+    if re.search(r"\ban hour\b", time.partition(";")[0]):
+        return 60
+    if not (stated := re.search(r"(\d+) (minute|hour)", time)):
+        raise ValueError(f"{time!r} states no minutes: write 'about 25 minutes with the exercises; …'")
+    return int(stated[1]) * (60 if stated[2] == "hour" else 1)
 
 
 def notebook_table() -> Table:
-    """The notebooks that are ready, in the order of the walk."""
-    rows = [row for row in read_notebooks() if row["ready"]]
-    return Table(
-        ("notebook", "what it is about", "hardware", "time"),
-        [(row["notebook"], row["promise"], row["hardware"], row["time"]) for row in rows],
-        {row["notebook"]: f"{row['notebook']}.ipynb" for row in rows},
-    )
+    """The notebooks that are ready, in the order of the walk, each with its minutes and what it needs."""
+    ready = [row for row in read_notebooks() if row["ready"]]
+    rows = [
+        (
+            row["notebook"],
+            row["promise"] + (" (optional)" if row["optional"] else ""),
+            " ".join(map(_number, row["needs"])),
+            str(minutes_of(row["time"])),
+        )
+        for row in ready
+    ]
+    return Table(("notebook", "what it is about", "needs", "minutes"), rows, _links(ready))
 
 
-def claim_table() -> Table:
-    rows = read_ledger()
-    verdicts = [f"{row['verdict']} ({row['because']})" if row["because"] else row["verdict"] for row in rows]
-    return Table(
-        ("verdict", "claim", "who says so", "measured", "in"),
-        [
-            (verdict, row["claim"], row["source"], row["measured"], row["notebook"])
-            for verdict, row in zip(verdicts, rows, strict=True)
-        ],
-        {row["notebook"]: f"{row['notebook']}.ipynb" for row in rows},
-    )
+def route_table() -> Table:
+    """The routes: for each the notebooks that are ready, in their order, and the minutes that they state."""
+    ready = {row["notebook"]: row for row in read_notebooks() if row["ready"]}
+    rows = []
+    for route in ROUTES:
+        names = [name for name in route.notebooks if name in ready]
+        minutes = sum(minutes_of(ready[name]["time"]) for name in names)
+        total = f"{minutes // 60} h {minutes % 60:02} min"
+        rows.append((route.name, route.purpose, " ".join(map(_number, names)), total))
+    return Table(("route", "what you can do afterwards", "notebooks", "time"), rows, _links(ready.values()))
+
+
+def _number(notebook: str) -> str:
+    return notebook.partition("_")[0]
+
+
+def _links(rows) -> dict[str, str]:
+    names = [row["notebook"] for row in rows]
+    return {shown: f"{name}.ipynb" for name in names for shown in (name, _number(name))}
+
+
+def depths(needs: dict[str, tuple[str, ...]]) -> dict[str, int]:
+    """How many notebooks come before each at least, along the longest chain of needs; START is at 0."""
+    found = {START: 0}
+    for name in needs:  # which lists a notebook after those that it needs
+        found[name] = 1 + max(found[other] for other in needs[name])
+    return found
 
 
 def plot_contents(notebooks: list[dict], ax=None):
-    """Draw the walk, a row for each part: a notebook that is ready is a filled stop, a planned one a dashed ring.
+    """Draw which notebook needs which: an arrow leads to each from those that it needs.
 
-    notebooks: as `read_notebooks` gives them. Returns the Axes.
+    notebooks: as `read_notebooks` gives them. One that is ready is filled, a planned one is dashed and empty, an
+    optional one is a square. From left to right they come in the order of their needs; the bands are the parts.
+    Returns the Axes.
     """
-    parts = list(dict.fromkeys(row["part"] for row in notebooks))
-    ax = ax or new_axes(9.0, 1.05 * len(parts))[1]
-    for y, part in enumerate(parts):
-        stops = [row for row in notebooks if row["part"] == part]
-        ax.plot([0, len(stops) - 1], [y, y], color="#999999", linewidth=1.5, zorder=1)
-        ax.text(-0.55, y, part, ha="right", va="center", fontweight="bold")
-        for x, row in enumerate(stops):
-            look = {"facecolor": OKABE_ITO[0]} if row["ready"] else {"facecolor": "white", "linestyle": "--"}
-            ax.scatter([x], [y], s=420, edgecolor=OKABE_ITO[0], linewidth=1.5, zorder=2, **look)
-            number = row["notebook"][:2]
-            ax.text(x, y, number, ha="center", va="center", color="white" if row["ready"] else "black", zorder=3)
-            topic = row["topic"] if len(row["topic"]) < 20 else row["topic"].replace(", ", ",\n", 1)
-            ax.text(x, y + 0.36, topic, ha="center", va="top", fontsize=8.5)
-    ax.set(xlim=(-1.8, COLUMNS - 0.5), ylim=(len(parts) - 0.25, -0.5), xticks=[], yticks=[])
-    for spine in ax.spines.values():
-        spine.set_visible(False)
+    places, bands = _places(notebooks)
+    right = max(x for x, _ in places.values()) + 0.6
+    low = max(bottom for _, bottom in bands.values())
+    ax = ax or new_axes(1.05 * (right + 1.9), 0.85 * low)[1]
+    for number, (part, (top, bottom)) in enumerate(bands.items()):
+        ax.axhspan(top, bottom, color="#f0f0f0" if number % 2 == 0 else "white", zorder=0)
+        name = "\n".join(textwrap.wrap(part, 12))
+        ax.text(right, (top + bottom) / 2, name, ha="left", va="center", fontweight="bold")
+    for row in notebooks:
+        for need in row["needs"]:
+            _draw_arrow(ax, places[need], places[row["notebook"]])
+    start = {"notebook": START, "topic": "start here", "ready": True, "optional": False}
+    for row in [start, *notebooks]:
+        x, y = places[row["notebook"]]
+        look = {"facecolor": OKABE_ITO[0]} if row["ready"] else {"facecolor": "white", "linestyle": "--"}
+        marker = "s" if row["optional"] else "o"
+        ax.scatter([x], [y], s=430, marker=marker, edgecolor=OKABE_ITO[0], linewidth=1.5, zorder=2, **look)
+        colour = "white" if row["ready"] else "black"
+        ax.text(x, y, _number(row["notebook"]), ha="center", va="center", color=colour, zorder=3)
+        topic = row["topic"] + (" (optional)" if row["optional"] else "")
+        # Above, because arrows leave to the right and downwards.
+        ax.text(
+            x,
+            y - 0.25,
+            "\n".join(textwrap.wrap(topic, 15, break_on_hyphens=False)),
+            ha="center",
+            va="bottom",
+            fontsize=8.5,
+            zorder=3,
+        )
+    ax.set(xlim=(-0.6, right + 1.3), ylim=(low, 0), xticks=[], yticks=[])
+    ax.spines[:].set_visible(False)
     return ax
+
+
+def _draw_arrow(ax, start: tuple[float, float], end: tuple[float, float]) -> None:
+    """An arrow down from `start`, then right to `end`."""
+    look = {"arrowstyle": "-|>", "color": "#555555", "linewidth": 1.3, "shrinkA": 11, "shrinkB": 12}
+    look |= {"connectionstyle": "arc3" if start[1] == end[1] else "angle,angleA=-90,angleB=180,rad=4"}
+    ax.annotate("", end, start, arrowprops=look, zorder=1)
+
+
+def _places(notebooks: list[dict]) -> tuple[dict[str, tuple[float, float]], dict[str, tuple[int, int]]]:
+    """The x and y of each notebook, START included, and the top and bottom of each part."""
+    depth = depths({row["notebook"]: row["needs"] for row in notebooks})
+    places: dict[str, tuple[float, float]] = {START: (0, 0.66)}
+    bands: dict[str, tuple[int, int]] = {}
+    top = 0
+    for part in dict.fromkeys(row["part"] for row in notebooks):
+        columns: dict[int, list[str]] = {}
+        # An optional notebook stands below the others of its column, because nothing follows it.
+        for row in sorted((row for row in notebooks if row["part"] == part), key=lambda row: row["optional"]):
+            columns.setdefault(depth[row["notebook"]], []).append(row["notebook"])
+        for x, names in columns.items():
+            for lane, name in enumerate(names):
+                places[name] = (x, top + lane + 0.66)
+        bands[part] = (top, top + max(map(len, columns.values())))
+        top = bands[part][1]
+    return places, bands

@@ -3,16 +3,16 @@
 import ipywidgets
 import torch
 
-from ftcourse.plots import new_axes, plot_matrix
+from ftcourse.mask_pictures import plot_gradients
 
 from . import Explorer
 
 
 class MaskExplorer(Explorer):
-    """A slider for reserve_p and a seed button over four matrices: mask, amplified gradient, mean, gradient.
+    """A slider for reserve_p and a seed button over three matrices: gradient, masked gradient, mean of many.
 
     Attributes: `slider` and `seed_button`, the controls; `seed`; and, of the gradient's shape,
-    `mask` (bool), `child` (the gradient amplified under it) and `mean` (of `draws` such children).
+    `mask` (bool), `masked` (the gradient under it, rescaled by 1 / reserve_p) and `mean` (of `draws` such).
     """
 
     def __init__(self, gradient: torch.Tensor, reserve_p: float = 0.33, seed: int = 0, draws: int = 1_000):
@@ -37,26 +37,21 @@ class MaskExplorer(Explorer):
         # One uniform number per entry, compared with reserve_p: as the slider rises, entries only ever join.
         uniform = torch.rand(self.draws, *self.gradient.shape, generator=generator)
         masks = uniform < reserve_p
-        children = torch.where(masks, self.gradient / reserve_p, 0.0)
-        self.mask, self.child, self.mean = masks[0], children[0], children.mean(0)
+        masked = torch.where(masks, self.gradient / reserve_p, 0.0)
+        self.mask, self.masked, self.mean = masks[0], masked[0], masked.mean(0)
         gap = (self.mean - self.gradient).abs().max().item()
         caption = (
             f"reserve_p {reserve_p:.2f}, seed {self.seed}: {int(self.mask.sum())} of {self.mask.numel()} "
             f"entries kept, each times {1 / reserve_p:.2f}. "
-            f"Mean of {self.draws:,} masks: at most {gap:.2f} from the gradient."
+            f"Mean of {self.draws:,} masked gradients: at most {gap:.2f} from the gradient."
         )
-        return self.captioned(self._figure(), caption, "Mask, amplified gradient, mean and true gradient.")
+        title = "Gradient, masked gradient and mean of many, on one colour scale."
+        return self.captioned(self._figure(), caption, title)
 
     def _figure(self):
-        rows, columns = self.gradient.shape
-        figure, axes = new_axes(4 * (0.2 + 0.7 * columns), 0.4 + 0.7 * rows, columns=4)
-        limit = self.gradient.abs().max().item()
-        plot_matrix(self.mask, title="gradient mask", ax=axes[0])
-        amplified = f"amplified × {1 / self.slider.value:.2f}"
-        plot_matrix(self.child, title=amplified, mask=self.mask, limit=limit / self.slider.value, ax=axes[1])
-        plot_matrix(self.mean, title=f"mean of {self.draws:,}", limit=limit, ax=axes[2])
-        plot_matrix(self.gradient, title="true gradient", limit=limit, ax=axes[3])
-        return figure
+        masked = f"masked, × {1 / self.slider.value:.2f}"
+        panels = {"gradient": self.gradient, masked: self.masked, f"mean of {self.draws:,}": self.mean}
+        return plot_gradients(panels, {masked: self.mask})
 
 
 def mask_explorer(gradient: torch.Tensor, reserve_p: float = 0.33, seed: int = 0) -> MaskExplorer:

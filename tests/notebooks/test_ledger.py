@@ -11,6 +11,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 import build
 import ledger
 from ftcourse.claims import VERDICTS, Claim
+from ftcourse.contents import CONTENTS
 
 HEAD = """\
 # 01 · Gradient masks
@@ -96,7 +97,7 @@ def test_rows_give_the_head_and_the_claims_of_the_notebook(course):
         "hardware": "any processor",
         "time": "about 5 minutes on two cores",
     }
-    assert [row["ready"] for row in notebooks[1:]] == [False] * 15
+    assert [row["ready"] for row in notebooks[1:]] == [False] * (sum(map(len, CONTENTS.values())) - 1)
     assert claims == [
         {
             "notebook": "01_gradient_masks",
@@ -161,6 +162,21 @@ def test_an_edit_by_hand_is_noticed(course, file):
         path.read_text().replace("Gradient masks", "Magic").replace("holds", "outdated").replace(", fused", "")
     )
     assert list(ledger.out_of_date(course.root)) == [path]
+
+
+def test_a_number_with_a_letter_is_a_notebook_like_any_other(course):
+    head = HEAD.replace("# 01 · Gradient masks", "# 02b · Inside the optimizer")
+    course(
+        notebook(head, printed=str(Claim("snow is dry", "Thales", False, "0 of 3", "freezing", "rain"))),
+        "02b_inside_the_optimizer",
+    )
+    notebooks, claims = ledger.read_notebooks(course.root / "notebooks")
+    assert [row["notebook"] for row in notebooks if row["ready"]] == ["01_gradient_masks", "02b_inside_the_optimizer"]
+    assert [row["notebook"] for row in claims] == ["01_gradient_masks", "02b_inside_the_optimizer"]
+    ledger.update(course.root)
+    readme, page, _ = ((course.root / page).read_text() for page in PAGES)
+    assert "| [02b_inside_the_optimizer](notebooks/02b_inside_the_optimizer.ipynb) | One sentence" in readme
+    assert "[02b](../notebooks/02b_inside_the_optimizer.ipynb)" in page
 
 
 @pytest.mark.parametrize("part", ["title", "promise", "hardware", "time"])

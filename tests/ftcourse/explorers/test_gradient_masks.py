@@ -23,7 +23,7 @@ def svg_of(explorer):
     return xml.dom.minidom.parseString(text[: text.index("</svg>") + len("</svg>")]).documentElement
 
 
-def test_moving_the_slider_redraws_mask_and_amplified_gradient():
+def test_moving_the_slider_redraws_mask_and_masked_gradient():
     explorer = mask_explorer(GRADIENT)
     before = explorer.picture.value, explorer.mask
     explorer.slider.value = 0.7
@@ -31,7 +31,7 @@ def test_moving_the_slider_redraws_mask_and_amplified_gradient():
     # The uniform numbers stay, so a larger reserve_p can only add entries.
     assert bool((explorer.mask | ~before[1]).all())
     assert int(explorer.mask.sum()) > int(before[1].sum())
-    torch.testing.assert_close(explorer.child, GRADIENT * explorer.mask / 0.7)
+    torch.testing.assert_close(explorer.masked, GRADIENT * explorer.mask / 0.7)
 
 
 def test_the_mean_comes_close_to_the_gradient_and_is_it_at_one():
@@ -40,7 +40,7 @@ def test_the_mean_comes_close_to_the_gradient_and_is_it_at_one():
     assert bool(((explorer.mean - GRADIENT).abs() < 4 * standard_error).all())
     explorer.slider.value = 1.0
     torch.testing.assert_close(explorer.mean, GRADIENT)
-    assert torch.equal(explorer.child, GRADIENT)
+    assert torch.equal(explorer.masked, GRADIENT)
     assert bool(explorer.mask.all())
     assert "9 of 9 entries kept, each times 1.00" in explorer.picture.value
 
