@@ -159,7 +159,7 @@ def test_an_edit_by_hand_is_noticed(course, file):
     ledger.update(course.root)
     path = course.root / file
     path.write_text(
-        path.read_text().replace("Gradient masks", "Magic").replace("holds", "outdated").replace(", fused", "")
+        path.read_text().replace("Gradient masks", "Magic").replace("supported", "outdated").replace(", fused", "")
     )
     assert list(ledger.out_of_date(course.root)) == [path]
 
