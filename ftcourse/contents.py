@@ -161,7 +161,7 @@ def route_table() -> Table:
     for route in ROUTES:
         names = [name for name in route.notebooks if name in ready]
         minutes = sum(minutes_of(ready[name]["time"]) for name in names)
-        total = f"{minutes // 60} h {minutes % 60:02} min"
+        total = f"{minutes // 60} h {minutes % 60:02} min".replace(" ", "\u00a0")  # in one line
         rows.append((route.name, route.purpose, " ".join(map(_number, names)), total))
     return Table(("route", "what you can do afterwards", "notebooks", "time"), rows, _links(ready.values()))
 
@@ -193,11 +193,12 @@ def plot_contents(notebooks: list[dict], ax=None):
     places, bands = _places(notebooks)
     right = max(x for x, _ in places.values()) + 0.6
     low = max(bottom for _, bottom in bands.values())
-    ax = ax or new_axes(1.05 * (right + 1.9), 0.85 * low)[1]
+    ax = ax or new_axes(0.97 * (right + 0.6), 0.85 * low)[1]
     for number, (part, (top, bottom)) in enumerate(bands.items()):
         ax.axhspan(top, bottom, color="#f0f0f0" if number % 2 == 0 else "white", zorder=0)
-        name = "\n".join(textwrap.wrap(part, 12))
-        ax.text(right, (top + bottom) / 2, name, ha="left", va="center", fontweight="bold")
+        within = [x for x, y in places.values() if top < y < bottom]
+        x, side = (right - 0.1, "right") if max(within) < right - 2.5 else (-0.5, "left")  # where there is room
+        ax.text(x, bottom - 0.2, part, ha=side, va="bottom", fontweight="bold")
     for row in notebooks:
         for need in row["needs"]:
             _draw_arrow(ax, places[need], places[row["notebook"]])
@@ -220,7 +221,7 @@ def plot_contents(notebooks: list[dict], ax=None):
             fontsize=8.5,
             zorder=3,
         )
-    ax.set(xlim=(-0.6, right + 1.3), ylim=(low, 0), xticks=[], yticks=[])
+    ax.set(xlim=(-0.6, right), ylim=(low, 0), xticks=[], yticks=[])
     ax.spines[:].set_visible(False)
     return ax
 

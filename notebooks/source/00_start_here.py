@@ -42,6 +42,7 @@ from ftcourse.machine import FINE, check_machine
 from ftcourse.model_picture import count_groups, count_parts, plot_model, plot_shares
 from ftcourse.plots import OKABE_ITO, new_axes, use_course_style
 from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.utils import logging
 
 from ftkit import load_base, load_chat
 from ftkit.batching import global_batch, pad
@@ -51,6 +52,7 @@ from ftkit.loss import IGNORE_INDEX
 from ftkit.models import data_dir, resolve_model
 
 use_course_style()
+logging.disable_progress_bar()
 LR, STEPS, BATCH = 1e-3, 80, 16  # learning rate, optimizer steps, conversations per step
 SEED = 0  # of the order of the conversations
 
@@ -163,9 +165,9 @@ print(f"fine-tuned, chat template       {within(stop_rate(after), 0.95, 1):15}",
 print(within(exact_match(after, expected), 0.35, 0.7))
 
 # %% [markdown]
-# Be honest about what was bought. Training taught the model to answer and **stop**, on questions it never saw. It did
-# not teach facts: about half of the answers are wrong, although the base model knew every one. And a prompt in the
-# right format, cut at the end of the line, is right nearly always, without any training.
+# So what was gained? Training taught the model to answer and **stop**, on questions it never saw. It taught no facts:
+# roughly half of the answers are wrong, although the base model knows nearly all of them in its own format. And a
+# prompt in that format, cut at the end of the line, needs no training at all.
 
 # %% [markdown]
 # ## 3 · Fine-tune, prompt, or retrieve?
@@ -175,7 +177,7 @@ print(within(exact_match(after, expected), 0.35, 0.7))
 #
 # | what is missing | do | because |
 # | --- | --- | --- |
-# | facts: yours, new, or changing | retrieve | facts are learnt slowly, and once learnt raise hallucination [2, 3] |
+# | facts: yours, new, or changing | retrieve | retrieval does better [2]; fine-tuned facts raise hallucination [3] |
 # | a format, style or tone, every time | fine-tune | the model has the knowledge; examples teach the form [4] |
 # | a task easier to show than to describe | fine-tune | training takes more examples than a prompt holds [5] |
 # | short prompts, low latency, a smaller model | fine-tune | instructions move from every prompt into weights [5] |
@@ -406,8 +408,8 @@ check_one_step(one_step)
 # %% [markdown]
 # ## 7 · The map
 #
-# An arrow leads to a notebook from each one that it needs; follow the arrows, and nothing is used before it is
-# explained. A filled stop is ready, a dashed one is planned, a square is optional.
+# An arrow leads to a notebook from each one that it builds on, so follow the arrows to meet an idea before it is used.
+# A filled mark is ready, a dashed one is planned, and a square is optional.
 
 # %% tags=["hide-input"]
 walk = read_notebooks()
@@ -472,9 +474,9 @@ for split, path in find_chat().items():
 #
 # 1. OpenAI, [Model optimization](https://developers.openai.com/api/docs/guides/model-optimization): evaluations first,
 #    then prompts, then fine-tuning.
-# 2. Gekhman et al. 2024, [Does Fine-Tuning LLMs on New Knowledge Encourage
+# 2. Ovadia et al. 2023, [Fine-Tuning or Retrieval?](https://arxiv.org/abs/2312.05934), on unsupervised fine-tuning.
+# 3. Gekhman et al. 2024, [Does Fine-Tuning LLMs on New Knowledge Encourage
 #    Hallucinations?](https://arxiv.org/abs/2405.05904)
-# 3. Ovadia et al. 2023, [Fine-Tuning or Retrieval?](https://arxiv.org/abs/2312.05934), on unsupervised fine-tuning.
 # 4. Zhou et al. 2023, [LIMA: Less Is More for Alignment](https://arxiv.org/abs/2305.11206): 1,000 examples, 65 billion
 #    parameters; its conclusion is contested for reasoning.
 # 5. Microsoft, [Customize a model with

@@ -42,11 +42,14 @@ def test_routes_add_up_the_minutes_of_what_is_ready_and_link_it(monkeypatch):
     routes = (contents.Route("short", "p", ("01_a",)), contents.Route("long", "q", ("01_a", "02_b", "02b_c")))
     monkeypatch.setattr(contents, "ROUTES", routes)
     table = contents.route_table()
-    assert table.rows == [("short", "p", "01", "0 h 25 min"), ("long", "q", "01", "0 h 25 min")]
+    assert table.rows == [
+        ("short", "p", "01", "0\u00a0h\u00a025\u00a0min"),
+        ("long", "q", "01", "0\u00a0h\u00a025\u00a0min"),
+    ]
     assert '<a href="01_a.ipynb">01</a>' in table._repr_html_()
     longer = [{**row, "ready": True, "time": "an hour with the exercises"} for row in ROWS]
     monkeypatch.setattr(contents, "read_notebooks", lambda: longer)
-    assert contents.route_table().rows[1][2:] == ("01 02 02b", "3 h 00 min")
+    assert contents.route_table().rows[1][2:] == ("01 02 02b", "3\u00a0h\u00a000\u00a0min")
 
 
 @pytest.mark.parametrize(
