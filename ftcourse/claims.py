@@ -21,7 +21,7 @@ TOPICS = (
     "speed and memory",
     "distributed training",
 )
-POCKET = "pocket-base, 1.1 M parameters"
+POCKET = "pocket-base, 1.0 M parameters"
 EXACT = "any model: an identity or a count"
 PRINTED = re.compile(
     rf"^({'|'.join(VERDICTS)})(?: \((.+?)\))?: (.+)\n    topic: (.+)\n    source: (.+)\n"
