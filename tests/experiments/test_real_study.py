@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from experiments.real_model import convert, study
-from experiments.real_model.study import Runner, Sizes, Splits, read_splits, run_trial
+from experiments.real_model.study import Sizes, Splits, read_splits, run_trial
 from ftcourse.studies import real_model
+from ftcourse.studies.bracketing import UnbracketedError
 from ftcourse.studies.real_model import (
     ADAMW,
     BASE,
@@ -23,6 +24,8 @@ from ftcourse.studies.real_model import (
     FREE,
     LORA,
     MAGNITUDE,
+    METHODS,
+    NO_WARMUP,
     RANDOM,
     SEEDS,
     TUNING_SEED,
@@ -126,22 +129,36 @@ def test_bfloat16_computes_nearly_the_same(model, splits):
     assert 0 < abs(in_float32 - in_bfloat16).item() < 0.01 * in_float32.item()
 
 
-METHODS = {ADAMW: 1.0, CONTROL: 0.3, LORA: 1.0, FREE: 0.3, FISHER: 0.1, RANDOM: 0.1, MAGNITUDE: 0.1}
+TRAINED = (ADAMW, CONTROL, LORA, FREE, FISHER, RANDOM, MAGNITUDE)
 
 
-@pytest.mark.parametrize("method", METHODS)
+def trial_at(method: str, lr: float = 1e-3, seed: int = 0) -> Trial:
+    return dataclasses.replace(METHODS[method], lr=lr, seed=seed)
+
+
+@pytest.mark.parametrize("method", [*TRAINED, NO_WARMUP])
 def test_a_run_of_each_method(method, model, splits):
-    trial = Trial(method, 1e-3, 0, METHODS[method])
+    trial = trial_at(method)
     record = run_trial(trial, model, splits, SMALL)
     assert json.loads(json.dumps(record)) == record and trial_of(record, Trial) == trial
-    assert (record["split"], record["at"], record["steps"]) == ("test", [2, 4], 4)
-    assert len(record["loss"]) == len(record["exact"]) == 2 and len(record["train_loss"]) == 4
-    described = real_model.__doc__
-    assert all(f"`{name}`" in described for name in record.keys() - set(vars(trial)))
-    # The first step has a learning rate of 0 only where there is a warmup.
+    assert record["steps"] == len(record["train_loss"]) == 4
+    curve = record["curve"]
+    assert curve["at"] == [2, 4] and len(curve["loss"]) == len(curve["exact"]) == 2
+    assert (record["test_loss"], record["test_exact"]) == (curve["loss"][-1], curve["exact"][-1])
+    assert all(f"`{name}`" in real_model.__doc__ for name in record.keys() - set(vars(trial)))
     tuning = run_trial(dataclasses.replace(trial, seed=TUNING_SEED), model, splits, SMALL)
-    assert (tuning["split"], tuning["at"], len(tuning["loss"])) == ("validation", [4], 1)
+    assert tuning["curve"]["at"] == [4] and not [name for name in tuning if name.startswith("test")]
+    assert {name for name in record if name.startswith("validation")} == set()
     assert run_trial(trial, model, splits, SMALL)["train_loss"] == record["train_loss"], "it repeats"
+
+
+@pytest.mark.parametrize(("warmup", "moves"), [(0.5, False), (0.0, True)])
+def test_a_warmup_begins_at_zero(warmup, moves, model, splits):
+    trial = dataclasses.replace(trial_at(ADAMW), warmup=warmup)
+    prepared = study.prepare(trial, model, splits, SMALL)
+    before = prepared.base.get_input_embeddings().weight.clone()
+    next(study.training_steps(prepared, trial, SMALL))
+    assert torch.equal(before, prepared.base.get_input_embeddings().weight) != moves
 
 
 def changed(trial: Trial, model: Path, splits: Splits) -> float:
@@ -158,13 +175,13 @@ def changed(trial: Trial, model: Path, splits: Splits) -> float:
     (FISHER, 0.09, 0.1001), (RANDOM, 0.08, 0.11), (MAGNITUDE, 0.07, 0.1001), (FREE, 0.8, 1.0), (ADAMW, 0.8, 1.0),
 ])  # fmt: skip
 def test_masks_train_their_share_of_the_weights(method, least, most, model, splits):
-    assert least <= changed(Trial(method, 1e-3, 0, METHODS[method]), model, splits) <= most
+    assert least <= changed(trial_at(method), model, splits) <= most
 
 
 def test_masks_differ_and_magnitude_takes_the_largest_weights(model, splits):
     made = {}
     for method in (FISHER, RANDOM, MAGNITUDE):
-        trial = Trial(method, 1e-3, 0, 0.1)
+        trial = trial_at(method)
         prepared = study.prepare(trial, model, splits, SMALL)
         masks = study.make_masks(prepared, trial, SMALL)
         made[method] = torch.cat([mask.flatten() for mask in masks.values()])
@@ -176,8 +193,8 @@ def test_masks_differ_and_magnitude_takes_the_largest_weights(model, splits):
 
 def test_only_child_tuning_has_another_optimizer(model, splits):
     kinds = {}
-    for method in METHODS:
-        trial = Trial(method, 1e-3, 0, METHODS[method])
+    for method in TRAINED:
+        trial = trial_at(method)
         kinds[method] = type(study.make_optimizer(study.prepare(trial, model, splits, SMALL), trial, SMALL))
     assert {method for method, kind in kinds.items() if kind is ChildTuningAdamW} == {FREE, FISHER, RANDOM, MAGNITUDE}
     with pytest.raises(ValueError, match="no method 'dora'"):
@@ -187,7 +204,7 @@ def test_only_child_tuning_has_another_optimizer(model, splits):
 
 def test_seeds_draw_other_examples_and_methods_the_same(model, splits):
     rows = {
-        (method, seed): study.prepare(Trial(method, 1e-3, seed), model, splits, SMALL).rows
+        (method, seed): study.prepare(trial_at(method, seed=seed), model, splits, SMALL).rows
         for method in (ADAMW, LORA)
         for seed in (0, 1)
     }
@@ -195,47 +212,48 @@ def test_seeds_draw_other_examples_and_methods_the_same(model, splits):
 
 
 def test_the_untrained_model_is_evaluated_as_it_is(model, splits):
-    record = run_trial(Trial(BASE, 0.0, 0), model, splits, SMALL)
-    assert (record["at"], record["train_loss"], record["steps"]) == ([0], [], 0)
-    wanted = study.evaluate(load_causal_lm(model, dtype=torch.float32), splits.test, SMALL)
-    assert (record["loss"], record["exact"]) == ([round(wanted[0], 5)], [round(wanted[1], 5)])
+    record = run_trial(trial_at(BASE, 0.0), model, splits, SMALL)
+    assert (record["curve"]["at"], record["train_loss"], record["steps"]) == ([0], [], 0)
+    loss, exact = study.evaluate(load_causal_lm(model, dtype=torch.float32), splits.test, SMALL)
+    assert (record["test_loss"], record["test_exact"]) == (round(loss, 5), round(exact, 5))
 
 
-BEST = {ADAMW: 1.2e-4, LORA: 2.7e-2 / 2.4, FREE: 1.8e-3, FISHER: 3e-4, RANDOM: 3e-4, MAGNITUDE: 8e-6}
+BEST = {ADAMW: 1.2e-4, LORA: 1e-2, FREE: 2e-3, FISHER: 3e-4, RANDOM: 3e-4, MAGNITUDE: 1e-5}
 
 
 def pretend(trial: Trial) -> dict:
     """A run whose loss is least at the method's rate in BEST."""
     loss = abs(math.log(trial.lr / BEST.get(trial.method, trial.lr))) if trial.lr else 9.0
     split = "validation" if trial.seed == TUNING_SEED else "test"
-    at = [4] if split == "validation" else [2, 4]
     exact = 1 / (1 + loss)
-    extra = {"split": split, "at": at, "loss": [loss] * len(at), "exact": [exact] * len(at)}
-    return {**dataclasses.asdict(trial), **extra, "steps": 4, "examples": 6, "model": "m", "data": "d"}
+    at = [4] if split == "validation" else [2, 4]
+    curve = {"at": at, "loss": [loss] * len(at), "exact": [exact] * len(at)}
+    return {**dataclasses.asdict(trial), f"{split}_loss": loss, f"{split}_exact": exact, "curve": curve}
 
 
 def test_the_program_brackets_every_rate_and_tunes_on_other_seeds(tmp_path):
     output = tmp_path / "study.jsonl"
-    runner = Runner(pretend, output)
     for part in study.PARTS:
-        runner.part(part)
+        study.run_part(part, pretend, output)
     found = RealStudy(output)
-    for method in (ADAMW, FREE, FISHER, RANDOM, MAGNITUDE, LORA):
-        best = found.best_rate(method)
-        position = real_model.RATES.index(best)
-        assert set(real_model.RATES[position - 1 : position + 2]) <= found.tuning(method).keys(), "both neighbours"
-        assert [run["seed"] for run in found.runs(method, best)] == list(SEEDS)
-    assert found.best_rate(FREE) == 1.8e-3, "two steps away from where the search starts"
-    assert {run["lr"] for run in found.runs(ADAMW)} == {1.2e-4, *DEFAULTS}
-    assert [run["lr"] for run in found.runs(CONTROL)] == pytest.approx([math.sqrt(0.3) * 1.8e-3] * 3)
-    assert len(found.runs(ADAMW, warmup=0.0)) == len(SEEDS) and found.best_rate(ADAMW, 0.0) == 1.2e-4
-    tuned = [record for record in found.records if record["split"] == "validation"]
-    assert {record["seed"] for record in tuned} == {TUNING_SEED}
+    for method in (ADAMW, FREE, FISHER, RANDOM, MAGNITUDE, LORA, NO_WARMUP):
+        best, rates = found.best_rate(method), list(found.tuning(method))
+        assert min(rates) < best < max(rates)
+        assert [run["seed"] for run in found.runs(method)] == list(SEEDS)
+    assert found.best_rate(MAGNITUDE) < 2e-5 < min(study.STARTS[MAGNITUDE]), "far from where the search starts"
+    assert found.best_rate(ADAMW) == found.best_rate(NO_WARMUP) == 1.2e-4
+    for lr in DEFAULTS:
+        assert [run["seed"] for run in found.runs(ADAMW, lr)] == list(SEEDS)
+    control = [run["lr"] for run in found.runs(CONTROL)]
+    assert control == pytest.approx([math.sqrt(0.3) * found.best_rate(FREE)] * len(SEEDS))
+    tested = [record for record in found.records if "test_loss" in record]
+    assert len(tested) == (7 + len(DEFAULTS) + 1) * len(SEEDS) + 1, "and the untrained model"
+    assert all((record["seed"] in SEEDS) == ("test_loss" in record) for record in found.records)
 
 
 def test_an_interrupted_study_continues_with_the_same_runs(tmp_path):
     whole, output = tmp_path / "whole.jsonl", tmp_path / "study.jsonl"
-    Runner(pretend, whole).part("full")
+    study.run_part("full", pretend, whole)
     left = 5
 
     def stop(trial: Trial) -> dict:
@@ -246,16 +264,16 @@ def test_an_interrupted_study_continues_with_the_same_runs(tmp_path):
         return pretend(trial)
 
     with pytest.raises(KeyboardInterrupt):
-        Runner(stop, output).part("full")
+        study.run_part("full", stop, output)
     assert len(read_records(output)) == 5
-    Runner(pretend, output).part("full")
+    study.run_part("full", pretend, output)
     assert output.read_text() == whole.read_text()
 
 
 def test_a_rate_on_the_edge_of_the_grid_is_no_result(tmp_path, monkeypatch):
-    monkeypatch.setitem(BEST, FREE, 1.0)
-    with pytest.raises(ValueError, match="on the edge of the grid"):
-        Runner(pretend, tmp_path / "study.jsonl").part("child")
+    monkeypatch.setitem(BEST, FREE, 1e6)
+    with pytest.raises(UnbracketedError, match="upper edge"):
+        study.run_part("child", pretend, tmp_path / "study.jsonl")
 
 
 @pytest.mark.parametrize(
