@@ -182,19 +182,27 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 def plot_learning_rates(study: RealStudy, methods: Sequence[str] = (ADAMW, LORA), measure: str = "exact", *, ax=None):
     """Draw the validation "exact" or "loss" of the tuning runs over the learning rate, each method's best one ringed,
     and a line at both libraries' defaults; return the Axes."""
+    from matplotlib.ticker import NullFormatter
+
     from ftcourse.plots import OKABE_ITO, new_axes
 
     ax = ax or new_axes()[1]
     for lr, library in zip(DEFAULTS, ("transformers", "TRL"), strict=True):
         ax.axvline(lr, color="#999999", linewidth=1, linestyle=":")
         ax.annotate(
-            f" {library}\n {lr:g}", (lr, 1), xycoords=("data", "axes fraction"), va="bottom", ha="center", fontsize=8
+            f"{library}\n{lr:.0e}".replace("e-0", "e-"),
+            (lr, 1),
+            xycoords=("data", "axes fraction"),
+            va="bottom",
+            ha="center",
+            fontsize=8,
         )
     for number, method in enumerate(methods):
         curve = study.tuning(method, measure)
         color, best = OKABE_ITO[number % len(OKABE_ITO)], study.best_rate(method)
         ax.plot(list(curve), list(curve.values()), color=color, marker=MARKERS[number % len(MARKERS)], label=method)
         ax.plot([best], [curve[best]], "o", markersize=13, markerfacecolor="none", color=color)
+    ax.xaxis.set_minor_formatter(NullFormatter())
     labels = {"exact": "exact calls (validation)", "loss": "validation loss (nats per token)"}
     ax.set(xscale="log", xlabel="peak learning rate", ylabel=labels[measure])
     if measure == "exact":
