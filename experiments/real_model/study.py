@@ -26,7 +26,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-import transformers
 from torch import nn
 from transformers import get_scheduler
 
@@ -51,7 +50,7 @@ from ftcourse.studies.real_model import (
     RealStudy,
     Trial,
 )
-from ftcourse.studies.records import run_missing, sort_records, write_records
+from ftcourse.studies.records import make_repeatable, run_missing, sort_records, write_records
 from ftkit.batching import Example, global_batch, pad, steps_per_epoch
 from ftkit.child_tuning import ChildTuningAdamW, fisher_mask, gradient_mask, top_fraction_masks
 from ftkit.conversations import encode
@@ -71,20 +70,19 @@ TEMPLATE = (
 DATA = "SNIPS requests as function calls (Coucke et al. 2018, arXiv 1805.10190)"
 LORA_OPTIONS = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
 WEIGHT_DECAY, MAX_GRAD_NORM = 0.01, 1.0  # of the whole gradient, before it is masked
-FISHER_ROWS = 64  # training examples, one gradient each
+FISHER_ROWS = 48  # training examples, one gradient each
 
 
 @dataclass(frozen=True)
 class Sizes:
     """What all runs share."""
 
-    examples: int = 256  # drawn by the seed
+    examples: int = 192  # drawn by the seed
     epochs: int = 2
     batch_size: int = 8
-    longest: int = 64  # tokens of an example; longer ones are left out, to keep steps short
-    evaluated: int = 150  # of the validation and of the test split, always the same
+    longest: int = 56  # tokens of an example; longer ones are left out, to keep steps short
+    evaluated: int = 100  # of the validation and of the test split, always the same
     evaluations: int = 4  # of a final run, at equal distances
-    bfloat16: bool = False  # matrix products by autocast; weights, moments and losses are in float32
 
 
 @dataclass(frozen=True)
@@ -142,14 +140,14 @@ def run_trial(trial: Trial, folder: Path, splits: Splits, sizes: Sizes) -> dict:
     evaluated = getattr(splits, split)
     parts = 1 if split == "validation" else sizes.evaluations
     at = sorted({round(prepared.steps * (part + 1) / parts) for part in range(parts)})
-    found = [evaluate(prepared.base, evaluated, sizes)] if at == [0] else []
+    found = [evaluate(prepared.base, evaluated)] if at == [0] else []
     losses, seconds = [], []
     before = time.perf_counter()
     for loss in training_steps(prepared, trial, sizes):
         losses.append(loss)
         seconds.append(time.perf_counter() - before)
         if len(losses) in at:
-            found.append(evaluate(prepared.base, evaluated, sizes))
+            found.append(evaluate(prepared.base, evaluated))
         before = time.perf_counter()
     curve = {
         name: [round(value, 5) for value in values]
@@ -159,7 +157,7 @@ def run_trial(trial: Trial, folder: Path, splits: Splits, sizes: Sizes) -> dict:
         **dataclasses.asdict(trial),
         "model": f"{MODEL} ({WEIGHTS})",
         "data": DATA,
-        "precision": "bfloat16 autocast" if sizes.bfloat16 else "float32",
+        "precision": "float32",
         "examples": sizes.examples,
         "steps": prepared.steps,
         "trained": count_parameters(prepared.model).trainable,
@@ -177,11 +175,11 @@ def training_steps(prepared: Prepared, trial: Trial, sizes: Sizes) -> Iterator[f
     if not prepared.steps:
         return
     trained = [p for p in prepared.model.parameters() if p.requires_grad]
-    optimizer = make_optimizer(prepared, trial, sizes)
+    optimizer = make_optimizer(prepared, trial)
     scheduler = get_scheduler("linear", optimizer, round(trial.warmup * prepared.steps), prepared.steps)
     for step in range(prepared.steps):
         prepared.model.train()  # a caller may evaluate between two steps
-        loss = mean_loss(prepared.base, global_batch(prepared.rows, step, sizes.batch_size, trial.seed), sizes)
+        loss = mean_loss(prepared.base, global_batch(prepared.rows, step, sizes.batch_size, trial.seed))
         loss.backward()
         nn.utils.clip_grad_norm_(trained, MAX_GRAD_NORM)
         optimizer.step()
@@ -190,7 +188,7 @@ def training_steps(prepared: Prepared, trial: Trial, sizes: Sizes) -> Iterator[f
         yield loss.item()
 
 
-def make_optimizer(prepared: Prepared, trial: Trial, sizes: Sizes) -> torch.optim.Optimizer:
+def make_optimizer(prepared: Prepared, trial: Trial) -> torch.optim.Optimizer:
     """AdamW, or ChildTuningAdamW with the method's masks, over the same decay groups."""
     groups = decay_groups(prepared.model.named_parameters(), WEIGHT_DECAY)
     if trial.method in (ADAMW, CONTROL, LORA):
@@ -198,16 +196,16 @@ def make_optimizer(prepared: Prepared, trial: Trial, sizes: Sizes) -> torch.opti
     common = {"lr": trial.lr, "reserve_p": trial.p, "seed": trial.seed}
     if trial.method == FREE:
         return ChildTuningAdamW(groups, **common)
-    masks = make_masks(prepared, trial, sizes)
+    masks = make_masks(prepared, trial)
     return ChildTuningAdamW(groups, **common, mode="task-dependent", gradient_mask=masks)
 
 
-def make_masks(prepared: Prepared, trial: Trial, sizes: Sizes) -> dict[str, torch.Tensor]:
+def make_masks(prepared: Prepared, trial: Trial) -> dict[str, torch.Tensor]:
     """The share `trial.p` of all weights, at the pretrained values. Raises ValueError for a method without masks."""
     base = prepared.base
     if trial.method == FISHER:
         examples = ([row] for row in prepared.rows[:FISHER_ROWS])  # a batch is one example
-        return fisher_mask(base, examples, trial.p, per="batch", loss=functools.partial(mean_loss, sizes=sizes))
+        return fisher_mask(base, examples, trial.p, per="batch", loss=mean_loss)
     if trial.method == RANDOM:
         of_all = {"seed": trial.seed, "step": 0}
         return {name: gradient_mask(p.shape, trial.p, name=name, **of_all) for name, p in base.named_parameters()}
@@ -216,28 +214,26 @@ def make_masks(prepared: Prepared, trial: Trial, sizes: Sizes) -> dict[str, torc
     raise ValueError(f"there is no method {trial.method!r}")
 
 
-def scores(base: nn.Module, rows: list[Example], sizes: Sizes) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Logits (N, V) in float32 of the N tokens in the loss, these tokens, and the row that each belongs to.
+def scores(base: nn.Module, rows: list[Example]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Logits (N, V) of the N tokens in the loss, these tokens, and the row that each belongs to.
 
     The LM head, a fifth of the computation, sees no other token.
     """
     batch = pad(rows, 0)
     labels = batch.pop("labels")[:, 1:]
     in_loss = labels != IGNORE_INDEX
-    with torch.autocast("cpu", torch.bfloat16, enabled=sizes.bfloat16):
-        hidden = base.base_model(**batch, use_cache=False).last_hidden_state[:, :-1]
-        logits = base.get_output_embeddings()(hidden[in_loss])
-    return logits.float(), labels[in_loss], in_loss.nonzero()[:, 0]
+    hidden = base.base_model(**batch, use_cache=False).last_hidden_state[:, :-1]
+    return base.get_output_embeddings()(hidden[in_loss]), labels[in_loss], in_loss.nonzero()[:, 0]
 
 
-def mean_loss(base: nn.Module, rows: list[Example], sizes: Sizes) -> torch.Tensor:
+def mean_loss(base: nn.Module, rows: list[Example]) -> torch.Tensor:
     """Mean over the tokens in the loss, in nats."""
-    logits, labels, _ = scores(base, rows, sizes)
+    logits, labels, _ = scores(base, rows)
     return nn.functional.cross_entropy(logits, labels)
 
 
 @torch.no_grad()
-def evaluate(base: nn.Module, rows: list[Example], sizes: Sizes, batch: int = 25) -> tuple[float, float]:
+def evaluate(base: nn.Module, rows: list[Example], batch: int = 20) -> tuple[float, float]:
     """Mean loss of the answers' tokens, in nats, and the share of answers that greedy decoding gives exactly.
 
     It does exactly where each token of the answer is the likeliest one, given those before it.
@@ -247,7 +243,7 @@ def evaluate(base: nn.Module, rows: list[Example], sizes: Sizes, batch: int = 25
     total, tokens, exact = 0.0, 0, 0
     for first in range(0, len(rows), batch):
         part = rows[first : first + batch]
-        logits, labels, owner = scores(base, part, sizes)
+        logits, labels, owner = scores(base, part)
         wrong = owner[logits.argmax(-1) != labels]
         exact += len(part) - len(wrong.unique())
         total += nn.functional.cross_entropy(logits, labels, reduction="sum").item()
@@ -256,8 +252,8 @@ def evaluate(base: nn.Module, rows: list[Example], sizes: Sizes, batch: int = 25
 
 
 STARTS = {  # learning rates that are always run; the search goes on from them. At most a factor of 2.5 apart
-    ADAMW: (8e-6, 2e-5, 5e-5, 1.2e-4, 3e-4, 7.5e-4),
-    LORA: (1.2e-4, 3e-4, 7.5e-4, 1.8e-3, 4.5e-3),
+    ADAMW: (2e-5, 5e-5, 1.2e-4, 3e-4, 7.5e-4),
+    LORA: (3e-4, 7.5e-4, 1.8e-3, 4.5e-3),
     FREE: (1.2e-4, 3e-4, 7.5e-4),
     FISHER: (1.2e-4, 3e-4, 7.5e-4),
     RANDOM: (3e-4, 7.5e-4),
@@ -296,16 +292,12 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--data", type=Path, required=True, help="folder with train, validation and test.jsonl")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to run (default: all)")
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of torch (default: one for each core)")
     output = data_dir() / "results" / "real_study.jsonl"
     parser.add_argument("--output", type=Path, default=output, help="raw records (%(default)s)")
     given = parser.parse_args(arguments)
     if missing := [n for n in ("train", "validation", "test") if not (given.data / f"{n}.jsonl").is_file()]:
         parser.error(f"--data {given.data} has no {missing[0]}.jsonl: give a folder with train, validation and test")
-    if given.threads < 1:
-        parser.error("--threads must be at least 1")
-    torch.set_num_threads(given.threads)
-    transformers.utils.logging.disable_progress_bar()
+    make_repeatable()  # one thread: a second one gains little beside other programs
     sizes = Sizes()
     try:
         folder = cached_model()
