@@ -33,7 +33,7 @@ from ftcourse.studies.real_model import (
     Trial,
 )
 from ftcourse.studies.records import read_records, trial_of
-from ftkit.batching import pad
+from ftkit.batching import global_batch, pad
 from ftkit.child_tuning import ChildTuningAdamW
 from ftkit.loss import IGNORE_INDEX
 from ftkit.models import load_causal_lm
@@ -151,6 +151,31 @@ def test_a_warmup_begins_at_zero(warmup, moves, model, splits):
     before = prepared.base.get_input_embeddings().weight.clone()
     next(study.training_steps(prepared, trial, SMALL))
     assert torch.equal(before, prepared.base.get_input_embeddings().weight) != moves
+
+
+def test_training_is_what_a_plain_loop_computes(model, splits):
+    """Clipped at 1, weight decay 0.01 of matrices, warmup of a quarter, then linear to 0."""
+    trial = dataclasses.replace(trial_at(ADAMW, 0.05), warmup=0.25)
+    wanted = list(study.training_steps(study.prepare(trial, model, splits, SMALL), trial, SMALL))
+    prepared = study.prepare(trial, model, splits, SMALL)
+    base = prepared.base.train()
+    matrices = [p for p in base.parameters() if p.ndim > 1]
+    vectors = [p for p in base.parameters() if p.ndim == 1]
+    optimizer = torch.optim.AdamW([{"params": matrices, "weight_decay": 0.01}, {"params": vectors, "weight_decay": 0}])
+    losses, norms = [], []
+    for step, lr in enumerate((0.0, 0.05, 0.05 * 2 / 3, 0.05 / 3)):
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        optimizer.zero_grad()
+        loss = base(**pad(global_batch(prepared.rows, step, 3, trial.seed), 0)).loss
+        loss.backward()
+        norms.append(torch.cat([p.grad.flatten() for p in base.parameters()]).norm())
+        for parameter in base.parameters():
+            parameter.grad /= max(norms[-1], 1.0)
+        optimizer.step()
+        losses.append(loss.item())
+    assert max(norms) > 1, "clipping is at work"
+    assert losses == pytest.approx(wanted, rel=1e-4)
 
 
 def changed(trial: Trial, model: Path, splits: Splits) -> float:
