@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from ftcourse.studies import real_model
-from ftcourse.studies.bracketing import UnbracketedError
+from ftcourse.studies.bracketing import UnbracketedError, method_of
 from ftcourse.studies.real_model import (
     ADAMW,
+    BASE,
     CONTROL,
     DEFAULTS,
     FREE,
@@ -19,9 +20,12 @@ from ftcourse.studies.real_model import (
     SEEDS,
     TUNING_SEED,
     RealStudy,
+    Trial,
     plot_curves,
     plot_learning_rates,
 )
+from ftcourse.studies.records import trial_of
+from ftkit.models import data_dir
 
 
 def record(method: str, lr: float, seed: int, loss: list[float], exact: list[float]) -> dict:
@@ -124,6 +128,62 @@ def test_figures_show_what_the_records_have(study):
     lines = {line.get_label(): line.get_xydata().tolist() for line in ax.lines}
     assert lines[FREE] == [[10, pytest.approx(2.6)], [20, pytest.approx(0.8)]]
     assert len(ax.lines) == 2 * (len(SEEDS) + 1) and "test" in ax.get_ylabel()
+
+
+STORED = data_dir() / "results" / "real_study.jsonl"
+
+
+@pytest.mark.skipif(not STORED.exists(), reason="the study has not been run")
+def test_the_stored_study_is_bracketed_and_whole():
+    check_stored(RealStudy())
+
+
+def check_stored(study: RealStudy) -> None:
+    tested = {name for name, trial in METHODS.items() if any(is_run_of(trial, each) for each in study.records)}
+    assert ADAMW in tested
+    for method in tested - {CONTROL, BASE}:
+        rates = list(study.tuning(method))
+        assert min(rates) < study.best_rate(method) < max(rates)
+    for method in tested - {BASE}:
+        assert [run["seed"] for run in study.runs(method)] == list(SEEDS), method
+    for each in study.records:
+        curve, split = each["curve"], "validation" if each["seed"] == TUNING_SEED else "test"
+        assert real_model.WEIGHTS in each["model"] and each["precision"] == "float32"
+        assert {name for name in each if name.endswith("_exact")} == {f"{split}_exact"}
+        assert each[f"{split}_exact"] == curve["exact"][-1] and curve["at"][-1] == each["steps"]
+        assert len(each["train_loss"]) == each["steps"]
+
+
+def is_run_of(trial: Trial, each: dict) -> bool:
+    return each["seed"] != TUNING_SEED and method_of(trial_of(each, Trial)) == method_of(trial)
+
+
+def broken(kind: str) -> list[dict]:
+    """Records in which one thing is wrong; "" for none."""
+    whole = [{**r, "train_loss": [1.0] * r["curve"]["at"][-1], "steps": r["curve"]["at"][-1]} for r in RECORDS[:-2]]
+    whole = [each for each in whole if each["method"] in (ADAMW, FREE)]
+    match kind:
+        case "edge":
+            whole = [r for r in whole if r["lr"] != 5e-4]
+        case "seed":
+            whole = [r for r in whole if (r["method"], r["seed"]) != (FREE, 2)]
+        case "split":
+            whole[0] = {**whole[0], "test_exact": 0.5}
+        case "weights":
+            whole[0] = {**whole[0], "model": "a model"}
+        case "steps":
+            whole[-1] = {**whole[-1], "train_loss": [1.0]}
+    return whole
+
+
+@pytest.mark.parametrize("kind", ["", "edge", "seed", "split", "weights", "steps"])
+def test_a_stored_study_with_a_fault_is_refused(kind, tmp_path):
+    study = read(tmp_path, broken(kind))
+    if not kind:
+        check_stored(study)
+        return
+    with pytest.raises((AssertionError, UnbracketedError)):
+        check_stored(study)
 
 
 def test_methods_differ_in_what_is_not_tuned():
