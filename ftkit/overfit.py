@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from ._modules import preserve_state
+from ._modules import eval_mode, preserve_state
 from .findings import Finding
-from .loss import IGNORE_INDEX
+from .loss import IGNORE_INDEX, token_losses
 
 TOLERANCE = 0.02  # nats per label above the floor; with a floor of 0, a probability of 98 % for the right token
 DEFAULT_LRS = (1e-3, 1e-2, 1e-4, 1e-5)
@@ -37,6 +37,32 @@ NOTHING_TRAINS = "nothing-trains"
 LOSS_NOT_FINITE = "loss-not-finite"
 LR_TOO_HIGH, LR_TOO_LOW = "lr-too-high", "lr-too-low"
 NOT_FITTED = "not-fitted"
+
+
+def _error(code: str, observed: str, why: str, remedy: str) -> Finding:
+    return Finding("error", code, observed, why, remedy)
+
+
+class StartLoss(NamedTuple):
+    """Mean losses before training, in nats per label, by place in the answer (a run of labels); NaN for no such place.
+
+    A pretrained model predicts the inside of answers better with their context than alone, whatever V is, if labels
+    and inputs belong together.
+    """
+
+    overall: float
+    first: float
+    inside: float
+    last: float  # of answers of several labels; often the end-of-turn token
+    alone: float  # the labels inside, when the model reads the answers only
+
+    @property
+    def too_high(self) -> bool:
+        return self.inside > 1.5 * self.alone + 0.5
+
+    def __str__(self) -> str:
+        inside = f"inside answers {self.inside:.2f} ({self.alone:.2f} without their context)"
+        return f"{self.overall:.2f} nats per label; first labels {self.first:.2f}, {inside}, last {self.last:.2f}"
 
 
 class LossFloor(NamedTuple):
@@ -61,6 +87,7 @@ class OverfitResult:
     run: Run  # at the requested learning rate; without one, at the best of DEFAULT_LRS
     floor: LossFloor  # the best that any model can reach on this batch
     chance: float  # nats per label: the uniform baseline, log V
+    start: StartLoss | None  # of a model that predicts the next token; None for others
 
     @property
     def healthy(self) -> bool:
@@ -68,7 +95,8 @@ class OverfitResult:
 
     def __str__(self) -> str:
         f = self.finding
-        return f"{f.code}\n  observed: {f.observed}\n  likely cause: {f.why}\n  remedy: {f.remedy}"
+        start = f"\n  start: {self.start}" if self.start else ""
+        return f"{f.code}\n  observed: {f.observed}{start}\n  likely cause: {f.why}\n  remedy: {f.remedy}"
 
 
 def overfit_one_batch(
@@ -98,6 +126,7 @@ def overfit_one_batch(
         next_token = predicts_next_token(output, batch["labels"])
         floor, chance = loss_floor(batch, next_token), math.log(output.logits.shape[-1])
         del output
+        start = start_loss(model, batch) if next_token else None
 
         def attempt(lr: float, steps: int = steps) -> Run:
             restart()
@@ -105,21 +134,19 @@ def overfit_one_batch(
 
         fault = check_labels(batch, next_token)
         run = _best(attempt, DEFAULT_LRS, steps) if lr is None and fault is None else attempt(lr or DEFAULT_LRS[0])
-        finding = fault or _finding_of(model, run, floor, chance)
+        finding = fault or _finding_of(model, run, floor, chance, start)
         if finding is None:
             other = None if lr is None else _best(attempt, _other_lrs(run), steps)
             finding = _finding_of_failure(run, other, floor)
-    return OverfitResult(finding, run, floor, chance)
+    return OverfitResult(finding, run, floor, chance, start)
 
 
 def predicts_next_token(output: Any, labels: torch.Tensor) -> bool:
     """Whether the model shifts labels itself, inferred by computing `output.loss` from `output.logits` both ways."""
     if output.logits.ndim != 3:
         return False
-    gaps = []
-    for next_token in (True, False):
-        logits, kept = aligned(output.logits, labels, next_token)
-        gaps.append(abs(nn.functional.cross_entropy(logits, kept) - output.loss).item())
+    losses = (nn.functional.cross_entropy(*aligned(output.logits, labels, shifted)) for shifted in (True, False))
+    gaps = [abs(loss - output.loss).item() for loss in losses]
     return not gaps[1] < gaps[0]  # with nothing to compare, both are NaN
 
 
@@ -129,6 +156,28 @@ def aligned(logits: torch.Tensor, labels: torch.Tensor, next_token: bool) -> tup
         logits, labels = logits[:, :-1], labels[:, 1:]
     kept = labels != IGNORE_INDEX
     return logits[kept].float(), labels[kept]
+
+
+def start_loss(model: nn.Module, batch: dict[str, torch.Tensor]) -> StartLoss | None:
+    """Of a model that predicts the next token; None without labels of the shape of `input_ids`. Restores the modes."""
+    ids, labels = batch.get("input_ids"), batch["labels"]
+    if ids is None or ids.shape != labels.shape or labels[:, 1:].eq(IGNORE_INDEX).all():
+        return None
+    kept = labels != IGNORE_INDEX
+    kept[:, 0] = False  # never predicted
+    before, after = nn.functional.pad(kept, (1, -1)), nn.functional.pad(kept, (-1, 1))
+    places = kept, kept & ~before, kept & before & after, kept & before & ~after
+    rows = [(row[own], inside[own]) for row, inside, own in zip(labels, places[2], kept, strict=True) if own.any()]
+    answers, inside = (
+        nn.utils.rnn.pad_sequence(values, True, filler)
+        for values, filler in zip(zip(*rows, strict=True), (IGNORE_INDEX, False), strict=True)
+    )
+    real = answers != IGNORE_INDEX
+    with eval_mode(model), torch.no_grad():
+        losses = token_losses(*aligned(model(**batch).logits, labels, True))  # of the labels in `kept`
+        logits = model(input_ids=answers * real, attention_mask=real.long()).logits
+    alone = token_losses(*aligned(logits, answers, True))[inside[:, 1:][real[:, 1:]]]
+    return StartLoss(*(losses[place[kept]].mean().item() for place in places), alone.mean().item())
 
 
 def loss_floor(batch: dict[str, torch.Tensor], next_token: bool) -> LossFloor:
@@ -162,8 +211,7 @@ def check_labels(batch: dict[str, torch.Tensor], next_token: bool) -> Finding | 
     """The first fault of the labels, or None; without `next_token` only missing labels are detected."""
     labels = batch["labels"]
     if not (labels[:, 1:] if next_token else labels).ne(IGNORE_INDEX).any():
-        return Finding(
-            "error",
+        return _error(
             NO_LABELS,
             f"all labels are {IGNORE_INDEX}, so the loss is the mean of nothing: NaN, or 0",
             "no token is in the loss: a chat template without generation markers, a response template "
@@ -178,16 +226,14 @@ def check_labels(batch: dict[str, torch.Tensor], next_token: bool) -> Finding | 
     if fault := _label_shift(ids, labels):
         return fault
     if differ := int((in_loss & real & (ids != labels)).sum()):
-        return Finding(
-            "error",
+        return _error(
             LABELS_UNRELATED,
             f"{differ} of {int(in_loss.sum())} labels differ from the token at their position",
             "labels and inputs come from different examples, tokenizers or truncations",
             "build the labels from the same example's input_ids, after all padding and truncation",
         )
     if padding := int((in_loss & ~real).sum()):
-        return Finding(
-            "error",
+        return _error(
             PADDING_IN_LOSS,
             f"{padding} of {int(in_loss.sum())} labels are padding",
             "the labels were padded with a token",
@@ -204,8 +250,7 @@ def _label_shift(ids: torch.Tensor, labels: torch.Tensor) -> Finding | None:
     for side, (tokens, shifted) in sides.items():
         in_loss = shifted != IGNORE_INDEX
         if in_loss.any() and torch.equal(tokens[in_loss], shifted[in_loss]):
-            return Finding(
-                "error",
+            return _error(
                 LABELS_SHIFTED,
                 f"each label is the token {side} its own",
                 "the labels were shifted before the model, which shifts them itself",
@@ -221,8 +266,7 @@ def _missing_end(ids: torch.Tensor, labels: torch.Tensor, real: torch.Tensor) ->
     ends = after_answer & real & torch.isin(ids, pads)
     if not ends.any() or (labels[ends] != IGNORE_INDEX).any():
         return None
-    return Finding(
-        "error",
+    return _error(
         END_NOT_IN_LOSS,
         f"{int(ends.sum())} answers end with token {ids[ends][0].item()}, also the pad token; none is in the loss",
         "the labels mask the pad token everywhere, also at the end of an answer",
@@ -277,13 +321,12 @@ def _other_lrs(run: Run) -> list[float]:
     return higher + lower if fell else lower + higher
 
 
-def _finding_of(model: nn.Module, run: Run, floor: LossFloor, chance: float) -> Finding | None:
+def _finding_of(model: nn.Module, run: Run, floor: LossFloor, chance: float, start: StartLoss | None) -> Finding | None:
     """The finding of a run with correct labels; None if the batch is not fitted and another learning rate may do it."""
     first, last, steps = run.losses[0], run.losses[-1], len(run.losses) - 1
     if not run.has_gradient:
         some = any(p.requires_grad for p in model.parameters())
-        return Finding(
-            "error",
+        return _error(
             NOTHING_TRAINS,
             f"the loss is {first:.2f} in each of {len(run.losses)} passes and has no gradient",
             "no trainable parameter takes part in the loss" if some else "every parameter is frozen",
@@ -293,12 +336,13 @@ def _finding_of(model: nn.Module, run: Run, floor: LossFloor, chance: float) -> 
         observed = f"the loss fell from {first:.2f} to {last:.2f} nats in {steps} steps at lr {run.lr:g}"
         if floor.loss > 0:
             observed += f"; sequences that begin alike and differ later keep it above {floor.loss:.2f}"
-        if first > 1.5 * chance:
-            observed += f"; it began far above {chance:.2f}, the uniform baseline"
+        if start and start.too_high:
+            observed += "; but inside answers it began above the loss without context: do labels and context belong together?"
+        elif start and start.alone > 0.9 * chance:
+            observed += "; but it began like an untrained model: are weights and tokenizer those of the pretrained one?"
         return Finding("note", HEALTHY, observed, "model, labels and optimizer work together", "none needed")
     if not math.isfinite(first):
-        return Finding(
-            "error",
+        return _error(
             LOSS_NOT_FINITE,
             f"the loss is {first} before any step",
             "weights that hold NaN or infinity, or activations that overflow in half precision",
@@ -317,9 +361,8 @@ def _finding_of_failure(run: Run, other: Run | None, floor: LossFloor) -> Findin
         observed += f"; at lr {other.lr:g} the batch was fitted in {len(other.losses) - 1} steps"
         cause = "each step overshoots" if high else "each step is too small, or is rounded away in half precision"
         remedy = f"{'lower' if high else 'raise'} the learning rate towards {other.lr:g}"
-        return Finding("error", LR_TOO_HIGH if high else LR_TOO_LOW, observed, cause, remedy)
-    return Finding(
-        "error",
+        return _error(LR_TOO_HIGH if high else LR_TOO_LOW, observed, cause, remedy)
+    return _error(
         NOT_FITTED,
         f"{observed}, and no other learning rate tried did better" if other is not None else observed,
         "too little of the model trains, too few steps, or a fault in the model's own code",
