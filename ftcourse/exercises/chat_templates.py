@@ -1,4 +1,4 @@
-"""Checkers for 05_chat_templates: a template that marks what is learnt, a pad token, rows that never learn to stop."""
+"""Checkers for 05_chat_templates: generation markers, examples that never learn to stop, and a mismatched prompt."""
 
 import torch
 from jinja2 import TemplateError
@@ -58,14 +58,14 @@ def check_marked_template(marked_template) -> str:
             texts,
             "<|end|> is outside: the model would never learn to stop. Put {% endgeneration %} behind it.",
         ),
-        (ends, "only <|end|> is marked: the answer before it should be learnt, too."),
+        (ends, "only <|end|> is marked: the answer before it should be in the loss, too."),
         (
             [a or b for a, b in zip(answers, headers, strict=True)],
             "<|assistant|> is marked: the prompt gives it, so the model never has to say it.",
         ),
     ]
     if loss_mask == answers:
-        return f"{sum(answers)} of {len(wanted)} tokens are learnt: two answers, each with its <|end|>."
+        return f"{sum(answers)} of {len(wanted)} tokens are in the loss: two answers, each with its <|end|>."
     for wrong, hint in mistakes:
         if loss_mask == wrong:
             raise WrongAnswer(hint)
@@ -75,38 +75,57 @@ def check_marked_template(marked_template) -> str:
 
 
 @checker
-def check_pad_choice(pad_choice) -> str:
-    """Check `pad_choice(pad, unk, ends)`: the defined token, else unk, else a new one; none that ends answers."""
-    llama = require_answer(pad_choice(None, "<unk>", {"</s>"}))
-    if not isinstance(llama, str):
-        raise WrongAnswer(f"a token is a string, and your code returns a {type(llama).__name__}.")
-    cases = {
-        ("<pad>", "<unk>", ("</s>",)): ("<pad>", "a pad token is defined and ends no answer: keep it."),
-        (None, "<unk>", ("</s>",)): (
-            "<unk>",
-            "where no pad token is defined, take unk: it has a row already.",
-        ),
-        ("</s>", "<unk>", ("</s>",)): (
-            "<unk>",
-            "the pad token that is defined ends an answer: pass it over.",
-        ),
-        ("<|end|>", None, ("</s>", "<|end|>")): (
-            "<|pad|>",
-            "EOS is not the only token that ends an answer: ask whether the token is in `ends`.",
-        ),
-        (None, None, ("</s>",)): ("<|pad|>", "neither is defined: make a new one, <|pad|>."),
-        (None, "<|end|>", ("<|end|>",)): ("<|pad|>", "unk may end an answer as well: then make a new one."),
-    }
-    for (pad, unk, ends), (wanted, hint) in cases.items():
-        answer = pad_choice(pad, unk, set(ends))
-        if answer != wanted:
-            raise WrongAnswer(f"{hint} (pad {pad}, unk {unk}, ends {', '.join(ends)}: yours is {answer})")
-    return f"{len(cases)} tokenizers, and no pad token that ends an answer."
+def check_costly_changes(costly_changes, ask) -> str:
+    """Check `costly_changes(ask)`: the changes of a prompt that alone lose more than half of the exact answers.
+
+    `ask(change)` returns the number of exact answers with a change of CHANGES, or with None as trained.
+    """
+    # Two services that nobody has, whose faults are others than those of the real one.
+    for tables in ({None: 20, "BOS twice": 9, "lower case": 11}, {None: 6, "a space at its end": 2, "BOS twice": 3}):
+        expected = {change for change, right in tables.items() if change and right < tables[None] / 2}
+        everything = {change: tables.get(change, tables[None]) for change in (None, *CHANGES)}
+        found = _changes(costly_changes(everything.__getitem__))
+        if found != expected:
+            raise WrongAnswer(_why_wrong(found, everything, expected))
+    measured = {change: ask(change) for change in (None, *CHANGES)}
+    found = _changes(costly_changes(ask))
+    expected = {change for change in CHANGES if measured[change] < measured[None] / 2}
+    if found != expected:
+        raise WrongAnswer(_why_wrong(found, measured, expected))
+    costs = ", ".join(f"{change} {measured[change]}" for change in CHANGES if change in expected)
+    return f"as trained {measured[None]} exact answers; {costs}. The others cost less than half."
+
+
+CHANGES = {  # of a prompt's text, without BOS, which the tokenizer adds
+    "BOS twice": lambda prompt: "<s>" + prompt,
+    "no generation prompt": lambda prompt: prompt.removesuffix("<|assistant|>"),
+    "a space at its end": lambda prompt: prompt + " ",
+    "a system text first": lambda prompt: "Answer in one line.\n" + prompt,
+    "lower case": str.lower,
+}
+
+
+def _changes(answer) -> set[str]:
+    answer = require_answer(answer)
+    if not isinstance(answer, list | tuple | set) or not set(answer) <= set(CHANGES):
+        raise WrongAnswer("a list of names out of CHANGES is expected.")
+    return set(answer)
+
+
+def _why_wrong(found: set[str], right: dict, expected: set[str]) -> str:
+    table = ", ".join(f"{change or 'as trained'} {count}" for change, count in right.items())
+    if found == {change for change in CHANGES if right[change] < right[None]}:
+        return f"those lose any answer at all; more than half of them was asked for. ({table})"
+    if found == set(CHANGES) - expected:
+        return f"the other way round: those keep at least half. ({table})"
+    if found == {change for change in CHANGES if right[change] < 16}:
+        return f"half of those as trained, `ask(None)`, not half of the questions. ({table})"
+    return f"with these counts it should be {sorted(expected)}, and yours is {sorted(found)}. ({table})"
 
 
 @checker
 def check_never_stop(never_stop) -> str:
-    """Check `never_stop(labels, stop_ids)`: rows whose last label that counts is no stop token."""
+    """Check `never_stop(labels, stop_ids)`: examples whose last unmasked label is no stop token."""
     skip, stop, other_stop = IGNORE_INDEX, 2, 9
     labels = torch.tensor(
         [
@@ -122,14 +141,14 @@ def check_never_stop(never_stop) -> str:
     if isinstance(answer, torch.Tensor):
         answer = answer.tolist()
     if not isinstance(answer, list | tuple | set):
-        raise WrongAnswer("a list of row numbers is wanted, counted from 0.")
+        raise WrongAnswer("a list of row numbers is expected, counted from 0.")
     mistakes = {
-        (0, 3, 5): "those are the rows that do learn to stop.",
+        (0, 3, 5): "those are the examples that do learn to stop.",
         (
             1,
             4,
-        ): "a stop token after the first answer does not end the second: look at the last label that counts.",
-        (1, 2): "a row without any label has nothing to learn, its end neither: it belongs to the list.",
+        ): "a stop token after the first answer does not end the second: look at the last unmasked label.",
+        (1, 2): "an example without any label does not learn its end either: it belongs to the list.",
         (0, 1, 2, 4): "the last place may be padding: look at the last label that is not -100.",
         (1, 2, 3, 4): "there may be several stop tokens: ask whether the label is in `stop_ids`.",
         (2, 3, 5): "count from 0.",

@@ -1,12 +1,15 @@
-"""Checkers for 07_overfit_one_batch: token accuracy, the floor of a loss, and labels that went to other rows."""
+"""Checkers for 07_overfit_one_batch: the floor of a loss, and four training runs with unknown bugs."""
 
+import copy
 import math
+from dataclasses import dataclass
 
 import torch
 
 from ftkit.loss import IGNORE_INDEX
+from ftkit.overfit import StartLoss, start_loss
 
-from . import WrongAnswer, checker, match_known_mistake, require_answer, require_tensor
+from . import WrongAnswer, checker, match_known_mistake, require_answer
 
 
 def _number(answer) -> float:
@@ -14,28 +17,6 @@ def _number(answer) -> float:
     if isinstance(answer, bool) or (isinstance(answer, torch.Tensor) and answer.numel() != 1):
         raise WrongAnswer("one number is wanted.")
     return float(answer)
-
-
-@checker
-def check_token_accuracy(token_accuracy) -> str:
-    """Check `token_accuracy(logits, labels)`: right guesses of the next token among the labels that count."""
-    # Each guess belongs to the label one place further on: 5, 6 and 1 are right in row 0, and none in row 1.
-    guesses = torch.tensor([[4, 5, 6, 9, 1, 1], [8, 9, 2, 2, 0, 0]])
-    labels = torch.full((2, 6), IGNORE_INDEX)
-    labels[0, 2:], labels[1, 1] = torch.tensor([5, 6, 7, 1]), 9
-    logits = torch.nn.functional.one_hot(guesses, 10).float()
-    answer = _number(token_accuracy(logits.clone(), labels.clone()))
-    mistakes = {
-        3 / 10: "labels of -100 do not count: leave them out before you take the mean.",
-        3.0: "that is how many are right: divide by how many labels count.",
-        2 / 5: "an output guesses the next token: compare output t with label t + 1.",
-        2 / 12: "compare output t with label t + 1, and leave out labels of -100.",
-        0.0: "none is right: is it argmax over the last dimension, and label t + 1 beside output t?",
-    }
-    match_known_mistake(answer, mistakes, rel_tol=1e-5)
-    if not math.isclose(answer, 3 / 5, rel_tol=1e-5):
-        raise WrongAnswer(f"3 of the 5 labels that count are guessed: 0.60 is expected, and yours is {answer:.2f}.")
-    return "3 of the 5 labels that count are guessed: 0.60."
 
 
 @checker
@@ -65,40 +46,90 @@ def check_loss_floor(loss_floor) -> str:
     return f"0 without a choice, {half / 2:.2f} for a coin toss in half of the pairs."
 
 
-def plant_sixth_bug(labels: torch.Tensor) -> torch.Tensor:
-    """The bug of exercise 3 (do not look): labels (B, T), each row's moved to the next row."""
-    return labels.roll(1, 0)
+@dataclass(frozen=True)
+class Curve:
+    """What a run shows: the loss and token accuracy before each step and after the last, and the loss at the start."""
+
+    losses: list[float]
+    accuracies: list[float]
+    start: StartLoss
+
+
+class UnknownRun:
+    """A training run with a planted bug; call it with a learning rate and steps to get its `Curve`.
+
+    It trains a copy of the model, so it can be called as often as you like.
+    """
+
+    def __init__(self, model, batch: dict[str, torch.Tensor], bug: str):
+        self._model, self._batch, self._bug = model, batch, bug
+
+    def __repr__(self) -> str:
+        return "UnknownRun: call it with a learning rate"
+
+    def __call__(self, lr: float, steps: int = 40) -> Curve:
+        model = copy.deepcopy(self._model).eval()
+        batch = {**self._batch, "labels": _labels_of(self._bug, self._batch["labels"])}
+        if self._bug == TOO_LITTLE_TRAINS:
+            model.requires_grad_(False)
+            list(model.parameters())[-2].requires_grad_(True)  # the last norm
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(trained, lr=lr * _FACTORS.get(self._bug, 1), weight_decay=0.0)
+        start = start_loss(model, batch)
+        losses, accuracies = [], []
+        for step in range(steps + 1):
+            output = model(**batch)
+            labels = batch["labels"][:, 1:]
+            right = output.logits[:, :-1].argmax(-1) == labels
+            losses.append(output.loss.item())
+            accuracies.append(right[labels != IGNORE_INDEX].float().mean().item())
+            if step < steps:
+                output.loss.backward()
+                optimizer.step()
+                optimizer.zero_grad()
+        return Curve(losses, accuracies, start)
+
+
+OTHER_ROWS, END_MASKED = "labels of other examples", "end-of-turn token not in the loss"
+LR_TOO_HIGH, LR_TOO_LOW = "learning rate too high", "learning rate too low"
+TOO_LITTLE_TRAINS = "too little of the model trains"
+CAUSES = (OTHER_ROWS, END_MASKED, LR_TOO_HIGH, LR_TOO_LOW, TOO_LITTLE_TRAINS)
+_FACTORS = {LR_TOO_HIGH: 100}
+_PLANTED = {"A": END_MASKED, "B": TOO_LITTLE_TRAINS, "C": OTHER_ROWS, "D": LR_TOO_HIGH}
+
+
+def _labels_of(bug: str, labels: torch.Tensor) -> torch.Tensor:
+    if bug == OTHER_ROWS:
+        return labels.roll(1, 0)
+    if bug == END_MASKED:
+        after = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)
+        return labels.masked_fill(after == IGNORE_INDEX, IGNORE_INDEX)
+    return labels
+
+
+def plant_unknown_bugs(model, batch: dict[str, torch.Tensor]) -> dict[str, UnknownRun]:
+    """Four runs by their letters, each with a bug of its own (do not look: find out by running them)."""
+    return {name: UnknownRun(model, batch, bug) for name, bug in _PLANTED.items()}
+
+
+_EVIDENCE = {
+    END_MASKED: "compare its last labels at the start with those of a healthy run (24 nats): is that token among them?",
+    TOO_LITTLE_TRAINS: "run it at a tenth and at ten times the rate: does any rate fit the batch?",
+    OTHER_ROWS: "compare the loss inside answers with and without their context at its start.",
+    LR_TOO_HIGH: "run it at a tenth and at a hundredth of the rate, and watch the end of the curve.",
+}
 
 
 @checker
-def check_fixed_labels(fixed_labels) -> str:
-    """Check `fixed_labels(labels)`: the rows moved by one must come back to their own inputs."""
-    generator = torch.Generator().manual_seed(7)
-    right = torch.randint(3, 90, (5, 6), generator=generator)
-    right[:, :2] = IGNORE_INDEX
-    given = plant_sixth_bug(right)
-    argument = given.clone()
-    answer = fixed_labels(argument)
-    if answer is None and not torch.equal(argument, given):
-        raise WrongAnswer("you changed the labels in place and returned nothing: return the mended labels.")
-    answer = require_tensor(answer, right.shape)
-    mistakes = [
-        (given, "unchanged: each row still has another row's labels."),
-        (given.roll(1, 0), "one row further off: roll the other way."),
-        (
-            given.roll(-1, 1),
-            "that moves labels along the row: they are in the wrong row, not the wrong place.",
-        ),
-        (
-            given.roll(1, 1),
-            "that moves labels along the row: they are in the wrong row, not the wrong place.",
-        ),
-        (given.flip(0), "reversed is not moved: row 1's labels belong to row 0, row 2's to row 1."),
-        (torch.full_like(given, IGNORE_INDEX), "all -100: nothing would be left to learn."),
-    ]
-    if torch.equal(answer, right):
-        return "every row has its own labels again."
-    for wrong, hint in mistakes:
-        if torch.equal(answer, wrong):
-            raise WrongAnswer(hint)
-    raise WrongAnswer("row 1's labels belong to row 0, row 2's to row 1, and row 0's to the last: move rows only.")
+def check_diagnoses(my_diagnoses) -> str:
+    """Check `my_diagnoses()`: the cause of each unknown run, by its letter."""
+    answer = require_answer(my_diagnoses())
+    if not isinstance(answer, dict):
+        raise WrongAnswer("a dictionary is expected: a cause for each letter.")
+    for name, cause in _PLANTED.items():
+        given = require_answer(answer.get(name))
+        if given not in CAUSES:
+            raise WrongAnswer(f"run {name}: {given!r} is none of CAUSES.")
+        if given != cause:
+            raise WrongAnswer(f"run {name} is another case: {_EVIDENCE[cause]}")
+    return "four bugs, found from a start, an end and a second learning rate."

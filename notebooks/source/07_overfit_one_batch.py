@@ -1,21 +1,22 @@
 # %% [markdown]
 # # 07 · Overfit one batch
 #
-# A model that cannot learn eight rows by heart will not learn a data set. You try that before a long run, and
-# read from what happens what is wrong.
+# A model that cannot memorise eight examples will not learn a data set. You try that before every long run, and
+# read from the loss what is wrong.
 #
-# - **Prerequisites:** [01_gradient_masks](01_gradient_masks.ipynb) helps; you have seen a training loop.
-# - **Hardware:** any processor; two cores are enough.
-# - **Time:** about 30 minutes with the exercises; its cells run in under one minute on two cores.
+# - **Prerequisites:** [05_chat_templates](05_chat_templates.ipynb) for labels and -100; you have seen a training
+#   loop.
+# - **Hardware:** any processor; one core is enough.
+# - **Time:** about 40 minutes with the exercises; its cells run in under one minute on two cores.
 
 # %% [markdown]
 # ## You will be able to
 #
 # - **drive** one batch to zero loss, and say why that is no success,
-# - **judge** a curve by where it begins and where it can end,
-# - **recognise** five bugs, and the two that a curve cannot tell apart,
-# - **compute** how low the loss of a batch can fall,
-# - **use** `overfit_one_batch` on a model of your own.
+# - **explain** a first loss label by label: text, first token, end-of-turn token,
+# - **judge** a first loss without `ln(V)`, on a vocabulary of any size,
+# - **recognise** five bugs by their curves, and know which curves look healthy,
+# - **compute** how low the loss of a batch can fall.
 
 # %%
 import sys
@@ -24,27 +25,29 @@ if "google.colab" in sys.modules:
     ...  # installs ftkit
 
 # %%
+import json
 import math
 
-import ipywidgets
 import torch
 import transformers
-from ftcourse.claims import Claim, show_claims
+from ftcourse.claims import Ledger
 from ftcourse.exercises.overfit_one_batch import (
-    check_fixed_labels,
+    CAUSES,
+    check_diagnoses,
     check_loss_floor,
-    check_token_accuracy,
-    plant_sixth_bug,
+    plant_unknown_bugs,
 )
-from ftcourse.plots import OKABE_ITO, figure_svg, new_axes, use_course_style
+from ftcourse.explorers.label_losses import LabelLossExplorer
+from ftcourse.plots import OKABE_ITO, new_axes, use_course_style
 
 from ftkit import load_base
 from ftkit.batching import pad, read_rows
 from ftkit.chat import end_of_turn_id
 from ftkit.conversations import find_chat
-from ftkit.evaluate import generate_answers, stop_rate
-from ftkit.loss import IGNORE_INDEX
-from ftkit.overfit import loss_floor, overfit_one_batch
+from ftkit.evaluate import generate_answers
+from ftkit.loss import IGNORE_INDEX, token_losses
+from ftkit.models import data_dir
+from ftkit.overfit import loss_floor, overfit_one_batch, start_loss
 
 # %% tags=["nbval-ignore-output"]
 use_course_style()
@@ -52,19 +55,19 @@ transformers.utils.logging.disable_progress_bar()
 print(f"torch {torch.__version__}, transformers {transformers.__version__}, device: cpu")
 
 # %%
-LR = 3e-3  # of AdamW; high, for a batch that is to be learnt by heart
+LR = 3e-3  # of AdamW; high, because a model of a million parameters memorises a batch
 STEPS = 40  # optimizer steps, at most
 ROWS = 8  # conversations in the batch
 VALIDATION_ROWS = 24  # held-out conversations
-MAX_TOKENS = 128  # of a conversation; longer ones would be cut off
-claims = []  # what this notebook tested, each with its verdict; the recap prints them
+MAX_TOKENS = 128  # of a conversation; longer ones would be truncated
+ledger = Ledger("chat data and evaluation")  # the claims that this notebook tests
 
 # %% [markdown]
 # ## 1 · One batch, again and again
 #
-# Take eight conversations, and no others. Whatever else is true of a model, it can learn eight short answers
-# by heart, if its labels, its gradients and its learning rate work together. A **label** is the token that is
-# to be learnt at its place; -100 says that there is none, as in questions and padding.
+# Take eight conversations and no others. Whatever else is true of a model, it can memorise eight short answers if
+# its labels, its gradients and its learning rate work together. A **label** is the token to predict at its place;
+# -100 means none, as in questions and padding.
 
 # %%
 model, tokenizer = load_base()
@@ -74,118 +77,323 @@ rows = [row for row in rows if len(row["input_ids"]) < 40]  # short ones, to be 
 batch = pad(rows[:ROWS], tokenizer.pad_token_id)
 held_out = read_rows(files["test"], tokenizer, MAX_TOKENS).rows[:VALIDATION_ROWS]
 validation = pad(held_out, tokenizer.pad_token_id)
+in_loss = batch["labels"][:, 1:] != IGNORE_INDEX  # (B, T - 1)
 print({name: tuple(tensor.shape) for name, tensor in batch.items()})
-print(f"labels to learn: {int((batch['labels'] != IGNORE_INDEX).sum())}")
-
+print(f"tokens in the loss: {int(in_loss.sum())}")
 
 # %% [markdown]
-# Besides the loss we watch the **token accuracy**: for how many labels the right token is the likeliest. The
-# model's output at one token is a guess of the next, so outputs and labels are compared one place apart.
+# Besides the loss we watch the **token accuracy**, the share of labels whose token is the likeliest. The output at
+# one token predicts the next one, so outputs and labels are compared one place apart. We keep the loss of every
+# single label as well, for section 2.
 
 
 # %%
-def token_accuracy(logits: torch.Tensor, labels: torch.Tensor) -> float:
-    """Share of the labels, without IGNORE_INDEX, that are the likeliest next token."""
-    guesses, wanted = logits[:, :-1].argmax(-1), labels[:, 1:]  # (B, T - 1)
-    learnt = wanted != IGNORE_INDEX
-    return (guesses == wanted)[learnt].float().mean().item()
-
-
+@torch.no_grad()
 def look(model, batch):
-    with torch.no_grad():
-        output = model(**batch)
-    return output.loss.item(), token_accuracy(output.logits, batch["labels"])
+    """Loss of each label in nats (N,), and the token accuracy."""
+    logits, labels = model(**batch).logits[:, :-1], batch["labels"][:, 1:]
+    kept = labels != IGNORE_INDEX
+    accuracy = (logits.argmax(-1) == labels)[kept].float().mean().item()
+    return token_losses(logits, labels)[kept], accuracy
 
 
 # %% [markdown]
-# **Predict first.** Once the batch is learnt to the last token, what does the loss on held-out conversations
-# do: fall on, stay, or rise?
+# **Predict first.** Once the batch is memorised, what does the loss on held-out conversations do: keep falling,
+# stay, or rise?
 
 # %%
 optimizer = torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=0.0)
-history = {"step": [], "training": [], "accuracy": [], "validation": []}
+by_label, accuracies, held = {}, {}, {}  # step -> what was seen there
 for step in range(STEPS + 1):
-    if step % 4 == 0:
-        history["step"].append(step)
-        loss, accuracy = look(model, batch)
-        history["training"].append(loss)
-        history["accuracy"].append(accuracy)
-        history["validation"].append(look(model, validation)[0])
+    if step < 4 or step % 4 == 0:
+        by_label[step], accuracies[step] = look(model, batch)
+        held[step] = look(model, validation)[0].mean().item()
     model(**batch).loss.backward()
     optimizer.step()
     optimizer.zero_grad()
+training = {step: losses.mean().item() for step, losses in by_label.items()}
 
-# %% tags=["nbval-ignore-output"]
+# %% tags=["hide-input", "nbval-ignore-output"]
 figure, (left, right) = new_axes(9, 3, columns=2)
 figure.get_layout_engine().set(wspace=0.1)
-for name, colour, style in (
-    ("training", OKABE_ITO[0], "-o"),
-    ("validation", OKABE_ITO[5], "--s"),
+for name, values, colour, style in (
+    ("training", training, OKABE_ITO[0], "-o"),
+    ("held out", held, OKABE_ITO[5], "--s"),
 ):
-    left.plot(history["step"], history[name], style, color=colour, label=name, markersize=4)
-left.set(xlabel="optimizer step", ylabel="loss (nats a token)", ylim=(0, None))
+    left.plot(
+        list(values), list(values.values()), style, color=colour, label=name, markersize=4
+    )
+left.set(xlabel="optimizer step", ylabel="loss (nats per label)", ylim=(0, None))
 left.legend(frameon=False)
-right.plot(history["step"], history["accuracy"], "-o", color=OKABE_ITO[0], markersize=4)
-_ = right.set(xlabel="optimizer step", ylabel="token accuracy on the batch", ylim=(0, 1.05))
-
-# %%
-training, best = history["training"], min(history["validation"])
-learnt = training[-1] < 0.02 and history["accuracy"][-1] == 1
-gained = best < 0.9 * history["validation"][0]
-worse = history["validation"][-1] > 1.2 * best
-print(f"loss under 0.02 nats, accuracy 100 %: {learnt}")
-print(f"validation loss first falls by over a tenth: {gained}")
-print(f"validation loss ends over a fifth above its least: {worse}")
-assert learnt and gained and worse
-
-# %% [markdown]
-# Notice: at a loss of 0.02 nats a label, the right token has a chance of about 98 %. Validation first gains, perhaps
-# because eight rows teach the form of an answer; then it loses. Zero loss here is a test that was passed. It is
-# not a model to keep.
-
-# %%
-recipe = "Karpathy 2019, A Recipe for Training Neural Networks"
-claim = "a healthy model drives one batch to zero loss and 100 % accuracy"
-measured = (
-    f"under 0.02 nats and all of {ROWS} answers right within {STEPS} steps: {learnt}; 1 batch"
+right.plot(list(accuracies), list(accuracies.values()), "-o", color=OKABE_ITO[0], markersize=4)
+right.set(xlabel="optimizer step", ylabel="token accuracy on the batch", ylim=(0, 1.05))
+best = min(held, key=held.get)
+print(
+    f"training: {training[0]:.2f} nats, {accuracies[0]:.0%} right -> {training[STEPS]:.2f}, {accuracies[STEPS]:.0%}"
 )
-claims.append(Claim(claim, recipe, learnt, measured))
-
-claim = "while a batch is overfitted, validation gets worse"
-measured = f"{VALIDATION_ROWS} held-out answers end over 20 % above their least loss: {worse}; 1 batch"
-claims.append(Claim(claim, "the usual account of overfitting", worse, measured))
-
-# %% [markdown]
-# ## 2 · Where a curve begins
-#
-# Guessing evenly among `V` tokens costs `ln(V)` nats. A pre-trained model should begin below that line, and an
-# untrained one close to it. Whoever begins **above** it is confident and wrong: suspect labels that do not belong
-# to the inputs.
+print(f"held out: {held[0]:.2f} nats -> {held[best]:.2f} at step {best} -> {held[STEPS]:.2f}")
 
 # %%
-chance = math.log(model.config.vocab_size)
-print(f"guessing evenly: ln({model.config.vocab_size}) = {chance:.2f} nats")
-print(f"this curve began below it: {training[0] < chance}")
+memorised = training[STEPS] < 0.02 and accuracies[STEPS] == 1
+worse = held[STEPS] > 1.2 * held[best]
+assert memorised and worse and held[best] < 0.9 * held[0]
+ledger.add(
+    "overfit a single batch of a few examples, to the lowest achievable loss",
+    "Karpathy 2019, A Recipe for Training Neural Networks",
+    memorised,
+    f"{ROWS} conversations: under 0.02 nats per label and all labels right within {STEPS} steps",
+    seeds=1,
+)
+
+# %% [markdown]
+# At 0.02 nats per label, the right token has a probability of about 98 %. The held-out loss first falls, because
+# eight examples teach the format of an answer, and then rises, because they teach nothing else. Zero loss here is a
+# test that was passed, not a model to keep.
+
+# %% [markdown]
+# ## 2 · 62 % right, at 5.1 nats?
+#
+# Look at the very first values again. A model that predicts more than half of all labels correctly has a mean loss
+# of 5.1 nats, as if each label had a probability of 0.6 %. How can both be true?
+#
+# **Predict first.** Which labels cost the most: the first of an answer, its text, or its end?
+
+# %%
+labels = batch["labels"][:, 1:][in_loss]
+edge = torch.nn.functional.pad(in_loss, (1, 1))  # an answer is a run of labels
+starts, ends = (in_loss & ~edge[:, :-2])[in_loss], (in_loss & ~edge[:, 2:])[in_loss]
+places = {"first": starts, "inside": ~starts & ~ends, "last": ends}
+fresh, _ = load_base()
+losses, _ = look(fresh, batch)
+print("place   labels  nats each  share of the loss")
+for name, chosen in places.items():
+    mean, share = losses[chosen].mean(), losses[chosen].sum() / losses.sum()
+    print(f"{name:7} {int(chosen.sum()):6} {mean:10.1f} {share:10.0%}")
+print(f"all     {len(losses):6} {losses.mean():10.1f}")
+assert (
+    losses[ends].min() > 20 > 13.5 > losses[starts].max()
+    and losses[places["inside"]].mean() < 1
+)
+
+# %% [markdown]
+# Ten labels of 76 make up nearly two thirds of the loss: each is the end-of-turn token `<|end|>`, at 24 nats, a
+# probability of 4 in 100 billion. The text inside the answers costs 0.8 nats, which is why most of it is right. The
+# mean says nothing about either.
+
+# %% [markdown]
+# 24 nats is far worse than a uniform guess, which costs `ln(1024) = 6.9`. The token never occurred in pre-training.
+# Each training step lowers the logits of all tokens that do not come next, and a token that **never** comes next is
+# lowered for ever. Compare the logits after an answer's last word:
+
+# %%
+with torch.no_grad():
+    logits = fresh(**batch).logits[:, :-1][in_loss][
+        ends
+    ]  # (10, V), where <|end|> should follow
+end_id = end_of_turn_id(tokenizer)
+strangers = tokenizer.convert_tokens_to_ids(
+    ["<|system|>", "<|user|>", "<|assistant|>", "<|end|>"]
+)
+likeliest = logits.max(dim=-1).values.mean()
+print(f"likeliest token: logit {likeliest:.0f}")
+print(f"median of all {logits.shape[-1]} tokens: {logits.median(dim=-1).values.mean():.0f}")
+print(f"the four tokens that never occurred: {logits[:, strangers].mean():.0f}")
+print(f"what is likeliest: {tokenizer.decode(logits.argmax(-1).mode().values)!r}")
+assert likeliest - logits[:, strangers].mean() > 20
+
+# %% [markdown]
+# The model would rather go on as the pages of its pre-training do. There the format was `Q:` and `A:`. Ask for the
+# same facts in that format, and see what its text costs:
+
+# %%
+pages = [
+    ("How does a rooster sound?", " A rooster crows."),
+    ("What is 0 plus 9?", " 0 plus 9 is 9."),
+]
+pages += [("Where is Uruguay?", " Uruguay is in South America.")]
+costs = []
+for question, answer in pages:
+    before = len(tokenizer(f"Q: {question}\nA:")["input_ids"])
+    ids = torch.tensor([tokenizer(f"Q: {question}\nA:{answer}\n")["input_ids"]])
+    with torch.no_grad():
+        costs.append(token_losses(fresh(ids).logits[:, :-1], ids[:, 1:])[0, before - 1 :])
+print(f"answers in the format of pre-training: {torch.cat(costs).mean():.2f} nats per token")
+assert torch.cat(costs).mean() < 0.02
+
+# %% [markdown]
+# So the 5.1 nats are the price of a new format, not of missing knowledge. Move the slider to see what is learnt
+# first: each bar is one label of the first four answers.
+
+# %% tags=["nbval-ignore-output"]
+shown = int(ends.cumsum(0).tolist().index(4)) + 1  # the labels of four answers
+names = [
+    "first" if s else "last" if e else "inside" for s, e in zip(starts, ends, strict=True)
+]
+explorer = LabelLossExplorer(
+    [tokenizer.decode([label]) for label in labels[:shown]],
+    names[:shown],
+    {step: values[:shown].tolist() for step, values in by_label.items()},
+)
+explorer
+
+# %%
+before = explorer.picture.value
+explorer.step_slider.value = 2  # what you do with the mouse, done by a cell
+assert explorer.picture.value != before and "Step 2" in explorer.caption
+explorer.step_slider.value = 0
+
+# %% tags=["hide-input", "nbval-ignore-output"]
+figure, ax = new_axes(6.5, 3)
+for (name, chosen), colour, style in zip(
+    places.items(),
+    (OKABE_ITO[1], OKABE_ITO[0], OKABE_ITO[5]),
+    ("--s", "-o", ":^"),
+    strict=True,
+):
+    means = [values[chosen].mean().item() for values in by_label.values()]
+    ax.plot(list(by_label), means, style, color=colour, label=name, markersize=5)
+ax.set(xlabel="optimizer step", ylabel="loss (nats per label)", ylim=(0, None), xlim=(0, 16))
+_ = ax.legend(frameon=False, title="place in the answer")
+
+# %%
+one, four = ({n: by_label[at][c].mean().item() for n, c in places.items()} for at in (1, 4))
+assert one["last"] < 12 and four["last"] > 10 * four["inside"]
+
+# %% [markdown]
+# One step takes the end-of-turn token from 24 nats to below 12, and the mean with it: all ten labels push one row of
+# the LM head the same way. Yet it is the last to be learnt. So a steep first fall proves little, and a real run is
+# worth a second curve: the loss of the end-of-turn token alone.
+
+# %% [markdown]
+# ## 3 · Where should a curve begin?
+#
+# The usual advice compares the first loss with the uniform baseline `ln(V)`. It is right for an **untrained** model,
+# which is what it was given for:
+
+# %%
 torch.manual_seed(0)
-untrained = type(model)(model.config)  # the same model with weights at random
-near = abs(look(untrained, batch)[0] / chance - 1) < 0.05
-print(f"an untrained model begins within 5 % of it: {near}")
-assert training[0] < chance and near
+untrained = type(model)(model.config)  # the same model with random weights
+uniform = math.log(model.config.vocab_size)
+first = look(untrained, batch)[0].mean().item()
+print(f"untrained: {first:.1f} nats; ln({model.config.vocab_size}) = {uniform:.1f}")
+assert abs(first / uniform - 1) < 0.05
+ledger.add(
+    "at initialisation the loss is that of a uniform guess: -log(1/number of classes)",
+    "Karpathy 2019, A Recipe for Training Neural Networks",
+    abs(first / uniform - 1) < 0.05,
+    f"random weights: {first:.1f} nats per label, ln(V) = {uniform:.1f}",
+    seeds=1,
+)
 
 # %% [markdown]
-# ## 3 · Five bugs, five curves
-#
-# Now plant bugs. Three are in the labels; each is a mistake that users report.
+# For a **pretrained** model it is a poor alarm, because `ln(V)` grows with the vocabulary and a healthy first loss
+# does not. Here are stored first losses of SmolLM2-135M-Instruct, on eight almanac chats and on eight requests of
+# SNIPS, healthy and with three bugs.
 
 # %%
-labels = batch["labels"]
-nothing = torch.full_like(labels[:, :1], IGNORE_INDEX)
+record = json.loads((data_dir() / "results" / "chat_facts.json").read_text(encoding="utf-8"))
+for size in (model.config.vocab_size, 49_152, 128_256, 151_936):
+    print(f"vocabulary {size:7,}: ln(V) = {math.log(size):4.1f}")
+for source, measured in record["batches"].items():
+    print(f"SmolLM2 on {source}, {measured['accuracy']:.0%} of the labels right:")
+    for bug, start in measured["starts"].items():
+        print(f"    {bug:20} begins at {start['overall']:4.1f}")
+silent = [
+    start["overall"] for m in record["batches"].values() for start in m["starts"].values()
+    if start["overall"] < math.log(151_936)
+]  # fmt: skip
+assert (
+    len(silent) == 5
+)  # two healthy, and three bugs that ln(V) of a large vocabulary would not notice
+
+# %% [markdown]
+# Padding in the loss begins at 3.7 and 5.7 nats, far below `ln(49152) = 10.8`. With a vocabulary of 150,000, the
+# shifted labels' 11.8 would be silent too. The model's own expectation is the better measure.
+#
+# **The check.** Context makes text easier to predict. So the labels inside an answer should cost **no more with their
+# context than without it**. `start_loss` reads each answer twice.
+
+# %%
+nothing = torch.full_like(batch["labels"][:, :1], IGNORE_INDEX)
 padding = batch["attention_mask"] == 0
 broken = {
-    "wrong pad": torch.where(padding, tokenizer.pad_token_id, labels),  # not -100
-    "shifted": torch.cat([labels[:, 1:], nothing], dim=1),  # the model shifts, too
-    "all -100": torch.full_like(labels, IGNORE_INDEX),  # a loss mask that masks all
+    "shifted": torch.cat([batch["labels"][:, 1:], nothing], dim=1),  # the model shifts, too
+    "another row's": batch["labels"].roll(1, 0),
+    "padding in the loss": torch.where(padding, tokenizer.pad_token_id, batch["labels"]),
 }
+start = start_loss(fresh, batch)
+print(start)
+here = {"healthy": start._asdict()}
+for name, wrong in broken.items():
+    here[name] = start_loss(fresh, {**batch, "labels": wrong})._asdict()
+for name, values in here.items():
+    print(f"{name:20} inside {values['inside']:4.1f}, without context {values['alone']:4.1f}")
+assert not start.too_high and here["shifted"]["inside"] > 10 * here["shifted"]["alone"]
+
+# %% tags=["hide-input"]
+panels = {f"pocket-base, V = {model.config.vocab_size:,}": (uniform, here)}
+for source, m in record["batches"].items():
+    panels[f"SmolLM2, {source}, V = 49,152"] = (m["uniform"], m["starts"])
+figure, axes = new_axes(10, 2.6, columns=3)
+for number, ((title, (base_line, starts_of)), ax) in enumerate(
+    zip(panels.items(), axes, strict=True)
+):
+    bugs = list(starts_of)[::-1]
+    for place, bug in enumerate(bugs):
+        values = starts_of[bug]
+        ax.plot([values["alone"], values["inside"]], [place, place], color="#999999")
+        ax.plot(
+            values["alone"],
+            place,
+            "o",
+            color=OKABE_ITO[0],
+            markerfacecolor="white",
+            markersize=8,
+        )
+        ax.plot(values["inside"], place, "D", color=OKABE_ITO[5], markersize=6)
+    ax.axvline(base_line, color="black", linestyle=":", linewidth=1)
+    ax.text(base_line, len(bugs) - 0.45, "ln(V)", ha="center", fontsize=8)
+    ax.set(
+        title=title,
+        xlim=(0, 18),
+        ylim=(-0.5, len(bugs) - 0.3),
+        xlabel="nats per label, inside answers",
+    )
+    ax.set_yticks(range(len(bugs)), bugs if number == 0 else [""] * len(bugs))
+    ax.title.set_fontsize(9)
+axes[2].plot([], [], "o", color=OKABE_ITO[0], markerfacecolor="white", label="without context")
+axes[2].plot([], [], "D", color=OKABE_ITO[5], label="with context")
+_ = axes[2].legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+
+# %%
+pairs = {
+    (name, bug): s for name, (_, starts_of) in panels.items() for bug, s in starts_of.items()
+}
+healthy = [s for (_, bug), s in pairs.items() if bug == "healthy"]
+misplaced = [s for (_, bug), s in pairs.items() if bug in ("shifted", "another row's")]
+assert all(s["inside"] < s["alone"] for s in healthy)
+assert all(s["inside"] > 2.5 * s["alone"] for s in misplaced)
+highest = max(s["inside"] / s["alone"] for s in healthy)
+lowest = min(s["inside"] / s["alone"] for s in misplaced)
+print(f"healthy labels: at most {highest:.1f} times the loss without context")
+print(f"labels in the wrong place: at least {lowest:.1f} times")
+
+# %% [markdown]
+# A healthy diamond lies left of its circle, on either model and either data; labels in the wrong place lie far to the
+# right. Padding in the loss is the exception, because padding is as unlikely with context as without: compare the
+# labels with the attention mask for that, as `overfit_one_batch` does.
+
+# %% [markdown]
+# ## 4 · Five bugs, five curves
+#
+# Plant five bugs, each one that users report: three in the labels, one in what trains, one in the learning rate.
+# First the labels, in columns under the tokens of the first row:
+
+# %%
+del broken["another row's"]  # an exercise below has it
+broken["all -100"] = torch.full_like(
+    batch["labels"], IGNORE_INDEX
+)  # a loss mask that masks all
 
 
 def around_answer(values):
@@ -193,122 +401,76 @@ def around_answer(values):
     return " ".join(f"{value:4}" for value in values[0, 9:21].tolist())
 
 
-print(f"{'tokens of row 0':23} {around_answer(batch['input_ids'])}")
-for name, values in {"healthy": labels, **broken}.items():
+print(f"{'tokens of row 0':31} {around_answer(batch['input_ids'])}")
+for name, values in {"healthy": batch["labels"], **broken}.items():
     count = int((values != IGNORE_INDEX).sum())
-    print(f"{name:11} {count:3} labels: {around_answer(values)}")
+    print(f"{name:19} {count:3} labels: {around_answer(values)}")
 
 # %% [markdown]
-# Notice: healthy labels stand where their tokens stand. With the wrong pad, padding is to be learnt; shifted labels
-# stand one place too early.
-
-# %% [markdown]
-# The other two are in the run: every parameter frozen, and a learning rate 1,000 times too high. We train on
-# each with `overfit_one_batch`, which stops when the batch is learnt or when nothing moves the loss, and first look
-# at its curves only.
+# Healthy labels equal the token in their column. Shifted ones stand one place too early, and padding in the loss
+# goes on after the answer. `overfit_one_batch` trains on each until the batch is memorised or nothing moves the loss.
 #
-# **Predict first:** which of the five will be learnt to zero loss in spite of its bug?
+# **Predict first:** which of the five will reach zero loss in spite of its bug?
 
 # %%
 base, _ = load_base()
 verdicts = {"healthy": overfit_one_batch(base, batch, LR, STEPS)}
 for name, values in broken.items():
     verdicts[name] = overfit_one_batch(base, {**batch, "labels": values}, LR, STEPS)
-verdicts["frozen"] = overfit_one_batch(base.requires_grad_(False), batch, LR, STEPS)
+verdicts["all frozen"] = overfit_one_batch(base.requires_grad_(False), batch, LR, STEPS)
 base.requires_grad_(True)
-verdicts["rate × 1000"] = overfit_one_batch(base, batch, 1000 * LR, STEPS)
+verdicts["learning rate × 1000"] = overfit_one_batch(base, batch, 1000 * LR, STEPS)
 runs = {name: verdict.run for name, verdict in verdicts.items()}
 
+# %% tags=["hide-input", "nbval-ignore-output"]
+from matplotlib import pyplot
 
-# %%
-def draw(name):
-    """The loss of one run beside that of the healthy one, on a scale that holds both."""
-    figure, ax = new_axes(6, 3)
-    ax.plot(runs["healthy"].losses, "-", color="#888888", label="healthy")
-    shown = [loss for loss in runs[name].losses if math.isfinite(loss)]
+figure, axes = pyplot.subplots(2, 3, figsize=(10, 5), sharex=True)
+for (name, run), ax in zip(runs.items(), axes.flat, strict=True):
+    shown = [loss for loss in run.losses if math.isfinite(loss)]
+    ax.plot(runs["healthy"].losses, "-", color="#999999", linewidth=3, label="healthy")
     if name != "healthy" and shown:
-        ax.plot(shown, "--o", color=OKABE_ITO[5], markersize=4, label=name)
+        ax.plot(shown, "--o", color=OKABE_ITO[5], markersize=4, label="with the bug")
     elif not shown:
-        ax.text(16, 1, f"{name}: NaN at the first step", color=OKABE_ITO[5])
-    ax.axhline(chance, color="black", linewidth=1, linestyle=":", label="guessing evenly")
-    ax.set(xlabel="optimizer step", ylabel="loss (nats a label)", yscale="symlog")
-    top = 1.3 * max([chance, *shown])
-    ticks = [tick for tick in (0, 1, 2, 5, 10, 100, 1000) if tick < top]
+        ax.text(20, 3, "NaN from the first step", ha="center", color=OKABE_ITO[5])
+    top = 10 if not shown else max(10, 1.3 * max(shown))
+    ticks = [tick for tick in (0, 1, 3, 10, 30, 100, 1000) if tick <= top]
+    ax.set(title=name, yscale="symlog", xlim=(-1, STEPS), ylim=(0, top))
     ax.set_yticks(ticks, ticks)
-    ax.set(xlim=(-1, STEPS), ylim=(0, top))
-    ax.legend(frameon=False)
-    return figure
-
-
-# %% [markdown]
-# Run the cell and choose a bug from the menu, with the mouse or the arrow keys. Ask of each curve: where does it
-# begin, which way does it go, where does it end?
-
-
-# %% tags=["nbval-ignore-output"]
-menu = ipywidgets.Dropdown(options=list(runs), value="wrong pad", description="bug")
-picture = ipywidgets.HTML()
-
-
-def redraw(_change=None):
-    title = f"loss by step: {menu.value} and healthy"
-    picture.value = figure_svg(draw(menu.value), title=title)
-
-
-menu.observe(redraw, names="value")
-redraw()
-ipywidgets.VBox([menu, picture])
-
-# %%
-before = picture.value
-menu.value = "shifted"  # what you do with the menu, done by a cell
-assert picture.value != before and "shifted" in picture.value
-
-
-# %% [markdown]
-# In words, a curve has a start, a direction and an end:
+for ax in axes[:, 0]:
+    ax.set_ylabel("loss (nats per label)")
+for ax in axes[1]:
+    ax.set_xlabel("optimizer step")
+_ = axes[0, 1].legend(frameon=False)
 
 
 # %%
 def shape(run):
     """What a curve looks like, in words that do not depend on the processor."""
-    first, last = run.losses[0], run.losses[-1]
-    if not math.isfinite(first):
-        return "no curve: NaN from the first step"
+    if not math.isfinite(run.losses[0]):
+        return "NaN from the first step"
     if len(set(run.losses)) == 1:
         return "flat, to the last digit"
-    if not last < first:
+    if not run.losses[-1] < run.losses[0]:
         return "rises, or ends in NaN"
-    start = "begins above guessing" if first > chance else "begins below guessing"
-    return f"{start}, {'is learnt' if run.fitted else 'is not learnt'}"
+    return "reaches zero" if run.fitted else "falls, and does not reach zero"
 
 
-shapes = {name: shape(run) for name, run in runs.items()}
-for name, words in shapes.items():
-    print(f"{name:12} {words}")
-assert shapes["wrong pad"] == shapes["shifted"] == "begins above guessing, is learnt"
-
-# %% [markdown]
-# Notice: a model can learn wrong labels by heart as well. Two of the five end near zero, and both begin above
-# guessing: the start gives them away, and only the labels say which it is.
-
-# %%
-learnt_bugs = [name for name in shapes if name != "healthy" and runs[name].fitted]
-claim = "a batch that is overfitted means that there is no bug"
-measured = f"learnt in spite of a planted bug: {', '.join(learnt_bugs)}; 1 batch"
-claims.append(Claim(claim, "a possible reading of the recipe", not learnt_bugs, measured))
-
-distinct = len(set(shapes.values())) == len(shapes)
-claim = "each of five usual bugs is recognised by the shape of its curve"
-measured = f"{len(set(shapes.values()))} shapes for {len(shapes)} runs, the healthy one among them; 1 batch"
-claims.append(Claim(claim, "this course", distinct, measured))
+print(f"{'':21} {'first loss':>10}  curve")
+for name, run in runs.items():
+    print(f"{name:21} {run.losses[0]:10.1f}  {shape(run)}")
+fitted = [name for name, run in runs.items() if run.fitted]
+assert fitted == ["healthy", "shifted", "padding in the loss"]
 
 # %% [markdown]
-# ## 4 · A verdict instead of a look
+# Two bugs of five reach zero: a model memorises wrong labels, too. Only the start gives them away, and only the labels
+# say which it is. The other three are seen at a glance: NaN, a flat line, a curve that explodes.
+
+# %% [markdown]
+# ## 5 · A diagnosis instead of a look
 #
-# `overfit_one_batch` therefore looks at three things: the labels beside the tokens, what trains, and the
-# curve. After a failure it tries other rates, to tell a wrong rate from another fault. The model is left as it
-# was.
+# `overfit_one_batch` looks at the labels beside the tokens, at what trains, and at the curve. After a failure it
+# tries other learning rates, to tell a wrong one from another fault. The model is restored.
 
 # %%
 for name, verdict in verdicts.items():
@@ -316,25 +478,23 @@ for name, verdict in verdicts.items():
     print(f"{name}: {verdict.finding.code}\n    remedy: {remedy}")
 findings = [verdict.finding.code for verdict in verdicts.values()]
 assert verdicts["healthy"].healthy and len(set(findings)) == len(findings)
-fresh = load_base()[0].state_dict()
-assert all(torch.equal(value, fresh[name]) for name, value in base.state_dict().items())
+original = load_base()[0].state_dict()
+assert all(torch.equal(value, original[name]) for name, value in base.state_dict().items())
 
 # %% tags=["nbval-ignore-output"]
-print(verdicts["rate × 1000"])
+print(verdicts["learning rate × 1000"])
 
 # %% [markdown]
-# Notice: `str(verdict)` says what was observed, the likely cause and a remedy. "Likely" is meant: a rate is blamed
-# because another one worked, and labels because they differ from their tokens.
-#
-# On a model of your own: `print(overfit_one_batch(model, batch, lr=your_rate))`.
+# "Likely cause" is meant literally: the learning rate is blamed because another one worked. On a model of your own:
+# `print(overfit_one_batch(model, batch, lr=your_lr))`. Its memory is that of full fine-tuning with AdamW, 16 bytes
+# per trained parameter; attach LoRA first where that is too much.
 
 # %% [markdown]
-# ## 5 · Not learnt, and no bug
+# ## 6 · Above zero, and no bug
 #
-# Ask one question and give two answers. Nothing is broken, and no model can be certain of both. The best that it
-# can do is guess each token with its share among those that follow the same beginning: a toss of a coin costs
-# `-ln(1/2) = ln(2)` nats. The mean of `-ln(share)` over all labels is the **floor** of the batch, the least loss that
-# any model can reach.
+# Ask one question and give two answers. Nothing is broken, and no model can be certain of both. The best it can do is
+# to give each continuation its share. A toss of a coin costs `-ln(1/2) = ln(2)` nats. The mean of `-ln(share)` over
+# all labels is the **entropy floor** of the batch.
 
 
 # %%
@@ -346,59 +506,38 @@ def asked_and_answered(answer):
 
 pair = [asked_and_answered(planet) for planet in ("Mars", "Venus")]
 # Up to here the two are alike; from here on there are labels.
-start = next(i for i, (a, b) in enumerate(zip(*pair, strict=False)) if a != b)
-answers = [{"input_ids": i, "labels": [IGNORE_INDEX] * start + i[start:]} for i in pair]
-torn = pad(answers, tokenizer.pad_token_id)
+begin = next(i for i, (a, b) in enumerate(zip(*pair, strict=False)) if a != b)
+answers = [{"input_ids": i, "labels": [IGNORE_INDEX] * begin + i[begin:]} for i in pair]
+two_answers = pad(answers, tokenizer.pad_token_id)
 
 # %%
-verdict = overfit_one_batch(base, torn, lr=1e-3)
-torn_labels = int((torn["labels"] != IGNORE_INDEX).sum())
-print(f"{torn_labels} labels, of which the first of each answer is a toss of a coin")
-print(f"floor: 2 · ln(2) / {torn_labels} = {2 * math.log(2) / torn_labels:.3f} nats")
-print(f"computed from the batch: {verdict.floor.loss:.3f} nats")
-print(f"best accuracy, with one of the two guessed wrong: {verdict.floor.accuracy:.0%}")
-loss = verdict.run.losses[-1]
-at_floor = 0.02 < loss < verdict.floor.loss + 0.02
-print(
-    f"the run ended above zero and near the floor: {at_floor}; verdict: {verdict.finding.code}"
-)
-assert math.isclose(verdict.floor.loss, 2 * math.log(2) / torn_labels)
-assert at_floor and verdict.healthy
+verdict = overfit_one_batch(base, two_answers, lr=1e-3)
+count = int((two_answers["labels"] != IGNORE_INDEX).sum())
+print(f"{count} labels; the first of each answer is a toss of a coin")
+print(f"floor: 2 · ln(2) / {count} = {2 * math.log(2) / count:.2f} nats per label")
+print(f"computed from the batch: {verdict.floor.loss:.2f}")
+print(f"the run ended at {verdict.run.losses[-1]:.1f}; finding: {verdict.finding.code}")
+assert math.isclose(verdict.floor.loss, 2 * math.log(2) / count)
+assert verdict.healthy and 0.02 < verdict.run.losses[-1] < verdict.floor.loss + 0.02
 
 # %% [markdown]
-# Notice: this batch is healthy, although its loss stays above zero. `overfit_one_batch` compares with the floor.
-
-# %%
-stuck = [name for name in runs if not runs[name].fitted]
-explained = verdict.floor.loss > 0.02 and "healthy" not in stuck
-claim = "a batch that cannot be overfitted to zero means a bug"
-measured = f"{len(stuck)} runs not learnt, each with a planted bug; "
-measured += f"floor {verdict.floor.loss:.2f} for two answers"
-condition = "no two rows begin alike and go on differently" if explained else ""
-short = "short for Karpathy 2019, who says: the lowest achievable loss"
-claims.append(Claim(claim, short, explained, measured, only_if=condition))
+# So "lowest achievable" need not be zero. It is above zero as soon as two sequences begin alike and go on
+# differently: contradicting answers, or questions in the loss, because nothing tells which question comes.
 
 # %%
 all_tokens = {**batch, "labels": batch["input_ids"].masked_fill(padding, IGNORE_INDEX)}
-floors = [loss_floor(b, next_token=True) for b in (batch, all_tokens)]
-answers_only, everything = (floor.loss for floor in floors)
-print(f"floor of the eight rows, answers learnt: {answers_only:.2f}")
-print(f"floor of the eight rows, questions learnt too: {everything:.2f}")
-assert answers_only == 0 < everything
+floors = [loss_floor(b, next_token=True).loss for b in (batch, all_tokens)]
+print(f"floor of the eight conversations, answers in the loss: {floors[0]:.2f}")
+print(f"the same with the questions in the loss: {floors[1]:.2f}")
+assert floors[0] == 0 < floors[1]
 
 # %% [markdown]
-# Notice: where questions are learnt too, the floor is above zero, for all rows begin alike and no model can know
-# what will be asked.
-
-# %% [markdown]
-# ## 6 · Break it, then fix it
+# ## 7 · Break it, then fix it
 #
-# One more wrong pad: the token that ends an answer also pads, and the labels mask every pad token. Learn that
-# batch by heart, and let the model give those very answers. The **stop rate** is the share of answers that it ends
-# itself.
+# One more padding bug: the token that ends an answer is also the pad token, and the labels mask every pad token.
+# Memorise that batch, then ask its own questions. How many of the eight answers does the model end by itself?
 
 # %%
-end_id = end_of_turn_id(tokenizer)
 endless = pad(rows[:ROWS], end_id)
 endless["labels"] = endless["labels"].masked_fill(endless["input_ids"] == end_id, IGNORE_INDEX)
 
@@ -414,8 +553,8 @@ print(questions[0])
 
 
 # %%
-def learn_and_ask(batch):
-    """Learn a batch by heart; returns the loss at the end and the answers to the batch's questions."""
+def memorise_and_ask(batch):
+    """Memorise a batch; returns the loss at the end, and how many of its questions get an answer that stops."""
     model, _ = load_base()
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=0.0)
     for _ in range(20):
@@ -423,75 +562,49 @@ def learn_and_ask(batch):
         optimizer.step()
         optimizer.zero_grad()
     answers = generate_answers(model, tokenizer, questions, max_new_tokens=24)
-    return look(model, batch)[0], answers
+    return look(model, batch)[0].mean().item(), sum(answer.stopped for answer in answers)
 
 
 # %% tags=["raises-exception"]
-loss, never = learn_and_ask(endless)
-assert loss < 0.1, "not learnt"
-assert stop_rate(never) > 0.9, (
-    f"learnt by heart, and stop rate under 10 %: {stop_rate(never) < 0.1}"
-)
+loss, stopped = memorise_and_ask(endless)
+assert loss < 0.1, "not memorised"
+assert stopped == ROWS, f"memorised, and {stopped} of {ROWS} answers stop"
 
 # %% [markdown]
-# The batch was learnt, all but the token that ends an answer: it was masked together with the padding. The
-# verdict names it, for it looks at the labels. The fix is a pad token of its own, masked by position, as in the
-# batch that we began with.
+# Every label was memorised; the token that ends an answer had none. The fix is a pad token of its own, masked by
+# position, as in the batch that we began with. What would have shown the bug before training?
 
 # %%
 verdict = overfit_one_batch(base, endless, LR, STEPS)
-print(f"curve: {shape(verdict.run)}; verdict: {verdict.finding.code}")
-assert shape(verdict.run) == shapes["healthy"] and not verdict.healthy
-loss, stops = learn_and_ask(batch)
-print(f"mended: loss under 0.1: {loss < 0.1}, stop rate over 90 %: {stop_rate(stops) > 0.9}")
-assert loss < 0.1 and stop_rate(stops) > 0.9
+print(f"curve: {shape(verdict.run)}; finding: {verdict.finding.code}")
+print(
+    f"last labels of the answers at the start: {verdict.start.last:.1f} nats, not {start.last:.1f}"
+)
+loss, stopped = memorise_and_ask(batch)
+print(f"with the fix, {stopped} of {ROWS} answers stop")
+assert verdict.start.last < 5 and loss < 0.1 and stopped == ROWS
 
 # %% [markdown]
-# Notice: the curve of the broken batch has the healthy shape. No loss shows a label that is not there.
+# The broken curve looks healthy, even better, because its most expensive labels are gone. **A first loss that is
+# suspiciously low on a base model is a finding, too**: if the end-of-turn token is new, somewhere it has to cost more
+# than 10 nats.
 
 # %% [markdown]
-# ## Exercise 1 · Token accuracy
+# ## Exercise 1 · The floor
 #
-# Difficulty ●○○, 4 minutes. Write the function of section 1 yourself, without looking it up: compare each output
-# with the next label, and leave out labels of -100. Expected: 0.60 for the checker's batch.
-
-
-# %% tags=["exercise"]
-def my_token_accuracy(logits: torch.Tensor, labels: torch.Tensor) -> float:
-    """logits (B, T, V), labels (B, T): the share of right guesses among the labels that count."""
-    ### BEGIN SOLUTION
-    guesses, wanted = logits[:, :-1].argmax(-1), labels[:, 1:]
-    learnt = wanted != IGNORE_INDEX
-    return (guesses == wanted)[learnt].float().mean().item()
-    ### END SOLUTION
-
-
-check_token_accuracy(my_token_accuracy)
-
-# %% [markdown] tags=["hint"]
-# <details><summary>Hint</summary>
-#
-# Drop the last output and the first label: then they stand opposite each other. Index with a boolean mask
-# before you take the mean.
-#
-# </details>
-
-# %% [markdown]
-# ## Exercise 2 · The floor
-#
-# Difficulty ●●○, 7 minutes. `pairs` holds for each label its beginning, which is all that stands before it, and its
-# token. Return the least mean loss, in nats. Expected: 0 where each beginning has one continuation; 0.35 for a coin
+# Difficulty ●●○, 7 minutes. `pairs` holds for each label its prefix, which is all that stands before it, and its
+# token. Return the least mean loss, in nats. Expected: 0 where each prefix has one continuation; 0.35 for a coin
 # toss in half of the pairs.
 
 
 # %% tags=["exercise"]
 def my_loss_floor(pairs: list[tuple[str, str]]) -> float:
-    """The mean over all pairs of -ln(share of this continuation among those of its beginning)."""
+    """The mean over all pairs of -ln(share of this continuation among those of its prefix)."""
     ### BEGIN SOLUTION
     total = 0.0
-    for beginning, token in pairs:
-        follow = [t for b, t in pairs if b == beginning]
-        total -= math.log(follow.count(token) / len(follow))
+    for prefix, token in pairs:
+        followers = [t for p, t in pairs if p == prefix]
+        total -= math.log(followers.count(token) / len(followers))
     return total / len(pairs)
     ### END SOLUTION
 
@@ -501,92 +614,148 @@ check_loss_floor(my_loss_floor)
 # %% [markdown] tags=["hint"]
 # <details><summary>Hint</summary>
 #
-# The best guess after a beginning is how often each continuation follows it. A pair costs minus the logarithm of
+# The best prediction after a prefix is how often each continuation follows it. A pair costs minus the logarithm of
 # its own share.
 #
 # </details>
 
 # %% [markdown]
-# ## What is wrong here?
+# ## Four runs with unknown bugs
 #
-# The next batch has a bug that is none of the five. Which is it? Look at the curve first, then at the labels of
-# the first rows.
+# Four training runs, each with a bug that you cannot see. `unknown["A"](lr, steps)` trains a copy and returns
+# `losses`, `accuracies` and `start`, the `start_loss` of its batch. Here are their curves at this notebook's learning
+# rate. Two reach zero, two do not.
+
+# %% tags=["nbval-ignore-output"]
+unknown = plant_unknown_bugs(base, batch)
+curves = {name: run(LR, steps=25) for name, run in unknown.items()}
+figure, axes = new_axes(10, 2.2, columns=4)
+for (name, curve), ax in zip(curves.items(), axes, strict=True):
+    ax.plot(runs["healthy"].losses, "-", color="#999999", linewidth=3)
+    ax.plot(curve.losses, "--o", color=OKABE_ITO[5], markersize=4)
+    ax.set(title=f"run {name}", xlabel="optimizer step", ylim=(0, 30), xlim=(0, 25))
+axes[0].set_ylabel("loss (nats per label)")
+for name, curve in curves.items():
+    print(
+        f"{name}: {curve.start}\n   at the end: {curve.losses[-1]:.2f}, {curve.accuracies[-1]:.0%} right"
+    )
 
 # %%
-sixth = {**batch, "labels": plant_sixth_bug(labels)}
-verdict = overfit_one_batch(base, sixth, LR, STEPS)
-print(shape(verdict.run))
-for row in range(3):
-    wanted = sixth["labels"][row][sixth["labels"][row] != IGNORE_INDEX]
-    held = tokenizer.decode(sixth["input_ids"][row], skip_special_tokens=True)
-    print(f"row {row} holds: {held}\n       labels: {tokenizer.decode(wanted)}")
+for name, curve in curves.items():
+    print(
+        f"run {name}: first loss {curve.start.overall:.1f}, last labels {curve.start.last:.1f}"
+    )
+print("possible causes:", *CAUSES, sep="\n- ")
 
 # %% [markdown]
-# ## Exercise 3 · A sixth bug
+# ## Exercise 2 · Diagnose them
 #
-# Difficulty ●●○, 8 minutes. Write a function that mends the labels of any batch with the sixth bug; the checker
-# has one of its own. Expected: each row's labels are its own tokens, or -100.
+# Difficulty ●●●, 15 minutes. Run them at other learning rates, compare their starts with the healthy one of section
+# 3, and give each its cause. Expected: four letters, four different causes; one cause is left over.
 
 
 # %% tags=["exercise"]
-def fixed_labels(labels: torch.Tensor) -> torch.Tensor:
-    """labels (B, T) of a batch with the sixth bug -> the right ones."""
+def my_diagnoses() -> dict[str, str]:
+    """The cause of each run: "A", "B", "C" and "D", each with a member of CAUSES."""
     ### BEGIN SOLUTION
-    return labels.roll(-1, 0)
+    found = {}
+    for name, run in unknown.items():
+        start, lower, higher = curves[name].start, run(LR / 100, 15), run(10 * LR, 15)
+        fits = curves[name].accuracies[-1] == 1
+        if fits:
+            found[name] = CAUSES[0] if start.inside > 5 * start.alone else CAUSES[1]
+        elif lower.losses[-1] < 1:
+            found[name] = CAUSES[2]
+        else:
+            found[name] = CAUSES[3] if higher.accuracies[-1] == 1 else CAUSES[4]
+    return found
     ### END SOLUTION
 
 
-check_fixed_labels(fixed_labels)
+check_diagnoses(my_diagnoses)
 
 # %% [markdown] tags=["hint"]
 # <details><summary>Hint</summary>
 #
-# Row 1's labels answer the question of row 0, and row 2's that of row 1. `Tensor.roll(shifts, dims)` moves rows
-# round.
+# Of the two that reach zero: which has labels inside its answers that cost more with context than without, and which
+# has no label that costs 24 nats? Of the two that do not: run both at `LR / 100`.
 #
 # </details>
 
 # %% [markdown]
-# ## Recap
+# ## What transfers
 #
-# - Learn one batch by heart before a long run: it takes a few dozen steps.
-# - Judge a curve by its start (guessing costs `ln(V)`), its direction and its floor.
-# - Wrong labels can be learnt by heart, too: look at a row's labels beside its tokens.
-# - A batch that stays above its floor means a bug, a wrong rate or too few steps. At a floor above zero, the data
-#   disagree.
+# **Measured here:** pocket-base, 1.1 million parameters, a vocabulary of 1,024 of which some tokens never occurred;
+# and first losses of SmolLM2-135M-Instruct (weights dequantised from four bits), eight conversations each. Overfitting
+# one batch works the same at any size; start_loss was tested on these two models only.
+
+# %% [markdown]
+# **Does not transfer:** a learning rate of 3e-3 (full fine-tuning of 1B to 8B models is usually run at 1e-5 to 2e-5,
+# LoRA at about ten times that: from the literature, not measured here); 24 nats for the end-of-turn token (an instruct
+# model has learnt it: 0.0 nats on SmolLM2); zero loss in 20 steps, which takes longer at smaller rates.
+
+# %% [markdown]
+# ## Numbers to take away
+#
+# | what | number |
+# | --- | --- |
+# | first loss, here: all labels, inside answers, end-of-turn token | 5.1, 0.8, 24 nats |
+# | first loss of an instruct model, SmolLM2-135M | 0.8 and 3.0 nats, and `ln(V)` is 10.8 |
+# | healthy labels, with context against without | at most 0.8 times the loss |
+# | labels in the wrong place | at least 3 times |
+# | bugs of the five that still reach zero loss | 2 |
+# | floor of one question with two answers of one word | 2 · ln(2) / number of labels |
 
 # %%
-show_claims(claims)
-assert [claim.verdict for claim in claims[:3]] == ["holds", "holds", "not reproduced"]
+assert round(highest, 1) == 0.8 and round(lowest) == 3  # the table above
+assert (
+    round(start.overall, 1) == 5.1
+    and round(start.inside, 1) == 0.8
+    and round(start.last) == 24
+)
+
+# %% [markdown]
+# ## Recap
+#
+# - Overfit one batch before a long run: it takes a few dozen steps.
+# - Split the first loss by place: fresh tokens hide everything else in the mean.
+# - Compare it with the same answers without context, not with `ln(V)`.
+# - Wrong labels can be memorised, too: print a row's labels beside its tokens.
+# - A batch that stays above its floor means a bug, a wrong learning rate or too few steps.
+
+# %%
+ledger.show()
 
 # %% [markdown]
 # ## Recall
 #
 # 1. Why is a model with zero loss on one batch not worth keeping?
-# 2. What does a loss that begins above `ln(V)` say?
-# 3. Which bugs leave a curve that ends at zero?
-# 4. How can a batch without any bug stay above zero?
-# 5. How do you tell a learning rate that is too high from other faults?
+# 2. How can 62 % of the labels be right at a mean loss of 5.1 nats?
+# 3. Why does a token that never occurred cost more than a uniform guess?
+# 4. Which comparison of the first loss does not depend on the size of the vocabulary?
+# 5. Which bugs leave a curve that reaches zero, and what shows them?
 
 # %% [markdown]
 # <details><summary>Answers</summary>
 #
-# - 1: it learnt eight answers by heart; its validation loss rose.
-# - 2: the model is confident and wrong; most likely labels and inputs do not belong together.
-# - 3: those in the labels, as long as something is left to learn: padding, shifts, other rows' labels, a masked end.
-# - 4: two rows begin alike and go on differently; the entropy of that is the floor.
-# - 5: try the same batch at other rates: if one works, it was the rate.
+# - 1: it memorised eight answers; its held-out loss rose.
+# - 2: the mean is made by a few labels that are almost impossible, here ten end-of-turn tokens at 24 nats.
+# - 3: pre-training lowered its logit at every step and never raised it.
+# - 4: the labels inside the answers, with and without their context.
+# - 5: those in the labels: shifts, other rows' labels, padding, a masked end; labels printed beside tokens show them.
 #
 # </details>
 
 # %% [markdown]
 # ## Sources
 #
-# - Karpathy, [A Recipe for Training Neural Networks](https://karpathy.github.io/2019/04/25/recipe/), 2019: overfit
-#   one batch down to the lowest achievable loss; verify the loss at the start.
+# - Karpathy, [A Recipe for Training Neural Networks](https://karpathy.github.io/2019/04/25/recipe/), 2019: verify the
+#   loss at the start, overfit one batch.
 # - transformers, [loss of causal language models](https://github.com/huggingface/transformers/blob/main/src/transformers/loss/loss_utils.py):
 #   where labels are shifted.
+# - Allal et al., [SmolLM2](https://arxiv.org/abs/2502.02737), 2025; Coucke et al.,
+#   [SNIPS](https://arxiv.org/abs/1805.10190), 2018.
 #
 # ## Next
 #
-# [08_full_fine_tune](08_full_fine_tune.ipynb): a batch is learnt by heart; now all of the data.
+# [08_full_fine_tune](08_full_fine_tune.ipynb): one batch is memorised; now all of the data.

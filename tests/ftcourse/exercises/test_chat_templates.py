@@ -1,6 +1,11 @@
 """05's checkers: a solution is right, a stub "Not solved yet", a wrong answer gets the hint meant for it."""
 
-from ftcourse.exercises.chat_templates import check_marked_template, check_never_stop, check_pad_choice
+from ftcourse.exercises.chat_templates import (
+    CHANGES,
+    check_costly_changes,
+    check_marked_template,
+    check_never_stop,
+)
 from ftkit.loss import IGNORE_INDEX
 
 from .shown import checker_tests
@@ -41,22 +46,24 @@ WRONG_TEMPLATES = {
 }
 
 
-def pad_right(pad, unk, ends):
-    return next((token for token in (pad, unk) if token and token not in ends), "<|pad|>")
+REAL = {None: 24, "BOS twice": 24, "no generation prompt": 0, "a space at its end": 1, "a system text first": 20}
 
 
-WRONG_PADS = {
-    "is defined and ends no answer": lambda pad, unk, ends: "<|pad|>",
-    "it has a row already": lambda pad, unk, ends: pad if pad and pad not in ends else "</s>" if unk else "<|pad|>",
-    "that is defined ends an answer": lambda pad, unk, ends: pad or unk or "<|pad|>",
-    "EOS is not the only token": lambda pad, unk, ends: next(
-        (token for token in (pad, unk) if token and token != "</s>"), "<|pad|>"
-    ),
-    "neither is defined": lambda pad, unk, ends: next(
-        (token for token in (pad, unk) if token and token not in ends), "<|pad|>" if pad else "</s>"
-    ),
-    "unk may end an answer": lambda pad, unk, ends: pad if pad and pad not in ends else unk if unk else "<|pad|>",
-    "a token is a string": lambda pad, unk, ends: 3,
+def real(change):
+    return REAL.get(change, 17)
+
+
+def costly(ask, limit=0.5):
+    return [change for change in CHANGES if ask(change) < limit * ask(None)]
+
+
+WRONG_CHANGES = {
+    "lose any answer at all": lambda ask: costly(ask, 1),
+    "the other way round": lambda ask: [change for change in CHANGES if change not in costly(ask)],
+    "half of those as trained": lambda ask: [change for change in CHANGES if ask(change) < 16],
+    "it should be": lambda ask: ["no generation prompt", "a space at its end"],  # what the real one gives
+    "names out of CHANGES": lambda ask: ["everything"],
+    "a list": lambda ask: 3,
 }
 
 
@@ -84,7 +91,7 @@ WRONG_ROWS = {
 
 EXERCISES = [
     (check_marked_template, lambda: MARKED, {h: lambda t=t: t for h, t in WRONG_TEMPLATES.items()}),
-    (check_pad_choice, pad_right, WRONG_PADS),
+    (lambda answer: check_costly_changes(answer, real), costly, WRONG_CHANGES),
     (check_never_stop, never_right, WRONG_ROWS),
 ]
 
@@ -101,6 +108,24 @@ def test_other_roads_to_the_right_answer_are_right():
 
 def test_the_notebook_may_promise_twelve_tokens():
     assert "12 of 42 tokens" in check_marked_template(lambda: MARKED).message
+
+
+def test_the_real_service_is_asked_too():
+    message = check_costly_changes(costly, real).message
+    assert "as trained 24" in message and "no generation prompt 0, a space at its end 1." in message
+    by_name = {None: 10, "BOS twice": 4, "lower case": 4}  # right on the made-up ones only
+    assert not check_costly_changes(costly_once(), lambda change: by_name.get(change, 10)).right
+
+
+def costly_once():
+    """Right twice, then stuck on its first answer."""
+    answers = []
+
+    def changes(ask):
+        answers.append(costly(ask))
+        return answers[-1] if len(answers) < 3 else []
+
+    return changes
 
 
 def test_a_checker_never_raises():

@@ -3,20 +3,24 @@
 import math
 from collections import Counter, defaultdict
 
-import torch
+import pytest
 
-from ftcourse.exercises.overfit_one_batch import check_fixed_labels, check_loss_floor, check_token_accuracy
+from ftcourse.exercises.overfit_one_batch import (
+    CAUSES,
+    END_MASKED,
+    LR_TOO_HIGH,
+    LR_TOO_LOW,
+    OTHER_ROWS,
+    TOO_LITTLE_TRAINS,
+    check_diagnoses,
+    check_loss_floor,
+    plant_unknown_bugs,
+)
+from ftkit.batching import pad, read_rows
+from ftkit.conversations import find_chat
+from ftkit.models import load_base
 
 from .shown import checker_tests
-
-IGNORE = -100
-
-
-def accuracy(logits, labels, *, out=slice(None, -1), wanted=slice(1, None), ignore=True, count=False):
-    right = logits[:, out].argmax(-1) == labels[:, wanted]
-    kept = labels[:, wanted] != IGNORE
-    right = right[kept] if ignore else right
-    return (right.sum() if count else right.float().mean()).item()
 
 
 def floor(pairs, *, log=math.log, sign=1, divide=None):
@@ -42,25 +46,14 @@ def by_kinds(pairs):
     return sum(math.log(len(follow[beginning])) for beginning, _ in pairs) / len(pairs)
 
 
-def in_place(labels):
-    labels[:] = labels.roll(-1, 0)
+RIGHT = {"A": END_MASKED, "B": TOO_LITTLE_TRAINS, "C": OTHER_ROWS, "D": LR_TOO_HIGH}
+
+
+def diagnoses(**changed):
+    return lambda: RIGHT | changed
 
 
 EXERCISES = [
-    (
-        check_token_accuracy,
-        accuracy,
-        {
-            "labels of -100 do not count": lambda x, y: accuracy(x, y, ignore=False),
-            "divide by how many": lambda x, y: accuracy(x, y, count=True),
-            "compare output t with label t + 1.": lambda x, y: accuracy(x, y, out=slice(None), wanted=slice(None)),
-            "and leave out labels": lambda x, y: accuracy(x, y, out=slice(None), wanted=slice(None), ignore=False),
-            "none is right": lambda x, y: accuracy(x, y, out=slice(1, None), wanted=slice(None, -1)),
-            "0.60 is expected": lambda x, y: 0.77,
-            "one number": lambda x, y: torch.ones(3),
-            "raised RuntimeError": lambda x, y: x.view(3, 3),
-        },
-    ),
     (
         check_loss_floor,
         floor,
@@ -77,19 +70,15 @@ EXERCISES = [
         },
     ),
     (
-        check_fixed_labels,
-        lambda labels: labels.roll(-1, 0),
+        check_diagnoses,
+        diagnoses(),
         {
-            "unchanged": lambda labels: labels,
-            "the other way": lambda labels: labels.roll(1, 0),
-            "along the row": lambda labels: labels.roll(-1, 1),
-            "the wrong row": lambda labels: labels.roll(1, 1),
-            "reversed": lambda labels: labels.flip(0),
-            "all -100": lambda labels: torch.full_like(labels, IGNORE),
-            "move rows only": lambda labels: labels.roll(2, 0),
-            "a tensor is wanted": lambda labels: labels.tolist(),
-            "returned nothing": in_place,
-            "shape should be": lambda labels: labels[1:],
+            "run A is another case: compare its last labels": diagnoses(A=OTHER_ROWS),
+            "run B is another case: run it at a tenth and at ten": diagnoses(B=LR_TOO_LOW),
+            "run C is another case: compare the loss inside": diagnoses(C=END_MASKED),
+            "run D is another case: run it at a tenth and at a hundredth": diagnoses(D=LR_TOO_LOW),
+            "none of CAUSES": diagnoses(A="something else"),
+            "a dictionary": lambda: ["A"],
         },
     ),
 ]
@@ -97,6 +86,31 @@ EXERCISES = [
 test_solution, test_stub, test_wrong_answer = checker_tests(EXERCISES)
 
 
-def test_tensors_are_numbers_too():
-    assert check_token_accuracy(lambda x, y: torch.tensor(accuracy(x, y))).right
-    assert check_fixed_labels(lambda labels: torch.stack([*labels[1:], labels[0]])).right
+def test_a_letter_without_a_cause_is_not_solved_yet():
+    assert check_diagnoses(diagnoses(D=...)).not_attempted and check_diagnoses(dict).not_attempted
+
+
+@pytest.fixture(scope="module")
+def unknown():
+    tokenizer = load_base()[1]
+    rows = [row for row in read_rows(find_chat()["train"], tokenizer, 128).rows if len(row["input_ids"]) < 30]
+    return plant_unknown_bugs(load_base()[0], pad(rows[:4], tokenizer.pad_token_id))
+
+
+def test_each_planted_bug_is_what_its_letter_says(unknown):
+    """The evidence that the hints name; LR_TOO_LOW is planted nowhere."""
+    lr = 3e-3
+    curves = {name: run(lr, steps=15) for name, run in unknown.items()}
+    assert {name for name, curve in curves.items() if curve.accuracies[-1] == 1} == {"A", "C"}
+    assert curves["A"].start.last < 5 < 20 < curves["B"].start.last
+    assert curves["C"].start.too_high and not any(curves[name].start.too_high for name in "ABD")
+    assert unknown["D"](lr / 100, steps=15).accuracies[-1] == 1
+    for factor in (0.01, 10):
+        assert unknown["B"](lr * factor, steps=15).accuracies[-1] < 1
+    assert sorted(RIGHT.values()) == sorted(set(CAUSES) - {LR_TOO_LOW})
+
+
+def test_a_run_leaves_the_model_and_says_nothing_of_its_bug(unknown):
+    again = [unknown["A"](1e-3, steps=2).losses for _ in range(2)]
+    assert again[0] == again[1] and len(again[0]) == 3
+    assert END_MASKED not in repr(unknown["A"])
