@@ -41,7 +41,7 @@ class LabelLossExplorer(Explorer):
 
     def draw(self) -> str:
         values = self.losses[self.step_slider.value]
-        figure, ax = new_axes(max(5.0, 0.45 * len(values)), 2.8)
+        figure, ax = new_axes(min(9.0, max(5.0, 0.42 * len(values))), 2.8)
         for place in PLACES:
             at = [i for i, own in enumerate(self.places) if own == place]
             look = {"color": COLOURS[place], "hatch": HATCH[place], "edgecolor": "black", "linewidth": 0.5}

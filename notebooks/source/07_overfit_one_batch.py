@@ -137,7 +137,7 @@ print(f"held out: {held[0]:.2f} nats -> {held[best]:.2f} at step {best} -> {held
 memorised = training[STEPS] < 0.02 and accuracies[STEPS] == 1
 worse = held[STEPS] > 1.2 * held[best]
 assert memorised and worse and held[best] < 0.9 * held[0]
-ledger.add(
+_ = ledger.add(
     "overfit a single batch of a few examples, to the lowest achievable loss",
     "Karpathy 2019, A Recipe for Training Neural Networks",
     memorised,
@@ -177,7 +177,7 @@ assert (
 
 # %% [markdown]
 # Ten labels of 76 make up nearly two thirds of the loss: each is the end-of-turn token `<|end|>`, at 24 nats, a
-# probability of 4 in 100 billion. The text inside the answers costs 0.8 nats, which is why most of it is right. The
+# probability of 3 in 100 billion. The text inside the answers costs 0.8 nats, which is why most of it is right. The
 # mean says nothing about either.
 
 # %% [markdown]
@@ -222,10 +222,10 @@ assert torch.cat(costs).mean() < 0.02
 
 # %% [markdown]
 # So the 5.1 nats are the price of a new format, not of missing knowledge. Move the slider to see what is learnt
-# first: each bar is one label of the first four answers.
+# first: each bar is one label of the first three answers.
 
 # %% tags=["nbval-ignore-output"]
-shown = int(ends.cumsum(0).tolist().index(4)) + 1  # the labels of four answers
+shown = int(ends.cumsum(0).tolist().index(3)) + 1  # the labels of three answers
 names = [
     "first" if s else "last" if e else "inside" for s, e in zip(starts, ends, strict=True)
 ]
@@ -277,7 +277,7 @@ uniform = math.log(model.config.vocab_size)
 first = look(untrained, batch)[0].mean().item()
 print(f"untrained: {first:.1f} nats; ln({model.config.vocab_size}) = {uniform:.1f}")
 assert abs(first / uniform - 1) < 0.05
-ledger.add(
+_ = ledger.add(
     "at initialisation the loss is that of a uniform guess: -log(1/number of classes)",
     "Karpathy 2019, A Recipe for Training Neural Networks",
     abs(first / uniform - 1) < 0.05,
@@ -287,8 +287,8 @@ ledger.add(
 
 # %% [markdown]
 # For a **pretrained** model it is a poor alarm, because `ln(V)` grows with the vocabulary and a healthy first loss
-# does not. Here are stored first losses of SmolLM2-135M-Instruct, on eight almanac chats and on eight requests of
-# SNIPS, healthy and with three bugs.
+# does not. Here are stored first losses of SmolLM2-135M-Instruct (weights from four bits), on eight almanac
+# chats and on eight requests of SNIPS, healthy and with three bugs.
 
 # %%
 record = json.loads((data_dir() / "results" / "chat_facts.json").read_text(encoding="utf-8"))
@@ -334,7 +334,7 @@ assert not start.too_high and here["shifted"]["inside"] > 10 * here["shifted"]["
 panels = {f"pocket-base, V = {model.config.vocab_size:,}": (uniform, here)}
 for source, m in record["batches"].items():
     panels[f"SmolLM2, {source}, V = 49,152"] = (m["uniform"], m["starts"])
-figure, axes = new_axes(10, 2.6, columns=3)
+figure, axes = new_axes(9, 2.8, columns=3)
 for number, ((title, (base_line, starts_of)), ax) in enumerate(
     zip(panels.items(), axes, strict=True)
 ):
@@ -363,7 +363,7 @@ for number, ((title, (base_line, starts_of)), ax) in enumerate(
     ax.title.set_fontsize(9)
 axes[2].plot([], [], "o", color=OKABE_ITO[0], markerfacecolor="white", label="without context")
 axes[2].plot([], [], "D", color=OKABE_ITO[5], label="with context")
-_ = axes[2].legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+_ = figure.legend(frameon=False, loc="outside lower center", ncols=2)
 
 # %%
 pairs = {
@@ -425,7 +425,7 @@ runs = {name: verdict.run for name, verdict in verdicts.items()}
 # %% tags=["hide-input", "nbval-ignore-output"]
 from matplotlib import pyplot
 
-figure, axes = pyplot.subplots(2, 3, figsize=(10, 5), sharex=True)
+figure, axes = pyplot.subplots(2, 3, figsize=(9, 4.8), sharex=True)
 for (name, run), ax in zip(runs.items(), axes.flat, strict=True):
     shown = [loss for loss in run.losses if math.isfinite(loss)]
     ax.plot(runs["healthy"].losses, "-", color="#999999", linewidth=3, label="healthy")
@@ -622,14 +622,14 @@ check_loss_floor(my_loss_floor)
 # %% [markdown]
 # ## Four runs with unknown bugs
 #
-# Four training runs, each with a bug that you cannot see. `unknown["A"](lr, steps)` trains a copy and returns
-# `losses`, `accuracies` and `start`, the `start_loss` of its batch. Here are their curves at this notebook's learning
-# rate. Two reach zero, two do not.
+# Four training runs, each with a bug that you cannot see. Call `unknown["A"]` with a learning rate: it trains a copy
+# and returns `losses`, `accuracies` and `start`, the `start_loss` of its batch. Here are their curves at this
+# notebook's learning rate. Two reach zero, two do not.
 
 # %% tags=["nbval-ignore-output"]
 unknown = plant_unknown_bugs(base, batch)
 curves = {name: run(LR, steps=25) for name, run in unknown.items()}
-figure, axes = new_axes(10, 2.2, columns=4)
+figure, axes = new_axes(9, 2.2, columns=4)
 for (name, curve), ax in zip(curves.items(), axes, strict=True):
     ax.plot(runs["healthy"].losses, "-", color="#999999", linewidth=3)
     ax.plot(curve.losses, "--o", color=OKABE_ITO[5], markersize=4)
@@ -685,7 +685,7 @@ check_diagnoses(my_diagnoses)
 # %% [markdown]
 # ## What transfers
 #
-# **Measured here:** pocket-base, 1.1 million parameters, a vocabulary of 1,024 of which some tokens never occurred;
+# **Measured here:** pocket-base, 1.0 million parameters, a vocabulary of 1,024 of which some tokens never occurred;
 # and first losses of SmolLM2-135M-Instruct (weights dequantised from four bits), eight conversations each. Overfitting
 # one batch works the same at any size; start_loss was tested on these two models only.
 
