@@ -4,9 +4,9 @@
     python -m ftcourse.studies.freezing --model MODEL --output mine.jsonl
 
 Each preset has its own learning rate, bracketed on validation questions (`bracketing`), then final runs on other seeds
-and test questions. Full fine-tuning then runs at all its rates on the final seeds, into a second file whose name ends
+and test questions. Full fine-tuning also runs at its lower rates on the final seeds, into a second file whose name ends
 in "_curve": what it has learnt and still knows at each, to compare the presets with at equal learning. A run that is in
-the output is not repeated; a preset that the model cannot take is reported and left out. Half an hour on one core.
+the output is not repeated; a preset that the model cannot take is reported and left out. 20 minutes on one core.
 """
 
 import itertools
@@ -14,7 +14,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -24,12 +24,20 @@ from ftkit import freezing as presets
 from ftkit.models import data_dir, load_base, load_tokenizer
 from ftkit.parameters import count_parameters, decay_groups
 
-from .bracketing import SEEDS, BracketedStudy, run_bracketed, scores
-from .records import make_repeatable, read_records, run_missing, sort_records, study_parser, write_records
+from .bracketing import SEEDS, BracketedStudy, method_of, run_bracketed, scores
+from .records import (
+    make_repeatable,
+    read_records,
+    run_missing,
+    sort_records,
+    study_parser,
+    trial_of,
+    write_records,
+)
 from .tasks import WEIGHT_DECAY, Task, base_of, knowledge_by_domain, load_task, training_steps
 
 BRACKETED = data_dir() / "results" / "freezing.jsonl"
-TASKS = ("chat-96", "chat-500")
+TASKS = ("chat-96", "chat-200")
 FULL = "everything"
 LEARNING_RATES = {  # to begin with, a factor of 3 apart
     FULL: (3e-4, 9e-4, 2.7e-3),
@@ -128,7 +136,7 @@ def retention(record: dict) -> float:
 
 
 def curve_path(path: Path) -> Path:
-    """The file of full fine-tuning at all its rates, beside the study's own."""
+    """The file of full fine-tuning at the rates below its best, beside the study's own."""
     return path.with_stem(f"{path.stem}_curve")
 
 
@@ -137,7 +145,7 @@ def read_study(path: Path = BRACKETED) -> BracketedStudy:
 
 
 def read_curve(task: str, path: Path = BRACKETED) -> dict[int, list[dict]]:
-    """Full fine-tuning of pocket-base at all its rates: records by final seed, lowest rate first."""
+    """Full fine-tuning of pocket-base up to its best rate: records by final seed, lowest rate first."""
     best = read_study(path).runs(Trial("", task, FULL, 0, 0))
     records = [*read_records(curve_path(path)), *best.values()]
     return {
@@ -146,20 +154,53 @@ def read_curve(task: str, path: Path = BRACKETED) -> dict[int, list[dict]]:
     }
 
 
-def retention_at(curve: list[dict], score: float) -> float:
-    """What full fine-tuning still knows where its test score equals `score`, between its rates linearly.
+def retention_at(curve: list[dict], score: float, measure: str = "test_exact") -> float:
+    """What full fine-tuning still knows where its `measure` equals `score`, between its rates linearly.
 
-    `curve` are records of one seed, lowest rate first; those above the rate that scores best are left out, for they
-    score as much as a lower rate and forget more. Outside the curve, its nearer end counts.
+    `curve` are records of one seed, lowest rate first, up to the best: higher rates score less and forget more.
+    Outside the curve, its nearer end counts.
     """
-    best = max(range(len(curve)), key=lambda i: curve[i]["test_exact"])
-    points = [(record["test_exact"], retention(record)) for record in curve[: best + 1]]
+    points = [(record[measure], retention(record)) for record in curve]
     if score <= points[0][0]:
         return points[0][1]
     for (low, kept), (high, kept_then) in itertools.pairwise(points):
         if low <= score <= high:
             return kept_then if high == low else kept + (kept_then - kept) * (score - low) / (high - low)
     return points[-1][1]
+
+
+def trade_off(study: BracketedStudy, method: Trial) -> list[tuple[float, float, float]]:
+    """(learning rate, validation exact match, retention) of the tuning runs, means over seeds, lowest rate first."""
+    points: dict[float, list[tuple[float, float]]] = {}
+    for record in _tuning_runs(study, method):
+        points.setdefault(record["lr"], []).append((record["validation_exact"], retention(record)))
+    return [(lr, *map(statistics.fmean, zip(*points[lr], strict=True))) for lr in sorted(points)]
+
+
+def best_gap(study: BracketedStudy, method: Trial, learnt: float = 0.1) -> float | None:
+    """The most that a preset retains beyond full fine-tuning at equal validation score, over its learning rates.
+
+    Means of the tuning seeds; rates whose score is below `learnt` are left out, and None is returned if all are.
+    """
+    full = replace(method, preset=FULL)
+    up_to = study.best(full)
+    gaps: dict[float, list[float]] = {}
+    for record in _tuning_runs(study, method):
+        line = [r for r in _tuning_runs(study, full) if r["seed"] == record["seed"] and r["lr"] <= up_to]
+        at_equal = retention_at(line, record["validation_exact"], "validation_exact")
+        gaps.setdefault(record["lr"], []).append(retention(record) - at_equal)
+    return max(
+        (statistics.fmean(gaps[lr]) for lr, score, _ in trade_off(study, method) if score >= learnt), default=None
+    )
+
+
+def _tuning_runs(study: BracketedStudy, method: Trial) -> list[dict]:
+    own = [
+        record
+        for record in study.records
+        if record["seed"] in study.tuning_seeds and method_of(trial_of(record, Trial)) == method_of(method)
+    ]
+    return sorted(own, key=lambda record: record["lr"])
 
 
 def possible_presets(model: str) -> list[str]:
@@ -178,16 +219,14 @@ def main(arguments: list[str] | None = None) -> int:
     given = study_parser("freezing", __doc__, "model", "workers").parse_args(arguments)
     make_repeatable()
     names = possible_presets(given.model)
+    path = curve_path(given.output)
     for task in TASKS:
         starts = {Trial(given.model, task, name, 0, 0): LEARNING_RATES[name] for name in names}
         run_bracketed(starts, run, given.output, task, workers=given.workers)
-    study, path = read_study(given.output), curve_path(given.output)
-    trials = []
-    for task in TASKS:
-        full = Trial(given.model, task, FULL, 0, 0)
-        others = [lr for lr in study.curve(full) if lr != study.best(full)]
-        trials += [Trial(given.model, task, FULL, lr, seed) for seed in SEEDS for lr in others]
-    write_records(path, sort_records(run_missing(trials, run, path, "curve", given.workers), Trial))
+        study, full = read_study(given.output), Trial(given.model, task, FULL, 0, 0)
+        lower = [lr for lr in study.curve(full) if lr < study.best(full)]
+        trials = [Trial(given.model, task, FULL, lr, seed) for seed in SEEDS for lr in lower]
+        write_records(path, sort_records(run_missing(trials, run, path, f"{task}, curve", given.workers), Trial))
     print(f"stored in {given.output} and {path}")
     return 0
 

@@ -11,8 +11,19 @@ import torch
 
 from ftcourse.almanac import all_facts, faq_prompt
 from ftcourse.studies import freezing as study
-from ftcourse.studies.bracketing import SEEDS, TUNING_SEEDS
-from ftcourse.studies.freezing import BRACKETED, FULL, LEARNING_RATES, TASKS, Trial, retention, retention_at, run
+from ftcourse.studies.bracketing import SEEDS, TUNING_SEEDS, BracketedStudy
+from ftcourse.studies.freezing import (
+    BRACKETED,
+    FULL,
+    LEARNING_RATES,
+    TASKS,
+    Trial,
+    best_gap,
+    retention,
+    retention_at,
+    run,
+    trade_off,
+)
 from ftcourse.studies.records import read_records
 from ftcourse.studies.tasks import knowledge_by_domain
 from ftkit.evaluate import generate_answers
@@ -69,8 +80,10 @@ def test_what_was_counted_adds_up():
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_the_curve_has_every_learning_rate_with_every_seed(task):
-    tuned = {r["lr"] for r in RUNS if r["task"] == task and r["preset"] == FULL and r["seed"] in TUNING_SEEDS}
+def test_the_curve_has_every_learning_rate_up_to_the_best_with_every_seed(task):
+    full = [r for r in RUNS if r["task"] == task and r["preset"] == FULL]
+    (best,) = {r["lr"] for r in full if r["seed"] in SEEDS}
+    tuned = {r["lr"] for r in full if r["lr"] <= best}
     curve = study.read_curve(task)
     assert set(curve) == set(SEEDS)
     for seed, records in curve.items():
@@ -82,7 +95,7 @@ def point(score, kept):
     return {"test_exact": score, "pages_right": {"one": kept - 0.1, "two": kept + 0.1}}
 
 
-CURVE = [point(0.1, 0.9), point(0.3, 0.7), point(0.5, 0.2), point(0.4, 0.1)]  # the last is past the best
+CURVE = [point(0.1, 0.9), point(0.3, 0.7), point(0.5, 0.2)]
 
 
 def test_retention_is_read_off_the_curve_at_equal_score():
@@ -92,6 +105,33 @@ def test_retention_is_read_off_the_curve_at_equal_score():
     # A preset that only learns less and lies on the curve gains nothing by it; the difference at own rates says so.
     assert retention(point(0.2, 0.8)) - retention_at(CURVE, 0.2) == pytest.approx(0)
     assert retention(point(0.2, 0.8)) - retention(CURVE[2]) == pytest.approx(0.6)
+
+
+def tuning(preset, lr, scores, kept):
+    trial = dataclasses.asdict(Trial("", "chat-96", preset, lr, 0))
+    return [
+        {**trial, "seed": seed, "validation_exact": score, "validation_loss": 1.0, "pages_right": {"one": kept}}
+        for seed, score in zip(TUNING_SEEDS, scores, strict=True)
+    ]
+
+
+def test_the_best_gap_is_over_learning_rates_that_learnt_something():
+    full = [
+        *tuning(FULL, 1e-4, (0.2, 0.2), 1.0),
+        *tuning(FULL, 3e-4, (0.4, 0.4), 0.8),
+        *tuning(FULL, 9e-4, (0.3, 0.3), 0.1),
+    ]
+    part = [
+        *tuning("head only", 1e-4, (0.0, 0.1), 1.0),  # has learnt too little to count
+        *tuning("head only", 3e-4, (0.3, 0.3), 0.7),  # 0.2 below
+        *tuning("head only", 9e-4, (0.2, 0.4), 0.95),  # 0.05 below and 0.15 above
+    ]
+    own = BracketedStudy(full + part, Trial)
+    assert best_gap(own, Trial("", "chat-96", "head only", 0, 0)) == pytest.approx(0.05)
+    assert best_gap(own, Trial("", "chat-96", "head only", 0, 0), learnt=0.9) is None
+    assert best_gap(own, Trial("", "chat-96", FULL, 0, 0)) == pytest.approx(0)
+    points = trade_off(own, Trial("", "chat-96", "head only", 0, 0))
+    assert points == [pytest.approx(p) for p in ((1e-4, 0.05, 1.0), (3e-4, 0.3, 0.7), (9e-4, 0.3, 0.95))]
 
 
 def test_pages_agrees_with_generation():
@@ -131,9 +171,9 @@ def test_the_program_brackets_each_preset_and_leaves_out_what_the_model_cannot_t
         head = {r["lr"] for r in own if r["preset"] == "head only" and r["seed"] in TUNING_SEEDS}
         assert min(head) == pytest.approx(LEARNING_RATES["head only"][0] / 9, rel=1e-2)  # extended twice
     curve = read_records(study.curve_path(path))
-    low, _, high = LEARNING_RATES[FULL]
+    lowest = LEARNING_RATES[FULL][0]
     assert {(r["task"], r["lr"], r["seed"]) for r in curve} == {
-        (task, lr, seed) for task in TASKS for lr in (low, high) for seed in SEEDS
+        (task, lowest, seed) for task in TASKS for seed in SEEDS
     }
 
 
