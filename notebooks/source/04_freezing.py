@@ -607,13 +607,23 @@ for name, panel in {"new questions": learning, "out of distribution": transfer}.
     for what, presets in sort_out(panel).items():
         print(f"{name}, {what}: {', '.join(presets) or 'none'}")
 
+# %%
+pairs = {"lower half over upper half": ("second half frozen", "first half frozen")}
+pairs["attention over MLP"] = ("attention only", "MLP only")
+for name, (one, other) in pairs.items():
+    for task in TASKS:
+        gap = study.gain(method(one, task), method(other, task))
+        print(f"{name:27} {task}: {gap.points} percentage points")
+
 # %% [markdown]
-# The lower half with the embedding keeps up with the whole model; the upper half, which many recipes train, does not.
-# Attention alone, a quarter of the parameters, is close; the MLPs, with half of them, are not ahead of it. Vectors,
-# head and embedding alone learn little.
-#
-# A reading, not a test: the facts are known and only the form of the question is new, so the work is near the input.
-# Out of distribution all score low; most intervals decide nothing.
+# The lower half with the embedding keeps up with the whole model, and so does attention alone, a quarter of the
+# parameters: their intervals hold zero, so neither is shown to be better or worse. The upper half, which many recipes
+# train, and the MLPs are behind. Head, embedding and vectors alone learn little.
+
+# %% [markdown]
+# A reading, not a test: the facts are known, and only the form of the question is new, so the work lies near the input
+# and in what attends to what. Out of distribution the seeds scatter so widely that no comparison is decided on both
+# tasks.
 
 # %% tags=["hide-input"]
 # What others claim. It must hold on both tasks, so the less favourable interval decides.
@@ -621,8 +631,11 @@ CLOSE = 0.05  # "competitive" and "matches": at most five percentage points behi
 
 
 def on_both(panel, preset, margin=0.0):
-    least = min((panel[task, preset] for task in TASKS), key=lambda gap: gap.low)
-    return Interval(least.mean + margin, least.low + margin, least.high + margin)
+    gaps = [panel[task, preset] for task in TASKS]
+    shifted = [
+        Interval(gap.mean + margin, gap.low + margin, gap.high + margin) for gap in gaps
+    ]
+    return min(shifted, key=lambda gap: (gap.high >= 0, gap.low))
 
 
 def in_points(panel, preset):
@@ -644,17 +657,18 @@ ledger.add(
     "on small to medium data, training the biases alone is competitive with training everything",
     "Ben Zaken et al. 2022, BitFit, of BERT",
     on_both(learning, "biases only", CLOSE),
-    f"exact match, biases only minus everything: {in_points(learning, 'biases only')}; competitive: 5 behind",
+    f"exact match, biases only minus everything: {in_points(learning, 'biases only')}; competitive: at most 5 behind",
     seeds=5,
 )
 ledger.add(
     "fine-tuning a well-chosen subset of the layers matches or outperforms fine-tuning all",
     "Lee et al. 2023, Surgical Fine-Tuning, of image classifiers",
     on_both(learning, "second half frozen", CLOSE),
-    f"exact match, second half frozen minus everything: {in_points(learning, 'second half frozen')}; matches: 5 behind",
+    f"exact match, second half frozen minus everything: {in_points(learning, 'second half frozen')}; "
+    "matches: at most 5 behind",
     seeds=5,
 )
-ledger.add(
+_ = ledger.add(
     "fine-tuning the last fourth of the layers reaches 90 % of the quality of fine-tuning all",
     "Lee et al. 2019, What Would Elsa Do?, of BERT and RoBERTa",
     on_both(beyond_ninety, upper),
@@ -663,13 +677,7 @@ ledger.add(
     + " of everything's exact match",
     seeds=5,
 )
-_ = ledger.add(
-    "out of distribution, training the head alone does better than full fine-tuning",
-    "Kumar et al. 2022, Fine-Tuning can Distort Pretrained Features, of image classifiers",
-    on_both(transfer, "head only"),
-    f"exact match, out-of-distribution split: {in_points(transfer, 'head only')}",
-    seeds=5,
-)
+assert min(shares) > 0.5 and max(shares) < 0.7
 
 # %% [markdown]
 # ## 8 · Learning against forgetting
@@ -773,10 +781,17 @@ for preset in partial:
     ]
     print(f"{preset:21} {texts[0]:>22} {texts[1]:>22}")
 
+# %%
+assert not sort_out(equal)["ahead"] and len(sort_out(equal)["behind"]) == 8
+for preset in ("first half frozen", "second half frozen", "MLP only"):
+    assert all(abs(best_gap(study, method(preset, task))) < 0.02 for task in TASKS)
+assert all(best_gap(study, method("biases only", task)) < -0.15 for task in TASKS)
+
 # %% [markdown]
-# At their best-scoring learning rates all presets lie below full fine-tuning's line: they need higher rates, and those
-# forget. At lower ones the large presets lie **on** the line, within a few points, and biases stay below it. So here
-# freezing saves memory and FLOPs; for retention, lower the learning rate, or mix in old data.
+# At their best-scoring learning rates eight of nine presets retain less than full fine-tuning at equal learning, and
+# none more. Over all rates, both halves and the MLPs lie **on** its line: they trade learning for retention as full
+# fine-tuning at a lower rate does. Attention lies a little below it, biases far. So here freezing saves memory and
+# FLOPs; for retention, lower the learning rate or mix in old data.
 
 # %% [markdown]
 # ### Exercise 3 · choose under a budget, predict, run, judge
@@ -854,8 +869,10 @@ for preset in LEARNING_RATES:
 # - Biases only: 0.5 % of the states and still two thirds of a step's FLOPs, because the gradient passes all blocks.
 # - Freezing the lower half keeps 55 % of the activations, freezing the upper half 84 %.
 # - Embedding and head: 26 % of pocket-base, 13 % of Llama-3-8B.
-# - Partial presets want higher learning rates, here 3 to over 200 times full fine-tuning's: sweep by factors of 3 for
-#   each.
+# - Here attention alone (26 % of the parameters) and the lower half kept up with full fine-tuning; the upper half
+#   reached about 60 % of its exact match.
+# - Presets of few parameters wanted higher learning rates here, up to 240 times full fine-tuning's. Sweep each preset
+#   by factors of 3.
 
 # %% [markdown]
 # ## Recap
@@ -895,8 +912,6 @@ ledger.show()
 # - Ben Zaken et al. 2022, [BitFit](https://arxiv.org/abs/2106.10199): biases only, BERT.
 # - Lee et al. 2019, [What Would Elsa Do?](https://arxiv.org/abs/1911.03090): freezing the first layers of BERT.
 # - Lee et al. 2023, [Surgical Fine-Tuning](https://arxiv.org/abs/2210.11466): which layers, by the kind of shift.
-# - Kumar et al. 2022, [Fine-Tuning can Distort Pretrained Features](https://arxiv.org/abs/2202.10054): head against
-#   all.
 # - Biderman et al. 2024, [LoRA Learns Less and Forgets Less](https://arxiv.org/abs/2405.09673): of LoRA on Llama-2-7B.
 # - Chen et al. 2024, [LongLoRA](https://arxiv.org/abs/2309.12307); Zhao et al. 2024,
 #   [Tuning LayerNorm in Attention](https://arxiv.org/abs/2312.11420); Pan et al. 2024,
