@@ -716,11 +716,11 @@ def plot_trade_off():
                 color=colour,
                 label=task,
             )
-        ax.set(title=preset, xlim=(-0.03, 0.95), ylim=(-0.05, 1.08))
+        ax.set(title=preset, xlim=(-0.03, 0.7), ylim=(-0.05, 1.08))
         ax.grid(color="#eeeeee")
         ax.set_xlabel("exact match, validation" if number > 5 else "")
         ax.set_ylabel("retention" if number % 3 == 0 else "")
-    figure.axes[0].legend(frameon=False, fontsize=8, loc="lower left")
+    figure.axes[5].legend(frameon=False, fontsize=8, loc="lower right")
 
 
 plot_trade_off()
