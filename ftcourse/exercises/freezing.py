@@ -1,11 +1,17 @@
-"""Checkers for 04_freezing: a pattern of names, BitFit by hand, and the bytes of AdamW's moments."""
+"""Checkers for 04_freezing: a pattern of names, BitFit by hand, and an experiment under a memory budget."""
 
+import math
 import re
+from collections.abc import Sequence
 
-import torch
 from torch import nn
 
-from . import WrongAnswer, checker, match_known_mistake, require_answer
+from ftcourse.intervals import interval
+from ftcourse.studies.bracketing import BracketedStudy, method_of
+from ftcourse.studies.freezing import Trial
+from ftcourse.studies.records import trial_of
+
+from . import NotAttempted, WrongAnswer, checker, require_answer
 
 KINDS = ("self_attn.q_proj", "mlp.up_proj", "mlp.down_proj")
 
@@ -82,34 +88,63 @@ def check_train_biases(train_biases) -> str:
     raise WrongAnswer("a model without biases would train nothing, and nobody would know: raise ValueError.")
 
 
+BUDGET = 2_500_000  # bytes for the optimizer's states
+NEW_SEEDS = "5 to 99"
+
+
+def prediction_interval(values: Sequence[float]) -> tuple[float, float]:
+    """Where one more run of the same kind falls in 95 of 100 cases: mean ± t · s · √(1 + 1/n), by Student's t.
+
+    It is wider than the interval of the mean, because one run has its own chance. Raises ValueError as `interval`.
+    """
+    of_mean = interval(values)
+    half = (of_mean.high - of_mean.mean) * math.sqrt(len(values) + 1)
+    return of_mean.mean - half, of_mean.mean + half
+
+
 @checker
-def check_moment_bytes(moment_bytes) -> str:
-    """Check `moment_bytes(model)`: AdamW's two moments, in each trainable parameter's own dtype."""
-    model = nn.ModuleDict(
-        {
-            "table": nn.Embedding(50, 8),
-            "body": nn.Linear(8, 8, dtype=torch.bfloat16),
-            "frozen": nn.Linear(8, 100),
-            "head": nn.Linear(8, 50, bias=False),
-        }
+def check_experiment(experiment, study: BracketedStudy) -> str:
+    """Check `experiment()`: one run of a preset that fits `BUDGET`, predicted before and judged after.
+
+    It returns the predicted range of exact match (low, high), the record that the study's `run` gave, and whether the
+    stored runs agree with it. `study` has those stored runs.
+    """
+    answer = require_answer(experiment())
+    if not isinstance(answer, tuple) or len(answer) != 3:
+        raise WrongAnswer("return three things: the predicted range, the record, and whether the stored runs agree.")
+    predicted, record, agrees = answer
+    if any(part is None or part is ... for part in answer):
+        raise NotAttempted
+    if not isinstance(record, dict) or "optimizer_bytes" not in record:
+        raise WrongAnswer("the second thing is the record that run(Trial(…)) returns.")
+    method = method_of(trial_of(record, Trial))
+    if record["optimizer_bytes"] > BUDGET:
+        megabytes = record["optimizer_bytes"] / 1e6
+        raise WrongAnswer(f"{record['preset']} needs {megabytes:.1f} MB for optimizer states: the budget is 2.5 MB.")
+    if method not in study.methods:
+        raise WrongAnswer(f"there are no stored runs of {record['preset']} on {record['task']!r} to compare with.")
+    stored = study.runs(method)
+    if record["seed"] in stored or record["seed"] in study.tuning_seeds:
+        raise WrongAnswer(f"seed {record['seed']} is a stored run's: take another, {NEW_SEEDS}, so that it is news.")
+    if not math.isclose(record["lr"], study.best(method)):
+        raise WrongAnswer(
+            f"the stored runs have lr {study.best(method):g}, and yours has {record['lr']:g}: with two changes at "
+            "once you cannot tell which of them did it."
+        )
+    low, high = predicted
+    if not 0 <= low < high <= 1:
+        raise WrongAnswer(f"the predicted range is {low} to {high}: two fractions, the lower one first.")
+    if high - low > 0.5:
+        raise WrongAnswer("a range over half of all outcomes predicts nothing: make it narrower.")
+    exact = record["test_exact"]
+    first, last = prediction_interval([run["test_exact"] for run in stored.values()])
+    if bool(agrees) != (first <= exact <= last):
+        raise WrongAnswer(
+            f"the stored runs put a new one between {max(first, 0):.2f} and {last:.2f}, and yours has {exact:.2f}: "
+            f"they {'agree' if first <= exact <= last else 'do not agree'}."
+        )
+    own = "inside" if low <= exact <= high else "outside"
+    return (
+        f"{record['preset']}, seed {record['seed']}: exact match {exact:.2f}, {own} your {low:.2f} to {high:.2f}; the "
+        f"stored runs put a new one between {max(first, 0):.2f} and {last:.2f}."
     )
-    model["head"].weight = model["table"].weight  # tied
-    model["frozen"].requires_grad_(False)
-    table, body, frozen = 50 * 8 * 4, (8 * 8 + 8) * 2, (8 * 100 + 100) * 4
-    right = 2 * (table + body)
-    answer = require_answer(moment_bytes(model))
-    if isinstance(answer, bool) or not isinstance(answer, int | float):
-        raise WrongAnswer(f"a number of bytes is wanted, and your code returns a {type(answer).__name__}.")
-    mistakes = {
-        2 * (table + body + frozen): "frozen parameters have no moments: count those that require a gradient.",
-        table + body: "AdamW keeps two moments of each parameter.",
-        2 * (2 * table + body): "the tied table is one tensor, and you count it twice.",
-        2 * (table + 2 * body): "not every dtype has 4 bytes: ask the parameter with element_size().",
-        right / 4: "those are parameters: multiply by the bytes of each.",
-        2 * (50 * 8 + 8 * 8 + 8): "those are the numbers of the moments: multiply by the bytes of each.",
-        3 * (table + body): "weights or gradients are in it: count the two moments only.",
-    }
-    match_known_mistake(float(answer), mistakes)
-    if answer != right:
-        raise WrongAnswer(f"expected {right:,} bytes for the checker's model, and yours is {answer:,}.")
-    return f"{right:,} bytes: two moments of each trainable parameter, the tied one once."

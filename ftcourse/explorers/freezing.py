@@ -1,120 +1,158 @@
-"""A map of a model: which entries of which tensor train; and a menu over several such maps."""
+"""A picture of a model's parts, as wide as they have parameters; and a menu of presets that shows what trains."""
 
 import re
-from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 import ipywidgets
 import torch
 
-from ftcourse.plots import OKABE_ITO, new_axes
+from ftcourse.plots import HATCHES, OKABE_ITO, new_axes
 
 from . import Explorer
 
-TILE = 6  # entries across and down: the corner of each matrix that is drawn
+KINDS = ("embedding", "attention", "MLP", "biases", "norms", "LM head", "added layers")
+COLOURS = dict(zip(KINDS, (OKABE_ITO[i] for i in (4, 0, 1, 3, 6, 2, 5)), strict=True))
+NARROWEST = 0.022  # of the widest row: parts with fewer parameters are drawn this wide, so that they are seen
 
 
-def plot_map(trains: Mapping[str, torch.Tensor], *, title: str, ax=None):
-    """Draw a row for each block and a column for each kind of module; return the Axes.
+@dataclass(frozen=True)
+class Part:
+    """Parameters of one kind in one row of the picture: a block, or what lies before or after the blocks."""
 
-    trains: parameter name -> bool, of the parameter's shape, True where an entry trains. A matrix is a square that
-    shows its first 6 × 6 entries, a vector a strip of its first 6: filled where they train, hatched where not.
+    row: str
+    label: str
+    kind: str  # of KINDS
+    parameters: int
+    trainable: int
+
+
+def parts_of(model: torch.nn.Module) -> list[Part]:
+    """The parts of a decoder-only transformer, in the order of its parameters; biases and norms of a block are one.
+
+    A tied LM head is part of the embedding.
     """
-    from matplotlib.patches import PathPatch
-    from matplotlib.path import Path
+    counts: dict[tuple[str, str, str], list[int]] = {}
+    for name, parameter in model.named_parameters():
+        total = counts.setdefault(_place(name), [0, 0])
+        total[0] += parameter.numel()
+        total[1] += parameter.numel() if parameter.requires_grad else 0
+    found = [Part(row, label, kind, *total) for (row, label, kind), total in counts.items()]
+    rows = list(dict.fromkeys(part.row for part in found))
+    return sorted(found, key=lambda part: (rows.index(part.row), KINDS.index(part.kind)))
 
-    places = _places(trains)
-    rows = list(dict.fromkeys(row for row, _ in places.values()))
-    columns = list(dict.fromkeys(column for _, column in places.values()))
-    frames, filled = [], []
-    for name, mask in trains.items():
-        left, top = columns.index(places[name][1]) + 0.12, rows.index(places[name][0]) + 0.06
-        if mask.ndim < 2:  # a strip, below where its matrix is
-            left, top, height, corner = left, top + 0.68, 0.16, mask.reshape(1, -1)[:, :TILE]
-        else:
-            height, corner = 0.6, mask.flatten(1)[:TILE, :TILE]
-        frames.append(_box(left, top, 0.76, height))
-        wide, high = 0.76 / corner.shape[1], height / corner.shape[0]
-        filled += [  # side by side in a row, entries are one box: no seams
-            _box(left + wide * first, top + high * row, wide * (last - first), high)
-            for row, line in enumerate(corner.tolist())
-            for first, last in _runs(line)
-        ]
-    ax = ax or new_axes(1.8 + 0.5 * len(columns), 1.5 + 0.5 * len(rows))[1]
-    looks = (
-        (frames, {"facecolor": "white", "edgecolor": "#999999", "hatch": "////", "linewidth": 0}),
-        (filled, {"facecolor": OKABE_ITO[0], "linewidth": 0}),
-        (frames, {"fill": False, "edgecolor": "black", "linewidth": 0.6}),
-    )
-    for boxes, look in looks:  # one path each: a small file
-        if boxes:
-            whole = Path.make_compound_path(*(Path(box, closed=True) for box in boxes))
-            ax.add_patch(PathPatch(whole, **look))
-    ax.set(title=title, xlim=(0, len(columns)), ylim=(len(rows), 0), aspect="equal")
-    ax.set_yticks([i + 0.4 for i in range(len(rows))], rows)
-    ax.set_xticks([i + 0.5 for i in range(len(columns))], columns, rotation=90)
+
+def shares_of(parts: Iterable[Part]) -> dict[str, float]:
+    """The share of all parameters that each kind has, in the order of KINDS; kinds without any are left out."""
+    parts = list(parts)
+    counts = {kind: sum(part.parameters for part in parts if part.kind == kind) for kind in KINDS}
+    total = sum(counts.values())
+    return {kind: count / total for kind, count in counts.items() if count}
+
+
+def plot_anatomy(parts: Iterable[Part], *, title: str, counts: bool = True, ax=None):
+    """Draw a row for each block and a box for each part, as wide as its parameters; return the Axes.
+
+    The trainable share of a box is filled, the rest is hatched. Parts below about 2 % of the widest row are widened so
+    that they can be seen. `counts` writes the number of parameters under each label.
+    """
+    from matplotlib.patches import Rectangle
+
+    parts = list(parts)
+    rows = list(dict.fromkeys(part.row for part in parts))
+    widest = max(sum(part.parameters for part in parts if part.row == row) for row in rows)
+    ax = ax or new_axes(9, 0.9 + 0.52 * len(rows))[1]
+    right = dict.fromkeys(rows, 0.0)
+    for part in parts:
+        left, width = right[part.row], max(part.parameters / widest, NARROWEST)
+        right[part.row] += width
+        top, trains = rows.index(part.row) + 0.08, width * part.trainable / part.parameters
+        look = {"linewidth": 0, "height": 0.84}
+        ax.add_patch(Rectangle((left, top), trains, facecolor=COLOURS[part.kind], alpha=0.75, **look))
+        frozen = {"facecolor": "white", "edgecolor": "#999999", "hatch": "////"}
+        ax.add_patch(Rectangle((left + trains, top), width - trains, **frozen, **look))
+        ax.add_patch(Rectangle((left, top), width, 0.84, fill=False, edgecolor="black", linewidth=0.6))
+        if width > 2 * NARROWEST:
+            text = f"{part.label}\n{part.parameters:,}" if counts else part.label
+            box = {"facecolor": "white", "edgecolor": "none", "pad": 0.8, "alpha": 0.85}
+            style = {"ha": "center", "va": "center", "fontsize": 7.5, "linespacing": 1.05, "bbox": box}
+            ax.text(left + width / 2, top + 0.42, text, **style)
+    for row in rows:  # what is too narrow for a label inside
+        narrow = [part for part in parts if part.row == row and max(part.parameters / widest, NARROWEST) == NARROWEST]
+        text = ", ".join(f"{part.label} {part.parameters:,}" if counts else part.label for part in narrow)
+        ax.text(right[row] + 0.012, rows.index(row) + 0.5, text, va="center", fontsize=7.5)
+    ax.set(title=title, xlim=(0, max(right.values()) + 0.2), ylim=(len(rows), 0), xticks=[])
+    ax.set_yticks([i + 0.5 for i in range(len(rows))], rows)
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
     return ax
 
 
-def requires_grad_map(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """What freezing does, as `plot_map` takes it: each tensor trains whole or not at all."""
-    return {name: torch.full(p.shape, p.requires_grad) for name, p in model.named_parameters()}
+def plot_shares(models: Mapping[str, Iterable[Part]], *, title: str, ax=None):
+    """Draw one bar per model, divided into the shares of the kinds of parts; return the Axes."""
+    ax = ax or new_axes(9, 0.9 + 0.5 * len(models))[1]
+    shown = set()
+    for row, parts in enumerate(models.values()):
+        left = 0.0
+        for kind, share in shares_of(parts).items():
+            label = kind if kind not in shown else None
+            shown.add(kind)
+            look = {"color": COLOURS[kind], "edgecolor": "black", "linewidth": 0.6, "alpha": 0.75}
+            ax.barh(row, share, left=left, height=0.6, label=label, hatch=HATCHES[KINDS.index(kind)], **look)
+            if share > 0.03:
+                box = {"facecolor": "white", "edgecolor": "none", "pad": 1, "alpha": 0.85}
+                ax.text(left + share / 2, row, f"{share:.0%}", ha="center", va="center", fontsize=9, bbox=box)
+            left += share
+    ax.set(title=title, xlim=(0, 1), ylim=(len(models) - 0.5, -0.5), xticks=[])
+    ax.set_yticks(range(len(models)), list(models))
+    ax.spines[:].set_visible(False)
+    ax.tick_params(length=0)
+    ax.legend(frameon=False, ncols=len(shown), loc="upper center", bbox_to_anchor=(0.5, 0), fontsize=9)
+    return ax
 
 
 class PresetExplorer(Explorer):
-    """A menu of presets over the map of what trains under each.
+    """A menu of presets over the picture of what trains under each.
 
-    Attributes: `menu`, the control; `trainable`, entries that train.
+    Attributes: `menu`, the control; `trainable`, parameters that train.
     """
 
     hint = "choose another"
 
-    def __init__(self, maps: Mapping[str, Mapping[str, torch.Tensor]]):
-        self.maps = maps
-        self.menu = ipywidgets.Dropdown(options=list(maps), description="preset")
+    def __init__(self, parts: Mapping[str, list[Part]]):
+        self.parts = parts
+        self.menu = ipywidgets.Dropdown(options=list(parts), description="preset")
         super().__init__(self.menu)
 
     @property
     def trainable(self) -> int:
-        return sum(int(mask.sum()) for mask in self.maps[self.menu.value].values())
+        return sum(part.trainable for part in self.parts[self.menu.value])
 
     def state(self) -> str:
         return f"{self.menu.value!r}"
 
     def draw(self) -> str:
-        trains = self.maps[self.menu.value]
-        total = sum(mask.numel() for mask in trains.values())
+        parts = self.parts[self.menu.value]
+        total = sum(part.parameters for part in parts)
         caption = (
             f"{self.menu.value}: {self.trainable:,} of {total:,} parameters train "
             f"({self.trainable / total:.1%}). Filled: trains; hatched: frozen."
         )
-        return self.captioned(plot_map(trains, title=self.menu.value).figure, caption)
+        return self.captioned(plot_anatomy(parts, title=self.menu.value, counts=False).figure, caption)
 
 
-def _places(names: Iterable[str]) -> dict[str, tuple[str, str]]:
-    """Row and column of each parameter: its block, and its module there; outside the blocks, its module and "other"."""
-    places, paths = {}, set()  # of modules, within a block
-    for name in names:
-        module = name.rpartition(".")[0]
-        block = re.search(r"\.(\d+)\.(.+)$", module)
-        if block and "added" not in module:
-            places[name] = f"block {block[1]}", block[2]
-            paths.add(block[2])
-        else:
-            places[name] = module.rpartition("lm_head.")[2].rpartition("model.")[2], "other"
-    last = {path: path.rpartition(".")[2] for path in paths}
-    times = Counter(last.values())  # GPT-2 has a c_proj in its attention and one in its MLP
-    label = {path: (path if times[end] > 1 else end).replace("layernorm", "norm") for path, end in last.items()}
-    return {name: (row, label.get(column, column)) for name, (row, column) in places.items()}
-
-
-def _runs(line: list[bool]) -> list[tuple[int, int]]:
-    """Where stretches of True begin and end."""
-    edges = [i for i in range(len(line) + 1) if (i > 0 and line[i - 1]) != (i < len(line) and line[i])]
-    return list(zip(edges[::2], edges[1::2], strict=True))
-
-
-def _box(x: float, y: float, width: float, height: float) -> list[tuple[float, float]]:
-    return [(x, y), (x + width, y), (x + width, y + height), (x, y + height), (x, y)]
+def _place(name: str) -> tuple[str, str, str]:
+    """Row, label and kind of a parameter by its name."""
+    block = re.search(r"\.(\d+)\.(.+)$", name) if ".added." not in name else None
+    row = f"block {block[1]}" if block else ""
+    module, _, own = name.rpartition(".")
+    label = module.rpartition(".")[2].removesuffix("_proj")
+    if ".added." in name:
+        return "added layers", "added", "added layers"
+    if re.search(r"norm|(^|\.)ln_", module):
+        return row or "final norm", "norms", "norms"
+    if not block:
+        return ("embedding", label, "embedding") if "emb" in module or "wte" in name else ("LM head", label, "LM head")
+    if own == "bias":
+        return row, "biases", "biases"
+    return row, label, "attention" if "attn" in module or "attention" in module else "MLP"

@@ -252,6 +252,39 @@ ledger.add(
 # flag; on several ranks its shape is lost to a piece of the vector.
 
 # %% [markdown]
+# ### What that meant for freezing
+#
+# With one wrapper per block, a preset of [04_freezing](04_freezing.ipynb) worked only if every block, and the root with
+# all that lies outside the blocks, trained whole or not at all. **Predict:** which of these five did not?
+
+# %%
+import re
+import textwrap
+
+from torch.distributed.fsdp import FullyShardedDataParallel
+
+from ftkit import freezing
+
+doc = " ".join(FullyShardedDataParallel.__doc__.split())
+quote = re.search(r"FSDP has some constraints when freezing.*?memory usage\.", doc)[0]
+print(textwrap.fill(quote, 90), "\n")
+for preset in ("everything", "head_only", "bitfit", "norms_only", "embeddings_and_norms"):
+    model, _ = load_base()
+    getattr(freezing, preset)(model)
+    units = {}  # wrapper -> the flags in it
+    for name, parameter in model.named_parameters():
+        wrapper = re.search(r"layers\.\d+|$", name)[0] or "root"
+        units.setdefault(wrapper, set()).add(parameter.requires_grad)
+    mixed = [wrapper for wrapper, flags in units.items() if len(flags) == 2]
+    print(f"{preset:21} mixed: {', '.join(mixed) or 'nothing'}")
+    assert bool(mixed) == (preset != "everything")
+
+# %% [markdown]
+# Four of five: even the head alone shares the root with the frozen embedding. Since torch 2.1 (2023) FSDP1 accepts a
+# mixture with `use_orig_params=True`, at the price of memory for gradients that its documentation names. FSDP2, next,
+# shards each parameter by itself and takes any pattern.
+
+# %% [markdown]
 # ## 4 · `fully_shard`: every parameter by itself
 #
 # `fully_shard`, also called FSDP2, cuts each parameter by rows. What stays on a rank, its **shard**, is a **DTensor**:
@@ -764,7 +797,8 @@ ledger.show()
 # - PyTorch, [fully_shard](https://docs.pytorch.org/docs/stable/distributed.fsdp.fully_shard.html) and
 #   [DistributedDataParallel](https://docs.pytorch.org/docs/stable/notes/ddp.html).
 # - Zhao et al., [PyTorch FSDP](https://arxiv.org/abs/2304.11277): experiences on scaling, FSDP1.
-# - PyTorch, [FullyShardedDataParallel](https://docs.pytorch.org/docs/stable/fsdp.html): `use_orig_params`.
+# - PyTorch, [FullyShardedDataParallel](https://docs.pytorch.org/docs/stable/fsdp.html): `use_orig_params`;
+#   [pull request 98221](https://github.com/pytorch/pytorch/pull/98221), 2023: a mixture is allowed.
 # - Less Wright,
 #   [FSDP activation checkpointing](https://github.com/lessw2020/transformer_central/tree/main/activation_checkpointing_tutorial),
 #   2022.
