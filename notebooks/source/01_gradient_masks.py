@@ -371,12 +371,11 @@ check_masked_gradient(masked_gradient_of)
 # %% [markdown]
 # ## Exercise 2 · An experiment: one mask, or a new one each step?
 #
-# Difficulty ●●○, 8 minutes. Minimise the mean of ½·w² (so the gradient of each weight is `w`) by masked gradient
-# descent, from 1,000 weights of 1, with one mask drawn before the first step, or a new one at each step.
-# **Predict** the loss that is left after 24 steps at `reserve_p = 0.25` and `lr = 0.1`, write `run`, look at the
-# numbers, then answer:
+# Difficulty ●●○, 8 minutes. Minimise ½·w² for each of 1,000 weights by masked gradient descent; the gradient of a
+# weight is `w`. All start at 1. Draw one mask before the first step, or a new one at each step. **Predict** the loss
+# that is left after 24 steps at `reserve_p = 0.25` and `lr = 0.1`, write `run`, look at the numbers, then answer:
 #
-# - `adapts`: under which schedule do all weights move, `"once"` or `"anew"`?
+# - `adapts`: under which schedule do nearly all weights move, `"once"` or `"anew"`?
 # - `keeps`: under which do most weights keep their first value?
 #
 # Expected: about 75 % of the loss is left under one, 1 to 2 % under the other.
