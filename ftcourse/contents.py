@@ -29,7 +29,7 @@ CONTENTS = {  # part -> notebook -> its topic in a word or two; a notebook witho
         "07_overfit_one_batch": "overfit one batch",
         "08_full_fine_tune": "full fine-tune",
     },
-    "Adapters": {
+    "Adapters and speed": {
         "09_lora_from_scratch": "LoRA from scratch",
         "10_adapter_family": "the adapter family",
         "11_speed_ups": "speed-ups",
@@ -184,7 +184,7 @@ def depths(needs: dict[str, tuple[str, ...]]) -> dict[str, int]:
 
 
 def plot_contents(notebooks: list[dict], ax=None):
-    """Draw which notebook needs which: an arrow leads to each from those that it needs.
+    """Draw which notebook needs which: arrows lead from a notebook to those that need it.
 
     notebooks: as `read_notebooks` gives them. One that is ready is filled, a planned one is dashed and empty, an
     optional one is a square. From left to right they come in the order of their needs; the bands are the parts.

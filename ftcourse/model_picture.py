@@ -80,7 +80,7 @@ _ROWS = [
     (("SiLU(gate) × up",), ()),
     (("down_proj",), ("down_proj",)),
     (("RMSNorm",), ("final norm",)),
-    (("LM head: a logit for each word of the vocabulary",), ("LM head",)),
+    (("LM head: a score for each token of the vocabulary",), ("LM head",)),
 ]
 _BLOCK = range(1, 9)  # the rows that are repeated
 _ADDED = ((1, 4), (5, 8))  # first and last row of what is added to its own input
@@ -101,7 +101,7 @@ def plot_model(models: Mapping[str, Mapping[str, int]], blocks: Mapping[str, int
     top, bottom = tops[_BLOCK[0]] - 0.42, tops[_BLOCK[-1]] + height + 0.5
     ax.add_patch(Rectangle((0.1, top), right + 0.2, bottom - top, **frame))
     times = " / ".join(f"× {blocks[name]}" for name in models)
-    ax.text(0, (top + bottom) / 2, f"block {times}", rotation=90, ha="right", va="center", fontweight="bold")
+    ax.text(0, (top + bottom) / 2, f"blocks: {times}", rotation=90, ha="right", va="center", fontweight="bold")
     for (boxes, parts), y in zip(_ROWS, tops, strict=True):
         width = (right - left - 0.15 * (len(boxes) - 1)) / len(boxes)
         colour = LOOKS[PARTS[parts[0]][1]][0] if parts else "white"
@@ -125,7 +125,7 @@ def plot_model(models: Mapping[str, Mapping[str, int]], blocks: Mapping[str, int
         ax.annotate("", (middle - 0.12, end), (0.5, end), arrowprops=down)
         ax.text(middle, end, "+", ha="center", va="center", fontsize=9, bbox=_PLUS)
     for column, (name, counts) in enumerate(models.items()):
-        head = f"{name}\n{short(sum(counts.values()))} in all"
+        head = f"{name}\n{short(sum(counts.values()))} parameters"
         ax.text(right + 2.1 + 2.2 * column, -0.25, head, ha="right", va="bottom", fontweight="bold", fontsize=9)
     ax.text(middle, -0.25, "token ids", ha="center", va="bottom", fontsize=9)
     ax.set(xlim=(-0.4, right + 0.4 + 2.2 * len(models)), ylim=(tops[-1] + height + 0.2, -1.1), xticks=[], yticks=[])

@@ -1,10 +1,10 @@
 # %% [markdown]
 # # 00 · Start here: a fine-tune in 15 seconds
 #
-# You fine-tune a small language model and compare its answers before and after. Then you learn the words that the
-# course uses (the model's parts, loss, gradient, optimizer step) and choose a route through it.
+# You fine-tune a small language model and compare its answers before and after. Then you learn the terms that every
+# later notebook uses (the model's parts, loss, gradient, optimizer step) and choose a route.
 #
-# - **Prerequisites:** Python, and a rough idea of what a neural network is.
+# - **Prerequisites:** Python and basic PyTorch: tensors, a module, `backward()`.
 # - **Hardware:** any processor; two cores and 4 GiB of free memory are comfortable. No GPU, no download.
 # - **Time:** about 35 minutes; its cells run in about 30 seconds on two cores.
 
@@ -22,9 +22,12 @@
 #
 # - **Ctrl-Enter** runs a cell, **Shift-Enter** runs it and goes on to the next; run them from top to bottom.
 # - **Predict** where you are asked to: guess first, then run the cell.
-# - One cell in each lesson **fails on purpose**, and the next one fixes it.
+# - From notebook 01 on, one cell in each **fails on purpose**, and the next one fixes it.
 # - An **exercise** has a `...` to replace and a checker in its last line. Hint and solution are folded below it.
-# - *Kernel > Restart Kernel and Run All Cells* undoes what you tried.
+# - *Kernel > Restart Kernel and Run All Cells* starts again with new variables; what you typed stays.
+#
+# The first cell installs `ftkit` when you are on Colab, and does nothing elsewhere; the second imports. `ftkit` is
+# the library that you can use in your own projects, `ftcourse` holds pictures and the checkers of the exercises.
 
 # %%
 import sys
@@ -54,13 +57,13 @@ from ftkit.models import data_dir, resolve_model
 use_course_style()
 logging.disable_progress_bar()
 LR, STEPS, BATCH = 1e-3, 80, 16  # learning rate, optimizer steps, conversations per step
-SEED = 0  # of the order of the conversations
+SEED = 0  # for the order of the conversations
 
 # %% [markdown]
 # ## 1 · Is this machine enough?
 #
-# Run this cell: until you do, the answers below it are another machine's. *Fine* needs nothing; *too little* slows
-# you down; only *missing* stops you.
+# Run this cell to check your own machine; the stored table describes the one that built the notebook. *Too little*
+# slows you down; only *missing* stops you.
 
 # %% tags=["nbval-ignore-output"]
 findings = check_machine()
@@ -73,10 +76,11 @@ assert all(finding.remedy for finding in findings if finding.severity != FINE)
 # %% [markdown]
 # ## 2 · A fine-tune in 15 seconds
 #
-# **pocket-base** is a Llama of a million parameters that has read a small almanac. It is a **base model**: it
-# continues text. Ask it three questions in a format that it has read, a page of questions and answers.
+# **pocket-base** is a Llama with a million parameters, pretrained on pages about a few hundred facts: capitals,
+# opposites, sums. It is a **base model**: it continues text. The prompt here is in a format of its pretraining pages,
+# `Q: … A:`.
 #
-# **Predict:** the prompt ends with `A:`. What comes after the answer?
+# **Predict:** what does the model write after the answer?
 
 # %%
 model, tokenizer = load_base(data_dir() / "pocket-base")
@@ -91,35 +95,36 @@ for question, page in zip(questions[:3], pages, strict=False):
     print(f"Q: {question}\nA: {page.text} …\n{'-' * 60}")
 
 # %% [markdown]
-# It knows the answers, and it does not stop: on a page of questions, the next question is what comes next. In a
-# product you want an answer and then an end. That is behaviour, and behaviour can be trained.
+# The three answers are right, but the model does not stop: on such a page, another question follows. A chat model
+# has to answer and then end its turn.
 #
-# The same questions as a conversation, in the **chat template**: special tokens that say whose turn it is.
+# Now ask in the **chat template**, which marks the turns of a conversation with special tokens.
 
 # %% tags=["nbval-ignore-output"]
 prompts = [[{"role": "user", "content": question}] for question in questions]
 print(tokenizer.apply_chat_template(prompts[0], tokenize=False, add_generation_prompt=True))
 before = generate_answers(model, tokenizer, prompts)
 for question, answer in zip(questions[:3], before, strict=False):
-    print(f"{question}\n    {answer.text!r}")
+    print(f"{question}\n    {answer.text[:70]!r} …")
 
 # %% [markdown]
-# The base model has never read these special tokens, so it writes whatever an almanac may contain.
+# The special tokens did not occur in pretraining, so the model cannot tell that an answer should follow.
 #
-# Now train. The three questions come from the **held-out** split, so first make sure that neither the questions nor
-# their answers are among the training data:
+# Now train. The questions come from the **held-out** split. First make sure that neither they nor their answers occur
+# in the training conversations, or the test would measure memory:
 
 # %%
 read_in_training = {message["content"] for row in train for message in row["messages"]}
 overlap = read_in_training & {*questions, *expected}
 print(
-    f"{len(train)} conversations to train on, {len(test)} held-out questions, {len(overlap)} of them in both"
+    f"{len(train)} conversations to train on, {len(test)} held-out questions, {len(overlap)} texts in both"
 )
 assert not overlap
 
 # %% [markdown]
-# This loop is all of it: take 16 conversations, compute the loss, its gradient, and one step of AdamW; 80 times.
-# Sections 5 and 6 explain each line.
+# `encode` turns a conversation into token ids and labels, `global_batch` picks the 16 conversations of a step, and
+# `pad` brings them to one length. Then the usual PyTorch loop: loss, gradient, one step of AdamW; 80 times.
+# Sections 5 and 6 explain what each of these does.
 
 # %% tags=["nbval-ignore-output"]
 examples = [encode(tokenizer, row["messages"], tokenizer.chat_template) for row in train]
@@ -134,7 +139,8 @@ for step in range(STEPS):
         print(f"step {step:2}   loss {loss.item():.2f}")
 
 # %% [markdown]
-# Ask again. **Predict:** will all answers be right?
+# Ask all held-out questions again, and count: **stop rate** is the share of answers that the model ends itself,
+# **exact match** the share that equals the expected answer. **Predict** both.
 
 # %% tags=["nbval-ignore-output"]
 after = generate_answers(model, tokenizer, prompts)
@@ -143,9 +149,9 @@ for question, answer, right in zip(questions[:3], after, expected, strict=False)
 print(f"stop rate {stop_rate(after):.0%}, exact match {exact_match(after, expected):.0%}")
 
 # %% [markdown]
-# Three answers are an anecdote, so count over all held-out questions. **Stop rate** is the share of answers that the
-# model ends itself; **exact match** is the share that equals the expected answer. Training differs a little between
-# processors, hence ranges.
+# Compare with the base model in both formats. Floating-point sums differ a little between processors and training
+# amplifies that, so the table gives ranges that hold everywhere. In the `Q: … A:` format the model never stops, so
+# we cut its text at the end of the first line.
 
 
 # %%
@@ -157,43 +163,45 @@ def within(value: float, low: float, high: float) -> str:
 
 lines = [page.text.partition("\n")[0].strip() for page in pages]
 cut = sum(line == right for line, right in zip(lines, expected, strict=True)) / len(expected)
-print(f"over {len(expected)} held-out questions     stop rate      exact match")
-print(f"base model, chat template       {within(stop_rate(before), 0, 0.1):15}", end="")
+print(f"{len(expected)} held-out questions       {'stop rate':15}exact match")
+print(f"base model, Q: … A:          {'cut by us':15}{within(cut, 0.95, 1)}")
+print(f"base model, chat template    {within(stop_rate(before), 0, 0.1):15}", end="")
 print(within(exact_match(before, expected), 0, 0.05))
-print(f"base model, Q: … A:, first line {'cut by us':15}{within(cut, 0.95, 1)}")
-print(f"fine-tuned, chat template       {within(stop_rate(after), 0.95, 1):15}", end="")
+print(f"fine-tuned, chat template    {within(stop_rate(after), 0.95, 1):15}", end="")
 print(within(exact_match(after, expected), 0.35, 0.7))
 
 # %% [markdown]
-# So what was gained? Training taught the model to answer and **stop**, on questions it never saw. It taught no facts:
-# roughly half of the answers are wrong, although the base model knows nearly all of them in its own format. And a
-# prompt in that format, cut at the end of the line, needs no training at all.
+# Training taught the model to answer and **stop**, also on questions that it was not trained on. Recalling facts
+# carried over only in part: the base model gives nearly all of these answers in its own format, the fine-tuned one
+# about half in the new format. Here, a prompt in the known format, cut at the end of the line, is better than the
+# fine-tune and needs no training. When is it worth training?
 
 # %% [markdown]
 # ## 3 · Fine-tune, prompt, or retrieve?
 #
-# Start with an evaluation set and a prompt: they cost an hour, and you need them as the baseline of a fine-tune
-# anyway [1]. Then decide by what is missing:
+# Start with an evaluation set and a prompt: you need them as the baseline of a fine-tune anyway [1]. Then decide by
+# what is missing. To **retrieve** is to search your documents and put what was found into the prompt.
 #
 # | what is missing | do | because |
 # | --- | --- | --- |
-# | facts: yours, new, or changing | retrieve | retrieval does better [2]; fine-tuned facts raise hallucination [3] |
+# | facts: yours, new, or changing | retrieve | it does better [2]; training on new facts raises hallucination [3] |
 # | a format, style or tone, every time | fine-tune | the model has the knowledge; examples teach the form [4] |
 # | a task easier to show than to describe | fine-tune | training takes more examples than a prompt holds [5] |
 # | short prompts, low latency, a smaller model | fine-tune | instructions move from every prompt into weights [5] |
 # | facts and form | both | a fine-tuned model can read retrieved text [6] |
 # | anything that a better prompt fixes | prompt | it changes in minutes, and survives a change of model |
 #
-# From the literature, not measured here; the numbers refer to *Sources*.
+# From the literature, not measured here; the numbers refer to *Sources*. The last row is our own judgement.
 
 # %% [markdown]
 # ## 4 · The model in one picture
 #
-# pocket-base and Llama 3 8B have the same design. A token becomes a vector; each **block** adds to it what
-# **attention** reads from earlier tokens (`q`, `k`, `v`, `o`) and what its **MLP** computes (`gate`, `up`, `down`);
-# **RMSNorm** rescales the input of each; the **LM head** turns the last vector into a score for each word.
+# pocket-base and Llama 3 8B have the same architecture. Each token (a word or a part of one) becomes a vector. Each
+# **block** adds to it what **attention** reads from the tokens so far (`q`, `k`, `v`, `o`) and what its **MLP**
+# computes (`gate`, `up`, `down`); **RMSNorm** rescales the input of both. The **LM head** turns the last vector
+# into a score for each token of the vocabulary.
 #
-# Llama 3 8B is built from its published sizes on the `meta` device, which has shapes and no memory.
+# Llama 3 8B is built from its published sizes [7] on the `meta` device: shapes without memory.
 
 # %%
 config = LlamaConfig(
@@ -208,8 +216,13 @@ config = LlamaConfig(
 with torch.device("meta"):
     llama = LlamaForCausalLM(config)
 parts = {"pocket-base": count_parts(model), "Llama 3 8B": count_parts(llama)}
-print({name: f"{sum(counts.values()):,} parameters" for name, counts in parts.items()})
+for name, counts in parts.items():
+    print(f"{name}: {sum(counts.values()):,} parameters")
 assert sum(parts["Llama 3 8B"].values()) == 8_030_261_248
+
+# %% [markdown]
+# **Predict** before you look: which of the two has the larger share of its parameters in the embedding and the LM
+# head?
 
 # %% tags=["hide-input"]
 blocks = {
@@ -219,10 +232,12 @@ blocks = {
 ax = plot_model(parts, blocks)
 
 # %% [markdown]
-# Numbers are of all blocks together, with their share of the model. Dotted boxes compute without parameters; a plus
-# adds a block's result to its input.
+# The dashed frame is one block: pocket-base has 4, Llama 3 8B has 32, and the numbers count all of them, with their
+# share of the model. Dotted boxes have no parameters. A plus adds the output of attention or MLP to its input, the
+# **residual connection**. Left out: rotary position embeddings and the causal mask of attention, which have no
+# parameters.
 #
-# **Predict:** which model has the larger share of its parameters in embedding and head?
+# The same counts as shares:
 
 # %% tags=["hide-input"]
 ax = plot_shares(parts)
@@ -231,21 +246,21 @@ ax = plot_shares(parts)
 for name, counts in parts.items():
     groups = count_groups(counts)
     words = (groups["embedding"] + groups["LM head"]) / sum(counts.values())
-    print(f"{name}: embedding and head {words:.0%}, attention and MLP {1 - words:.0%}")
+    print(f"{name}: embedding and head {words:.0%}, attention, MLP and norms {1 - words:.0%}")
     assert round(words, 2) == (0.26 if name == "pocket-base" else 0.13)
 
 # %% [markdown]
-# A quarter here, an eighth there. So whatever touches the embedding (adding tokens, training it fully, freezing it)
-# looks larger in this course than it will be on 8 billion parameters. The notebooks say where that matters, under
-# *What transfers*.
+# A quarter in pocket-base, an eighth in Llama 3 8B. So whatever touches the embedding (adding tokens, training it
+# fully, freezing it) weighs more here than in a model of 8 billion parameters. Each later notebook says under *What
+# transfers* where that matters.
 
 # %% [markdown]
 # ## 5 · The loss: predict the next token
 #
-# Everything that follows trains on one loss. Here it is in five cells.
+# Fine-tuning and pretraining minimise the same loss. Here it is in five steps.
 #
-# **One: tokens.** Text becomes a list of ids, each the row of a vector in the embedding. A token is a word or a part
-# of one; `Ġ` stands for a space.
+# **One: tokens.** Text becomes a list of ids; each id selects a row of the embedding. `Ġ` stands for the space
+# before a word, and `<s>` begins every text.
 
 # %%
 base, tokenizer = load_base(data_dir() / "pocket-base")  # as it was before training
@@ -256,7 +271,7 @@ print(list(zip(tokens, ids, strict=True)))
 
 # %% [markdown]
 # **Two: logits.** For each position the model gives a score for every token of the vocabulary, the **logits**.
-# `softmax` makes probabilities of them.
+# `softmax` turns them into the probabilities of the next token.
 
 # %%
 with torch.no_grad():
@@ -267,18 +282,19 @@ for probability, i in zip(*after_is.topk(3), strict=True):
     print(f"after 'is': {tokenizer.convert_ids_to_tokens(i.item())!r:10} {probability:.1%}")
 
 # %% [markdown]
-# **Three: shift by one.** The logits at a position are about the **next** token, because attention sees only the
-# tokens up to here. So each token is the target of the position before it. Hugging Face models do this shift
-# themselves: you pass `labels` equal to `input_ids`.
+# **Three: shift by one.** The logits at a position predict the **next** token, which attention cannot see: it reads
+# only the tokens up to that position. So each token is the target of the position before it. Hugging Face models
+# shift by themselves: pass `labels` equal to `input_ids`.
 
 # %%
 predictions, targets = logits[:-1], torch.tensor(ids[1:])
 for position, target in enumerate(tokens[1:]):
-    print(f"{' '.join(tokens[: position + 1]):32} → {target}")
+    print(f"{' '.join(tokens[: position + 1]):41} → {target}")
 
 # %% [markdown]
-# **Four: cross-entropy.** The loss of a token is minus the logarithm of the probability that the model gave it, in
-# **nats**. The loss of a text is the mean. **Predict:** which tokens of our sentence cost most?
+# **Four: cross-entropy.** The loss of a token is minus the natural logarithm of the probability that the model gave
+# it; its unit is the **nat**. The loss of a text is the mean over its tokens. **Predict:** which tokens of our
+# sentence have a high loss, and which nearly none?
 
 # %%
 log_probabilities = predictions.log_softmax(-1)
@@ -299,14 +315,16 @@ for place, height in enumerate(heights):
 ax.set(xticks=range(len(heights)), ylabel="loss (nats)", ylim=(0, 1.15 * max(heights)))
 ax.set_xticklabels(tokens[1:])
 assert losses[tokens.index("ĠMonday") - 1] > 1.5 > 0.2 > losses[tokens.index("ĠTuesday") - 1]
+assert abs(losses[tokens.index("ĠMonday") - 1] - torch.tensor(7.0).log()) < 0.3
 
 # %% [markdown]
-# Which day comes first in the sentence cannot be known, so `Monday` is expensive. The day after it is knowledge, and
-# nearly free. So a loss has an **irreducible** part: no model can get it to 0 on text like this.
+# A text can begin in many ways, so `The` and `day` cost most. Any day may come after them: `Monday` costs about as
+# much as a uniform guess among seven, ln 7 = 1.95 nats. `Tuesday` follows from `Monday`, and costs almost nothing.
+# So the loss has an **irreducible** part, which no training removes.
 
 # %% [markdown]
-# **Five: which tokens count.** A chat fine-tune should learn to answer, not to ask. So the **labels** of all other
-# tokens are set to −100, which the loss ignores: the **loss mask**. The loss is the mean over the unmasked labels.
+# **Five: the loss mask.** A chat fine-tune should learn to answer, not to ask. So the **labels** of all tokens
+# outside the answer are set to −100, which the loss ignores. The loss is the mean over the unmasked labels.
 
 # %%
 example = encode(tokenizer, test[0]["messages"], tokenizer.chat_template)
@@ -322,14 +340,15 @@ counted = F.cross_entropy(output.logits[0, :-1], targets, reduction="none")[
 torch.testing.assert_close(counted.mean(), output.loss)
 
 # %% [markdown]
-# The answer and its `<|end|>` are in the loss; `<|end|>` has to be, because generating it is how the model stops.
-# Notebook 05 is about this line of tokens.
+# The answer and its `<|end|>` are in the loss. `<|end|>` has to be, because generating it is how the model stops;
+# that is what section 2 taught. Notebook 05 checks it for chat templates in use.
 
 # %% [markdown]
 # ## 6 · Gradient and optimizer step
 #
-# A **gradient** says, for each weight, how much the loss grows per unit that the weight grows. Measure it for one
-# weight, by moving it a little to both sides, and compare with what `backward()` computes for all weights at once.
+# The **gradient** holds, for each weight, the derivative of the loss: how much the loss changes per unit of change
+# of that weight. Measure it for one weight, by a finite difference over ±0.01, and compare with `backward()`, which
+# computes it for all weights at once.
 
 # %%
 weight = base.model.layers[3].mlp.down_proj.weight
@@ -337,7 +356,7 @@ loss = base(**batch).loss
 loss.backward()
 row, column = divmod(weight.grad.abs().argmax().item(), weight.shape[1])
 ends = []
-for shift in (0.01, -0.02):  # to one side, then to the other
+for shift in (0.01, -0.02):  # to 0.01 above its value, then to 0.01 below
     with torch.no_grad():
         weight[row, column] += shift
         ends.append(base(**batch).loss)
@@ -346,25 +365,27 @@ print(f"measured {slope:.2f}, backward() {weight.grad[row, column]:.2f} nats per
 torch.testing.assert_close(slope, weight.grad[row, column], rtol=0.01, atol=0)
 
 # %% [markdown]
-# An **optimizer step** moves each weight against its gradient, by a small factor, the **learning rate** `lr`.
-# **Predict:** after a good step, is the loss 0, smaller, or the same?
+# An **optimizer step** moves the weights against the gradient. Gradient descent subtracts `lr * gradient`; `lr` is
+# the **learning rate**. **Predict:** after one step with 0.1, is this loss 0, smaller, or the same?
 
 # %%
+lr = 0.1
 weight = torch.tensor([1.0, -2.0, 3.0], requires_grad=True)
 loss = (weight**2).sum()
 loss.backward()
 with torch.no_grad():
-    moved = weight - 0.1 * weight.grad
+    moved = weight - lr * weight.grad
 after_step = (moved**2).sum()
 print(f"loss {loss.item():.2f} before the step, {after_step.item():.2f} after it")
 assert 0 < after_step < loss
 
 # %% [markdown]
-# Smaller, and not 0, because the gradient is the slope at one point only. Longer steps are not always better: with
-# 1.0 instead of 0.1 the loss stays the same. Try it, then put 0.1 back.
+# Smaller, and not 0, because the gradient is the slope at one point only. A larger step is not always better: with
+# `lr = 1.0` each weight jumps to its mirror image and the loss stays 14. Try it (the assertion then fails), and put
+# 0.1 back.
 #
-# **AdamW**, the usual optimizer, keeps two numbers per weight: a running mean of its gradient (*momentum*) and of its
-# square. It moves by the first divided by the root of the second.
+# **AdamW**, the usual optimizer, keeps two running means per weight: of its gradient (*momentum*) and of the squared
+# gradient. It steps by `lr` times the first over the square root of the second.
 
 # %%
 gradient = torch.tensor([2.0, -4.0, 60.0])
@@ -377,15 +398,16 @@ for name in ("SGD", "AdamW"):
 assert torch.allclose(weight.abs(), torch.full((3,), 0.1))
 
 # %% [markdown]
-# Plain descent (SGD) moves in proportion to the gradient. AdamW's first step moves every weight by about `lr`, however
-# large its gradient. That is why its learning rates are small (1e-5 to 1e-3), and why it needs twice the weights'
-# memory for its states.
+# SGD, plain gradient descent, moves in proportion to the gradient. AdamW's first step moves every weight by about
+# `lr`, however large its gradient. So `lr` is close to the size of a step, and has to be small next to the weights.
+# The two running means, its **optimizer states**, take twice the memory of the weights. (Its weight decay is in
+# notebook 06.)
 
 # %% [markdown]
 # ### Exercise · one step
 #
 # Difficulty ●○○, 1 minute. Return the weight after one step of plain gradient descent. A right answer turns the line
-# below the cell green. Try a wrong one too: the checker says what it sees.
+# below the cell green. Try a wrong one too: the checker says what is wrong with it.
 
 
 # %% tags=["exercise"]
@@ -401,22 +423,22 @@ check_one_step(one_step)
 # %% [markdown] tags=["hint"]
 # <details><summary>Hint</summary>
 #
-# The cell with `moved` above takes this step, with `lr = 0.1` and `weight.grad` for the gradient.
+# The cell above that computes `moved` takes this step, with `weight.grad` for the gradient.
 #
 # </details>
 
 # %% [markdown]
 # ## 7 · The map
 #
-# An arrow leads to a notebook from each one that it builds on, so follow the arrows to meet an idea before it is used.
-# A filled mark is ready, a dashed one is planned, and a square is optional.
+# Arrows lead from a notebook to those that build on it. A filled mark is ready, a dashed one is planned, and a
+# square is optional.
 
 # %% tags=["hide-input"]
 walk = read_notebooks()
 ax = plot_contents(walk)
 
 # %% [markdown]
-# Three routes, after this notebook. Minutes include the exercises.
+# Three routes start from here. Times include the exercises.
 
 # %%
 route_table()
@@ -425,13 +447,14 @@ route_table()
 notebook_table()
 
 # %% [markdown]
-# No notebook needs a GPU. Each tests what papers and documentation claim; the
-# [claims ledger](../docs/claims.md) lists all claims with what was measured.
+# No notebook needs a GPU. Each tests claims of papers and documentation; the [claims ledger](../docs/claims.md)
+# lists them all, with what was measured.
 
 # %% [markdown]
 # ## 8 · Your own model and data
 #
-# Set two environment variables before JupyterLab starts, and the notebooks load your model and conversations:
+# Set two environment variables before JupyterLab starts, and later notebooks load your model and conversations
+# wherever they do not need pocket-base:
 #
 # ```bash
 # FTKIT_MODEL=$PWD/path/to/model FTKIT_DATA=$PWD/chats make lab
@@ -439,10 +462,10 @@ notebook_table()
 #
 # - `FTKIT_MODEL`: a folder with `config.json` and safetensors, or a Hugging Face name, which is downloaded.
 # - `FTKIT_DATA`: JSON lines, one conversation each:
-#   `{"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]}`. Notebooks 08 and 16 want
+#   `{"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]}`. Notebooks 08 and 16 need
 #   a folder with `train.jsonl`, `test.jsonl` and `heldout_domains.jsonl`.
 #
-# The text of the notebooks is about pocket-base: with another model, expect other numbers, and some checks to fail.
+# The text describes pocket-base: with another model, expect other numbers, and some assertions to fail.
 
 # %%
 print(f"model: {resolve_model().rpartition('/')[2]}")
@@ -454,7 +477,7 @@ for split, path in find_chat().items():
 # Or without notebooks, in a terminal:
 #
 # ```bash
-# ftkit chat path/to/model chats.jsonl       # check tokenizer, chat template, loss mask and data before training
+# ftkit chat path/to/model chats.jsonl       # check tokenizer, chat template and data
 # ftkit finetune --model path/to/model --data chats.jsonl --output runs/first
 # ftkit chat-with runs/first/model           # talk to the result
 # ```
@@ -462,12 +485,12 @@ for split, path in find_chat().items():
 # %% [markdown]
 # ## 9 · If you are stuck
 #
-# - **An unexpected error:** *Kernel > Restart Kernel and Run All Cells*. Cells run out of order are the usual cause.
+# - **An unexpected error:** *Kernel > Restart Kernel and Run All Cells*; usually cells were run out of order.
 # - **An exercise:** open the hint, then the solution.
 # - **A cell that does not end:** *Kernel > Interrupt Kernel*, then look at memory and cores in section 1.
 # - **A picture is missing:** run its cell. JupyterLab hides stored pictures in a notebook it does not trust.
-# - **Your edits got in the way:** `git checkout notebooks` undoes them all.
-# - **Is it you or the course?** `make test` runs everything as it was shipped.
+# - **Your edits got in the way:** `git checkout notebooks` discards them all, your solutions included.
+# - **Is the installation at fault?** `make test` runs every notebook and test; discard your edits first.
 
 # %% [markdown]
 # ## Sources

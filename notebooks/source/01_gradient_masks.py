@@ -1,7 +1,8 @@
 # %% [markdown]
 # # 01 · Gradient masks: a 3×3 demo
 #
-# Nine numbers are enough to see how child-tuning works, what it leaves unchanged, and what it costs.
+# Child-tuning updates a random part of the weights at each step. On a gradient of nine numbers you build its mask,
+# show that the average stays the gradient, and measure the noise that it adds.
 #
 # - **Prerequisites:** [00_start_here](00_start_here.ipynb), for what a gradient and an optimizer step are.
 # - **Hardware:** any processor; no accelerator.
@@ -10,19 +11,19 @@
 # %% [markdown]
 # ## You will be able to
 #
-# - **build** a gradient mask from a probability, and rescale what it keeps,
+# - **build** a gradient mask from a probability, and rescale the entries that it keeps,
 # - **show** that the expectation of the masked gradient is the gradient,
 # - **predict** the variance that a mask adds,
 # - **distinguish** a gradient mask from freezing, over layers and over steps,
-# - **measure** what masking costs in learning rate, and avoid the infinity that a multiplied mask lets through.
+# - **measure** what masking costs in learning rate, and avoid the NaN that multiplying by a mask lets through.
 
 # %% [markdown]
 # ## Why care?
 #
-# **Child-tuning** promises fine-tunes that generalise better from little data: at each step only a random part
-# of the weights learns. It costs one line in the optimizer and no memory, but it adds noise to every step. Its
-# authors report +0.9 percentage points for BERT and −0.1 for RoBERTa on four GLUE tasks;
-# notebook 02 compares it with AdamW at the best learning rate of each.
+# **Child-tuning** is meant to make a fine-tune generalise better from little data, by updating only a random part
+# of the weights at each step. It is a short change to the optimizer and needs no more optimizer states, but it adds
+# noise. Its authors report +0.9 percentage points for BERT and −0.1 for RoBERTa on four GLUE tasks; notebook 02
+# compares it with AdamW, each at its best learning rate.
 
 # %%
 import sys
@@ -53,16 +54,16 @@ print(
 # %%
 RESERVE_P = 0.33  # probability that a gradient entry is kept, from 0 to 1
 N_MASKS = 10_000  # masks drawn where an average is measured
-SEED = 7  # of torch's random numbers on the CPU, set anew in each cell that draws
-ledger = Ledger("child-tuning", EXACT)  # what is claimed, and whether its test held
+SEED = 7  # set again in each cell that draws random numbers
+ledger = Ledger("child-tuning", EXACT)  # records each claim, and whether its test held
 PAPER = "Xu et al. 2021, on Child-Tuning_F"
 
 # %% [markdown]
 # ## 1 · Keep some entries, at random
 #
-# Child-tuning lets each optimizer step learn from a part of the gradient: the entries of a random **child
-# network**. This is the gradient of one 3×3 weight. Each entry has its own probability of being kept, here the same
-# for all: the reserve probability, `reserve_p`.
+# At each optimizer step, child-tuning keeps some entries of the gradient at random and drops the others. The
+# weights whose entries are kept are called the **child network**. Below is the gradient of one 3×3 weight, and the
+# probability with which each entry is kept: the reserve probability `reserve_p`, the same for all.
 
 # %%
 gradient = torch.tensor([[0.8, -1.2, 0.3], [0.5, 2.0, -0.7], [-0.4, 0.1, 1.5]])
@@ -81,14 +82,14 @@ print(sample, keep, sep="\n")
 assert torch.equal(keep, sample == 1)
 
 # %% [markdown]
-# The sample is made of floats, the **gradient mask** of booleans: True where an entry is kept. This draw kept three
-# of nine, as 0.33 suggests; another may keep one or six.
+# The **gradient mask** is the sample as booleans: True where an entry is kept. This draw kept three of nine, as 0.33
+# suggests; another may keep one or six.
 
 # %% [markdown]
 # ## 2 · Rescale by 1/p
 #
-# Two thirds of the gradient are gone. To keep it unbiased, divide the kept entries by `reserve_p`: the **1/p
-# rescaling**, as in inverted dropout.
+# Two thirds of the entries are gone. Child-tuning divides the ones it keeps by `reserve_p`, the **1/p rescaling**
+# that inverted dropout uses too. Section 3 shows what it is for. The result is the **masked gradient**:
 #
 # `masked_gradient = where(keep, gradient / reserve_p, 0)`
 
@@ -111,9 +112,9 @@ panels = {
 figure = plot_gradients(panels, {unscaled: keep, rescaled: keep})
 
 # %% [markdown]
-# One colour scale for all three: 2.00 is pale and 6.06 is dark. Under plain gradient descent the hatched
-# weights stay where they are in this step, and the others move three times as far as they would have. AdamW behaves
-# differently, because it normalises its steps: that is notebook 02.
+# All three share one colour scale; hatched entries are dropped. Under plain gradient descent, the weights of
+# hatched entries do not move in this step, and the others move three times as far as without a mask. AdamW behaves
+# differently, because it normalises its steps; see notebook 02.
 
 # %% [markdown]
 # ## 3 · Averaged over many masks
@@ -132,18 +133,18 @@ mean = draws.mean(dim=0)
 print(f"guessed {my_guess:.2f}, measured {mean[0, 0]:.2f}")
 
 # %% [markdown]
-# An entry is `g / p` with probability `p`, and 0 otherwise. So its expectation is `p · g / p = g`: the rescaling
-# undoes what the gradient mask takes away, **on average**.
+# An entry is `g / p` with probability `p`, and 0 otherwise. So its expectation is `p · g / p = g`: the masked
+# gradient is an **unbiased** estimate of the gradient, thanks to the rescaling. All nine entries:
 
 # %%
 title = f"mean of {N_MASKS:,}"
 figure = plot_gradients({title: mean, "gradient": gradient, "difference": mean - gradient})
 
 # %% [markdown]
-# Close, and not equal; the largest entries deviate most. How far may an unbiased average deviate?
+# Close, but not equal, and the largest entries deviate most. How far may the average of an unbiased estimate deviate?
 #
-# The mean of `n` draws has a **standard error** of `|g| · sqrt((1 - p) / p / n)`. One unbiased entry in 16,000 lies
-# beyond four of them: that is our tolerance.
+# The mean of `n` draws has a **standard error** of `|g| · sqrt((1 - p) / p / n)`. An unbiased mean is more than four
+# standard errors off in one case of 16,000, so four is our tolerance.
 
 # %%
 standard_error = gradient.abs() * ((1 - RESERVE_P) / RESERVE_P / N_MASKS) ** 0.5
@@ -160,11 +161,11 @@ ledger.add(
 assert held and unscaled.min() > 4
 
 # %% [markdown]
-# The last line is a negative control: the same tolerance must reject a masked gradient whose rescaling was
-# forgotten. A check that cannot fail proves nothing.
+# The last line is a **negative control**: the same tolerance has to reject a masked gradient without the rescaling,
+# because a check that cannot fail proves nothing.
 
 # %% [markdown]
-# ## 4 · What it costs is variance
+# ## 4 · The cost is variance
 #
 # A single masked gradient is a noisy estimate. Its variance is the mean of the squares minus the square of the mean:
 #
@@ -178,10 +179,9 @@ print("predicted", predicted, "measured", measured, "measured / predicted", rati
 assert (ratio - 1).abs().max() < 0.05
 
 # %% [markdown]
-# Predicted and measured differ by a percent or so. With 10,000 draws the ratio itself has a standard error of 0.7 %,
-# so a limit of 5 % is generous.
+# Predicted and measured agree within 2 %; with 10,000 draws the ratio has a standard error of 0.7 %.
 #
-# How large is the noise next to the signal?
+# How large is the noise next to the signal? The standard deviation is the root of the variance:
 
 # %%
 for reserve_p in (0.05, 0.1, 0.33, 0.5, 0.9, 1.0):
@@ -190,23 +190,27 @@ for reserve_p in (0.05, 0.1, 0.33, 0.5, 0.9, 1.0):
 assert noise == 0  # at reserve_p = 1
 
 # %% [markdown]
-# At 0.33 the noise is larger than the signal. Child-tuning pays this on purpose: its authors argue that the noise
-# helps a fine-tune on little data to generalise.
+# At 0.33 the noise is larger than the signal. Child-tuning accepts that on purpose: its authors argue that the
+# noise helps a fine-tune on little data to generalise.
 
 # %% [markdown]
-# ## 5 · Move it yourself
+# ## 5 · Change `reserve_p` yourself
 #
-# Drag the slider, or give it the focus and press the arrow keys. The mean stays near the gradient while the kept
-# entries grow with 1/p. The colour scale grows with them, so at 0.05 the gradient itself looks pale beside its noise.
-# **New seed** draws other masks.
+# Run the cell to get a slider: drag it, or use the arrow keys. The mean of 1,000 masked gradients stays near the
+# gradient, while the kept entries grow with 1/p. The colour scale grows with them, so that at 0.05 the gradient
+# looks pale beside its noise. **New seed** draws other masks.
 
 # %%
 explorer = mask_explorer(gradient, reserve_p=RESERVE_P, seed=SEED)
 explorer
 
+# %% [markdown]
+# An entry is kept when its uniform random number is below `reserve_p`. So with the same seed, a higher `reserve_p`
+# keeps the same entries and some more. A cell can move the slider, too:
+
 # %%
 kept_before = explorer.mask
-explorer.slider.value = 0.6  # what the slider does, done by a cell
+explorer.slider.value = 0.6
 print(
     f"{int(kept_before.sum())} entries kept at {RESERVE_P}, {int(explorer.mask.sum())} at 0.6"
 )
@@ -216,8 +220,8 @@ explorer.slider.value = RESERVE_P
 # %% [markdown]
 # ## 6 · At 1.0 it is full fine-tuning
 #
-# With `reserve_p = 1` every entry is kept and 1/p is 1. That makes a useful test of any child-tuning code: it must
-# then agree with plain fine-tuning, bitwise.
+# With `reserve_p = 1` every entry is kept and 1/p is 1. That is a useful test of any child-tuning code: its result
+# must be bitwise identical to plain fine-tuning.
 
 # %%
 torch.manual_seed(SEED)
@@ -233,8 +237,8 @@ assert differ == 0
 # ## 7 · A gradient mask cuts across layers
 #
 # The usual way to train a part of a model is to **freeze** the rest. Take three layers of equal size: freezing two
-# leaves a third of the weights to train, and so does a gradient mask with `reserve_p = 1/3`. **Predict:** where do
-# the two thirds lie that do not train?
+# leaves a third of the weights to train, and in each step so does a gradient mask with `reserve_p = 1/3`.
+# **Predict:** for each of the two, which weights do not train in a step?
 
 # %%
 weights = [torch.nn.Linear(6, 6, bias=False).weight for _ in range(3)]
@@ -258,14 +262,15 @@ assert held and torch.stack(frozen).float().mean(dim=(1, 2)).tolist() == [0, 0, 
 print(measured)
 
 # %% [markdown]
-# Under freezing there is a line between layers 2 and 3. Under masking every layer can adapt, and none of them
-# entirely.
+# Freezing trains all of one layer and nothing of the others. In one step, a gradient mask trains a part of every
+# layer.
 
 # %% [markdown]
 # ## 8 · Every step draws a new mask
 #
-# A frozen weight stays frozen for the whole run. A gradient mask is drawn anew at each step, so an entry escapes
-# `k` steps with probability `(1 - p)^k` only. **Predict:** how much of a 100×100 weight has moved after ten steps?
+# A frozen weight stays frozen for the whole run. A gradient mask is drawn anew at each step, so the probability
+# that an entry was dropped in all of `k` steps is only `(1 - p)^k`. **Predict:** what share of a 100×100 weight has
+# moved after ten steps?
 
 # %%
 torch.manual_seed(SEED)
@@ -284,11 +289,6 @@ assert (
     < 0.02
 )
 
-# %% [markdown]
-# "It trains a third of the weights" is true of one step and false of a run: after ten, 98 % have moved, and AdamW's
-# momentum goes on moving those kept before. So the result is **not** sparse: it takes as much disk space as a full
-# fine-tune.
-
 # %%
 print(
     f"after ten steps: {shares['a new mask at each step'][-1]:.0%} moved, {curve[-1]:.0%} predicted"
@@ -296,17 +296,22 @@ print(
 assert round(curve[-1], 2) == 0.98
 
 # %% [markdown]
+# "It trains a third of the weights" is true of one step and false of a run. With AdamW even more weights move in
+# each step, because momentum goes on moving those that were kept before. So the change of the weights is **not**
+# sparse, and storing it takes as much disk space as a full fine-tune.
+
+# %% [markdown]
 # ### Two modes
 #
-# Everything so far is the **task-free** mode (Child-Tuning_F): the child network is random. The **task-driven** mode
-# (Child-Tuning_D) selects it once, by how much the task needs each weight (its Fisher information), and keeps it for
-# the whole run, without the 1/p rescaling. That is notebook 03.
+# Everything so far is the **task-free** mode (Child-Tuning_F): the child network is random. The **task-driven**
+# mode (Child-Tuning_D) selects it once, by the Fisher information of each weight, an estimate of how much the task
+# needs it. It keeps this mask for the whole run, without the 1/p rescaling; see notebook 03.
 
 # %% [markdown]
 # ## 9 · Break it, then fix it
 #
-# A gradient that overflows, as happens in half precision, holds an `inf`. Suppose the gradient mask drops
-# just that entry. Multiplying by 0 should remove it …
+# In half precision a gradient can overflow, so that an entry is `inf`. Suppose that the gradient mask drops just
+# this entry. Multiplying by 0 should remove it …
 
 # %% tags=["raises-exception"]
 overflowed = gradient.clone()
@@ -319,8 +324,8 @@ print(weight.grad)
 assert weight.grad.isfinite().all(), "the dropped inf came back as NaN, and clipping spread it"
 
 # %% [markdown]
-# … and it does not: `0 * inf` is NaN, so the norm is NaN, and clipping scales all nine entries by it. The fix:
-# **select** entries with `where`, never multiply them by a mask.
+# … but it does not: `0 * inf` is NaN, so the norm is NaN, and clipping multiplies all nine entries by NaN. The fix:
+# **select** entries with `where`, never multiply by a mask.
 
 # %%
 weight.grad = torch.where(keep, overflowed / RESERVE_P, 0.0)
@@ -330,13 +335,15 @@ print(f"norm before clipping {norm:.2f}, after {weight.grad.norm():.2f}")
 assert norm.isfinite() and weight.grad.isfinite().all()
 
 # %% [markdown]
-# An overflow in an entry that is *kept* still shows, as it should: it is a fault of the run, not of the mask.
+# An `inf` in an entry that is *kept* still gets through, as it should: the mask must not hide that the run
+# overflowed.
 
 # %% [markdown]
 # ## Exercise 1 · The whole recipe
 #
 # Difficulty ●○○, 5 minutes. Write the recipe as one function: draw a gradient mask from `generator`, select,
-# rescale. Expected: about 30 % of the checker's entries are kept, each times 3.33, and a dropped `inf` leaves no NaN.
+# rescale. The checker uses `reserve_p = 0.3`. Expected: about 30 % of the entries are kept, each times 3.33, and a
+# dropped `inf` leaves no NaN.
 
 
 # %% tags=["exercise"]
@@ -364,13 +371,14 @@ check_masked_gradient(masked_gradient_of)
 # %% [markdown]
 # ## Exercise 2 · An experiment: one mask, or a new one each step?
 #
-# Difficulty ●●○, 8 minutes. Descend on ½·w², whose gradient is `w`, from 1,000 weights of 1, with a mask drawn
-# once or anew at each step. **Predict** how much loss each leaves, write `run`, look at the numbers, then judge:
+# Difficulty ●●○, 8 minutes. Minimise ½·w² for each of 1,000 weights by masked gradient descent; the gradient of a
+# weight is `w`. All start at 1. Draw one mask before the first step, or a new one at each step. **Predict** the loss
+# that is left after 24 steps at `reserve_p = 0.25` and `lr = 0.1`, write `run`, look at the numbers, then answer:
 #
-# - `adapts`: under which schedule can every weight adapt?
-# - `keeps`: under which do most weights stay those of the base model?
+# - `adapts`: under which schedule do nearly all weights move, `"once"` or `"anew"`?
+# - `keeps`: under which do most weights keep their first value?
 #
-# Expected: the two leave very different losses.
+# Expected: about 75 % of the loss is left under one, 1 to 2 % under the other.
 
 
 # %% tags=["exercise"]
@@ -404,17 +412,18 @@ check_mask_schedules(run, adapts, keeps)
 # %% [markdown] tags=["hint"]
 # <details><summary>Hint</summary>
 #
-# Draw the first mask before the loop. Then print `run(False, 0.25, 0.1, 24, torch.Generator())` and the same with
-# True: how many weights are still 1?
+# Draw the first mask before the loop. Then compare `run(False, 0.25, 0.1, 24, torch.Generator())` with the same for
+# True: what is the mean of ½·w², and how many weights are still 1?
 #
 # </details>
 
 # %% [markdown]
 # ## Exercise 3 · An experiment: what does 1/p cost in learning rate?
 #
-# Difficulty ●●○, 8 minutes. Take 20 masked steps on the same ½·w² at each of `rates`, and return the largest rate
-# that left a lower loss than at the start. Run it at `reserve_p` 1 and 0.25 and judge: **how many times smaller**
-# is the largest rate at 0.25? Expected: a whole number.
+# Difficulty ●●○, 8 minutes. Take 20 steps of masked gradient descent on the same ½·w², from 1,000 weights of 1 and
+# with a new mask at each step, at each learning rate in `rates`. Return the largest that left a lower loss than at
+# the start. Run it at `reserve_p` 1 and 0.25 and answer: **how many times smaller** is the largest learning rate at
+# 0.25? Expected: a whole number.
 
 
 # %% tags=["exercise"]
@@ -445,17 +454,18 @@ check_largest_rate(largest_rate, times_smaller)
 # %% [markdown] tags=["hint"]
 # <details><summary>Hint</summary>
 #
-# A kept weight becomes `w · (1 - lr / p)`. It shrinks while `lr / p` is below 2, so the limit moves with `p`. Use
-# your `masked_gradient_of` from exercise 1, with `weight` as the gradient.
+# A kept weight becomes `w · (1 - lr / p)`. It shrinks while `lr / p` is below 2, so the largest `lr` is
+# proportional to `p`. Use your `masked_gradient_of` from exercise 1, with `weight` as the gradient.
 #
 # </details>
 
 # %% [markdown]
 # ## In `ftkit`: masks without hidden state
 #
-# A generator's next mask depends on all that it drew before: on another number of processes, or after a
-# restart, it differs. `ftkit` uses a **counter-based RNG**: each element's random number is a hash of (seed, step,
-# name, index).
+# The next mask of a `torch.Generator` depends on everything that it drew before. So it differs when the run is
+# restarted, or spread over another number of processes. `ftkit` uses a **counter-based RNG** instead: each
+# element's random number is a hash of (seed, step, name, index). `region` asks for a part of a mask, here its rows
+# 1 and 2.
 
 # %%
 from ftkit.child_tuning import gradient_mask
@@ -470,8 +480,9 @@ assert torch.equal(lower, one[1:])  # a shard draws its own rows and no others
 print(one, lower, sep="\n")
 
 # %% [markdown]
-# A process that holds only the two lower rows draws exactly its part of the full mask. A `reserve_p` of zero, where
-# the rescaling would be `0 / 0`, is refused:
+# A process that holds only the two lower rows draws exactly its part of the full mask.
+#
+# A `reserve_p` of 0 would keep nothing, and 1/p does not exist, so it is refused:
 
 # %%
 try:
@@ -486,8 +497,8 @@ else:
 #
 # - **Any model:** expectation, variance, the share moved after `k` steps and the NaN are identities; they hold for 8
 #   billion weights as for nine.
-# - **Plain descent only:** "three times as far" and a smaller largest learning rate. In AdamW 1/p nearly cancels
-#   (notebook 02).
+# - **Plain gradient descent only:** "three times as far" and the smaller largest learning rate. In AdamW 1/p nearly
+#   cancels (notebook 02).
 # - **From the literature, not measured here:** the paper's gains are for BERT-sized encoders on GLUE; "Random
 #   Masking" (Xu and Zhang 2024) trains under one fixed random mask. It matches LoRA on their tasks, and needs larger
 #   learning rates.
@@ -495,7 +506,8 @@ else:
 # %% [markdown]
 # ## Numbers to take away
 #
-# The price of a gradient mask, by its reserve probability: computed from the formulas above.
+# What a gradient mask costs at each reserve probability, computed from the formulas above. The noise is the standard
+# deviation of an entry, as a multiple of that entry.
 
 # %%
 print("reserve_p    1/p    noise per entry    moved after 10 steps")
@@ -507,8 +519,8 @@ for p in (0.1, 0.3, 0.5):
 # ## Recap
 #
 # - A gradient mask keeps each entry with probability `reserve_p` and divides what it keeps by it.
-# - The expectation stays the gradient; the variance, `(1 - p) / p · g²`, is the price.
-# - Select with `where`: multiplying lets NaN through.
+# - The expectation stays the gradient; the cost is a variance of `(1 - p) / p · g²`.
+# - Select with `where`: multiplying by the mask turns a dropped `inf` into NaN.
 # - Within a step it trains a part of every layer; over a run nearly every weight moves.
 #
 # The claims that this notebook tested, with the verdicts that its cells computed:
@@ -522,8 +534,8 @@ assert all(claim.verdict == "supported" for claim in ledger.claims)
 #
 # 1. What does a masked gradient hold where its gradient mask is False?
 # 2. Why divide by `reserve_p`?
-# 3. How large is the noise at `reserve_p = 0.5`, next to the entry?
-# 4. What separates a gradient mask from freezing, within a step and over a run?
+# 3. How large is the noise at `reserve_p = 0.5`, compared with the entry?
+# 4. How does a gradient mask differ from freezing, within a step and over a run?
 # 5. Why is `keep * gradient` dangerous?
 
 # %% [markdown]
@@ -531,7 +543,7 @@ assert all(claim.verdict == "supported" for claim in ledger.claims)
 #
 # - 1: zero, whatever the gradient was, even `inf`.
 # - 2: so that the expectation stays the gradient.
-# - 3: as large: `sqrt(0.5 / 0.5) = 1`.
+# - 3: equally large: `sqrt(0.5 / 0.5) = 1`.
 # - 4: it reaches into every layer, and it is drawn anew at each step, so that nearly all weights move.
 # - 5: `0 * inf` is NaN, and NaN spreads.
 #

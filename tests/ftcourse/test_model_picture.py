@@ -72,9 +72,9 @@ def test_pictures_show_the_counts_and_shares_and_are_the_same_bytes_twice():
     models = {"small": count_parts(llama()), "wide": count_parts(llama(hidden_size=16))}
     ax = plot_model(models, {"small": 3, "wide": 3})
     said = {text.get_text() for text in ax.texts}
-    assert {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "block × 3 / × 3"} <= said
+    assert {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "blocks: × 3 / × 3"} <= said
     total = sum(models["small"].values())
-    assert f"small\n{short(total)} in all" in said and f"{400}   {400 / total:>5.1%}" in said  # the embedding
+    assert f"small\n{short(total)} parameters" in said and f"{400}   {400 / total:>5.1%}" in said  # the embedding
     assert figure_svg(ax.figure) == figure_svg(plot_model(models, {"small": 3, "wide": 3}).figure)
     bars = plot_shares(models)
     widths = [patch.get_width() for patch in bars.patches]
