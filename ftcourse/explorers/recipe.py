@@ -119,7 +119,7 @@ def _percent(curve: Mapping[float, Sequence[float]]) -> dict[float, list[float]]
 
 def plot_defaults(study: BracketedStudy, trials: Mapping[str, object]):
     """Draw exact match and loss of each task's usual run over the learning rate, with two libraries' defaults."""
-    figure, axes = new_axes(9.0, 3.2, columns=2)
+    axes = new_axes(9.0, 3.2, columns=2)[1]
     for (task, trial), colour, marker in zip(trials.items(), (OKABE_ITO[0], OKABE_ITO[2]), MARKERS, strict=False):
         for ax, measure in zip(axes, (SCORE, "validation_loss"), strict=True):
             curve = study.curve(trial, measure)

@@ -9,6 +9,7 @@ is not repeated. About an hour on one core.
 """
 
 import dataclasses
+import itertools
 import math
 import sys
 import time
@@ -20,7 +21,7 @@ from torch import nn
 from ftkit.models import data_dir
 from ftkit.parameters import decay_groups
 
-from .bracketing import SEEDS, BracketedStudy, run_bracketed, scores
+from .bracketing import SEEDS, run_bracketed, scores
 from .records import make_repeatable, study_parser
 from .tasks import base_of, load_task, training_steps
 
@@ -56,16 +57,17 @@ SGD_RATES = (0.0333, 0.1, 0.3)
 QUESTIONS: dict[str, dict[str, dict]] = {
     "learning rate": {"usual": {}},
     "batch size": {"4": {"batch_size": 4}, "16": {}, "64": {"batch_size": 64}},
-    "epochs": {str(epochs): {"epochs": epochs} for epochs in (2, 5, 10, 20)},
-    "warmup": {"0 %": {"warmup": 0.0}, "3 %": {"warmup": 0.03}, "10 %": {}, "30 %": {"warmup": 0.3}},
     "schedule": {"constant": {"schedule": "constant_with_warmup"}, "linear": {}, "cosine": {"schedule": "cosine"}},
+    "warmup": {"0 %": {"warmup": 0.0}, "10 %": {}, "30 %": {"warmup": 0.3}},
+    "epochs": {str(epochs): {"epochs": epochs} for epochs in (2, 5, 10, 20)},
+    "optimizer": {"AdamW": {}, "SGD": {"optimizer": "sgd"}},
     "clipping": {"none": {"max_grad_norm": 0.0}, "1.0": {}, "0.3": {"max_grad_norm": 0.3}},
-    "optimizer": {"AdamW": {}, "AdamW, β2 0.95": {"beta2": 0.95}, "SGD, momentum": {"optimizer": "sgd"}},
-}
-DECAYS = {  # on the smaller task alone
-    f"{decay:g}, {what}": {"weight_decay": decay, "decays": what}
-    for decay in (0.01, 0.1)
-    for what in (MATRICES, EVERYTHING)
+    "beta2": {"0.999": {}, "0.95": {"beta2": 0.95}},
+    "weight decay": {
+        "0.01": {},
+        "0.1": {"weight_decay": 0.1},
+        "0.1, all": {"weight_decay": 0.1, "decays": EVERYTHING},
+    },
 }
 
 
@@ -75,17 +77,13 @@ def usual(task: str, model: str = "") -> Trial:
 
 def variants(task: str, question: str, model: str = "") -> dict[str, Trial]:
     """The trials that answer a question, by label; their learning rate and seed do not matter."""
-    changes = DECAYS if question == "weight decay" else QUESTIONS[question]
-    return {label: replace(usual(task, model), **change) for label, change in changes.items()}
+    return {label: replace(usual(task, model), **change) for label, change in QUESTIONS[question].items()}
 
 
-def starts(task: str, model: str = "") -> dict[Trial, tuple[float, ...]]:
-    """Every method of the task once, with the learning rates to begin with."""
-    questions = [*QUESTIONS, *(["weight decay"] if task == "chat-96" else [])]
-    grids = {}
-    for question in questions:
-        for trial in variants(task, question, model).values():
-            grids.setdefault(trial, SGD_RATES if trial.optimizer == "sgd" else RATES)
+def starts(task: str, question: str, model: str = "") -> dict[Trial, tuple[float, ...]]:
+    """The question's methods, with the learning rates to begin with."""
+    trials = variants(task, question, model).values()
+    grids = {trial: SGD_RATES if trial.optimizer == "sgd" else RATES for trial in trials}
     return grids | {usual(task, model): WIDE}
 
 
@@ -97,7 +95,7 @@ def make_optimizer(model: nn.Module, trial: Trial) -> torch.optim.Optimizer:
     common = {"lr": trial.lr, "weight_decay": trial.weight_decay}
     if trial.optimizer == "sgd":
         return torch.optim.SGD(groups, momentum=0.9, **common)
-    return torch.optim.AdamW(groups, betas=(0.9, trial.beta2), **common)
+    return torch.optim.AdamW(groups, betas=(0.9, trial.beta2), fused=True, **common)
 
 
 def run(trial: Trial) -> dict:
@@ -135,6 +133,7 @@ def run(trial: Trial) -> dict:
 def main(arguments: list[str] | None = None) -> int:
     parser = study_parser("recipe", __doc__, "workers", "model")
     parser.add_argument("--tasks", nargs="+", choices=EPOCHS, default=list(EPOCHS), help="%(default)s")
+    parser.add_argument("--questions", nargs="+", choices=QUESTIONS, default=list(QUESTIONS), help="%(default)s")
     parser.add_argument("--seeds", type=int, default=len(SEEDS), help="final runs of each method (%(default)s)")
     given = parser.parse_args(arguments)
     if given.seeds < 1 or given.workers < 1:
@@ -144,9 +143,9 @@ def main(arguments: list[str] | None = None) -> int:
         load_task("chat-96", 0, base_of(given.model))
     except (ValueError, OSError) as error:
         parser.error(str(error))
-    for task in given.tasks:
-        grids = starts(task, given.model)
-        run_bracketed(grids, run, given.output, task, seeds=range(given.seeds), workers=given.workers)
+    for task, question in itertools.product(given.tasks, given.questions):
+        grids, label = starts(task, question, given.model), f"{task}, {question}"
+        run_bracketed(grids, run, given.output, label, seeds=range(given.seeds), workers=given.workers)
     print(f"stored in {given.output}")
     return 0
 

@@ -19,9 +19,10 @@ def draw(records: Sequence[dict]) -> dict:
 def assert_repeats(stored: dict, again: dict, other: dict | None = None) -> None:
     """Assert that a run made again agrees with its record, and that `other`, of another seed, does not.
 
-    Processors round otherwise, and training magnifies that: the losses of the first three steps, where recorded (as
-    `first_losses`, or at the beginning of `train_loss`), agree within a thousandth. At the end, where a run of 60 to 200 steps has drifted apart, losses agree within 15 %
-    and fractions within 0.08: less than half of what a learning rate three times as high or low changes.
+    Processors round otherwise, and training magnifies that. The losses of the first three steps, where recorded (as
+    `first_losses`, or at the beginning of `train_loss`), agree within a thousandth. At the end of 60 to 200 steps,
+    losses agree within 15 % and fractions within 0.08: less than half of what a learning rate three times as high or
+    as low changes.
     """
     assert not any(isinstance(stored[m], float) and not math.isfinite(stored[m]) for m in stored if "_loss" in m)
     for measure, value in stored.items():
