@@ -1,20 +1,23 @@
-"""Pictures of the recipe study: validation score over the learning rate, and what each setting is worth."""
+"""Pictures and tables of the recipe study: validation score over the learning rate, and what each setting is worth."""
 
 import statistics
 from collections.abc import Mapping, Sequence
 
+from ftcourse.intervals import Interval
 from ftcourse.plots import OKABE_ITO, STYLE, new_axes
 from ftcourse.studies.bracketing import SCORE, BracketedStudy
+from ftcourse.studies.recipe import EPOCHS, usual, variants
 
-DEFAULTS = {"TRL 2e-5": 2e-5, "Trainer 5e-5": 5e-5}  # SFTConfig and TrainingArguments
-MARKERS = ("o", "s", "^")
+DEFAULTS = {"TRL 2e-5": 2e-5, "transformers 5e-5": 5e-5}  # SFTConfig and TrainingArguments
+COLOURS, MARKERS = (OKABE_ITO[0], OKABE_ITO[2]), ("o", "s")
+BEST = {"marker": "D", "color": OKABE_ITO[5]}
 
 
 def plot_learning_rates(
     curve: Mapping[float, Sequence[float]],
     *,
     best: float | None = None,
-    defaults: Mapping[str, float] | None = None,
+    bracket: bool = True,
     colour: str = OKABE_ITO[0],
     marker: str = "o",
     ax=None,
@@ -22,114 +25,126 @@ def plot_learning_rates(
     """Draw a measure over the learning rate on a log axis; return the Axes.
 
     Args:
-        curve: the values of one or more seeds by learning rate. Small marks are seeds, the line joins their means.
-        best: is marked by a diamond, and the range between its two neighbours, the bracket, is shaded.
-        defaults: learning rates by label, drawn as dotted vertical lines.
+        curve: the values of one or more seeds by learning rate. Open marks are seeds, the line joins their means.
+        best: is marked by a diamond; with `bracket` the range between its two neighbours is shaded.
     """
+    from matplotlib.ticker import NullFormatter
+
     ax = ax or new_axes(5.0, 3.0)[1]
     rates = sorted(curve)
     means = [statistics.fmean(curve[lr]) for lr in rates]
     for lr in rates:
-        ax.plot([lr] * len(curve[lr]), curve[lr], marker, color=colour, markerfacecolor="none", markersize=4, alpha=0.7)
+        ax.plot([lr] * len(curve[lr]), curve[lr], marker, color=colour, markerfacecolor="none", markersize=4)
     ax.plot(rates, means, "-", color=colour, linewidth=1.5)
     if best is not None:
         place = rates.index(best)
-        ax.axvspan(rates[place - 1], rates[place + 1], color="#bbbbbb", alpha=0.35, linewidth=0)
-        ax.plot(best, means[place], "D", color=OKABE_ITO[5], markersize=7)
-    for label, lr in (defaults or {}).items():
-        ax.axvline(lr, color="#555555", linestyle=":", linewidth=1.2)
-        ax.annotate(
-            label, (lr, 0.98), xycoords=("data", "axes fraction"), rotation=90, ha="right", va="top", fontsize=8
-        )
-    ax.set(xscale="log", xlabel="peak learning rate (log scale)")
+        if bracket:
+            ax.axvspan(rates[place - 1], rates[place + 1], color="#bbbbbb", alpha=0.35, linewidth=0)
+        ax.plot(best, means[place], **BEST, markersize=6)
+    ax.set(xscale="log", xlabel="peak learning rate")
+    ax.xaxis.set_minor_formatter(NullFormatter())
     ax.grid(axis="y", color="#dddddd", linewidth=0.6)
     return ax
 
 
-def plot_question(
-    study: BracketedStudy, methods: Mapping[str, Mapping[str, object]], reference: str, *, title: str = ""
-):
-    """Draw a question as small multiples; return the array of Axes (tasks, labels + 2).
+def plot_defaults(study: BracketedStudy, tasks: Sequence[str] = tuple(EPOCHS)):
+    """Draw exact match and loss of each task's usual run over the learning rate, with two libraries' defaults."""
+    axes = new_axes(9.0, 3.2, columns=2)[1]
+    for ax, measure, label in zip(
+        axes, (SCORE, "validation_loss"), ("exact match (%)", "loss (nats/token)"), strict=True
+    ):
+        for task, colour, marker in zip(tasks, COLOURS, MARKERS, strict=False):
+            trial = usual(task)
+            curve = _scaled(study.curve(trial, measure), 100 if measure == SCORE else 1)
+            plot_learning_rates(curve, best=study.best(trial), bracket=False, colour=colour, marker=marker, ax=ax)
+            ax.plot([], [], "-", marker=marker, color=colour, markerfacecolor="none", label=task)
+        for name, lr in DEFAULTS.items():
+            ax.axvline(lr, color="#555555", linestyle=":", linewidth=1.2)
+            where = {"xycoords": ("data", "axes fraction"), "rotation": 90, "ha": "right", "va": "center"}
+            ax.annotate(name, (lr, 0.6 if measure == SCORE else 0.3), fontsize=8, **where)
+        ax.set_ylabel(f"validation, {label}")
+    axes[0].legend(frameon=False, loc="upper left")
+    return axes
 
-    A row per task: a panel per label with the validation score over the learning rate and the bracket, then two panels
-    with the difference of each label from the reference on the test split, each at its own best learning rate: exact
-    match in percentage points and loss in nats per token, with the 95 % interval of the paired difference over seeds.
 
-    Args:
-        methods: by task, the trials by label.
-        reference: the label that the others are compared with.
+def plot_question(study: BracketedStudy, question: str, tasks: Sequence[str] = tuple(EPOCHS)):
+    """Draw a question of the study as small multiples; return the array of Axes, a row per task.
+
+    A panel per setting shows the validation score over the learning rate, the best rate (diamond) and its bracket
+    (shaded). The last two show what each setting gains on the test questions over the usual one, each at its own best
+    learning rate: the mean difference over the seeds and its 95 % interval, in exact match and in loss.
     """
     import matplotlib
     from matplotlib import pyplot
 
-    labels = list(next(iter(methods.values())))
-    widths = [1.0] * len(labels) + [1.15, 1.15]
+    methods = {task: variants(task, question) for task in tasks}
+    columns = max(map(len, methods.values()))
+    widths = [1.0] * columns + [1.2, 1.2]
     with matplotlib.rc_context({**STYLE, "font.size": 9, "axes.titlesize": 9}):
-        figure, grid = pyplot.subplots(
-            len(methods),
-            len(labels) + 2,
-            figsize=(1.55 * sum(widths), 2.1 * len(methods)),
-            squeeze=False,
-            width_ratios=widths,
-        )
-    for row, (task, trials) in zip(grid, methods.items(), strict=True):
-        curves = {label: _percent(study.curve(trial)) for label, trial in trials.items()}
-        highest = max(max(map(max, curve.values())) for curve in curves.values())
-        rates = [lr for curve in curves.values() for lr in curve]
-        for ax, label in zip(row, labels, strict=False):
-            ax.set_visible(label in trials)
-            if label in trials:
-                plot_learning_rates(curves[label], best=study.best(trials[label]), ax=ax)
-                wide = max(rates) / min(rates) > 1e3  # AdamW beside SGD: each on its own range
-                own = list(curves[label]) if wide else rates
-                ax.set(ylim=(-3, 1.1 * highest), xlim=(min(own) / 1.5, max(own) * 1.5), xlabel="", title=label)
-            if ax is not row[0]:
-                ax.set_yticklabels([])
-        row[0].set_ylabel(f"{task}\nvalidation, exact match (%)")
-        for ax, measure, scale in ((row[-2], "test_exact", 100), (row[-1], "test_loss", 1)):
-            _plot_gains(study, trials, labels, reference, measure, scale, ax)
-    for ax in grid[-1][:-2]:
-        ax.set_xlabel("learning rate")
-    grid[-1][-2].set_xlabel("exact match: difference\n(percentage points)")
-    grid[-1][-1].set_xlabel("loss: difference\n(nats per token)")
-    if title:
-        figure.suptitle(title, fontsize=10)
+        size = (1.5 * sum(widths), 2.0 * len(tasks))
+        _, grid = pyplot.subplots(len(tasks), columns + 2, figsize=size, squeeze=False, width_ratios=widths)
+        for row, (task, trials) in zip(grid, methods.items(), strict=True):
+            _plot_curves(study, trials, row[:columns])
+            row[0].set_ylabel(f"{task}, validation\nexact match (%)")
+            for ax, measure in ((row[-2], "test_exact"), (row[-1], "test_loss")):
+                _plot_gains(study, trials, usual(task), measure, ax)
+        for ax in grid[-1][:columns]:
+            ax.set_xlabel("learning rate")
+        grid[-1][-2].set_xlabel("percentage points")
+        grid[-1][-1].set_xlabel("nats per token")
     return grid
 
 
-def _plot_gains(study, trials, labels, reference, measure, scale, ax):
+def _plot_curves(study, trials, axes):
+    curves = {label: _scaled(study.curve(trial), 100) for label, trial in trials.items()}
+    highest = max(max(values) for curve in curves.values() for values in curve.values())
+    adamw = [lr for label, curve in curves.items() for lr in curve if trials[label].optimizer == "adamw"]
+    for ax in axes[len(curves) :]:
+        ax.set_visible(False)
+    for ax, (label, curve) in zip(axes, curves.items(), strict=False):
+        plot_learning_rates(curve, best=study.best(trials[label]), ax=ax)
+        shown = adamw if trials[label].optimizer == "adamw" else list(curve)
+        ax.set(ylim=(-0.04 * highest, 1.1 * highest), xlim=(min(shown) / 1.6, max(shown) * 1.6), xlabel="", title=label)
+        if ax is not axes[0]:
+            ax.set_yticklabels([])
+
+
+def _plot_gains(study, trials, reference, measure, ax):
+    scale = 100 if measure == "test_exact" else 1
     ax.axvline(0, color="#555555", linewidth=1)
-    for y, label in enumerate(labels):
-        if label == reference:
-            ax.plot(0, y, "D", color=OKABE_ITO[5], markersize=5)
-        elif label in trials:
-            gain = study.gain(trials[label], trials[reference], measure)
-            low, high = scale * (gain.mean - gain.low), scale * (gain.high - gain.mean)
-            ax.errorbar(
-                scale * gain.mean, y, xerr=[[low], [high]], fmt="o", color=OKABE_ITO[0], capsize=3, markersize=5
-            )
-    ax.set(yticks=range(len(labels)), yticklabels=labels, ylim=(len(labels) - 0.5, -0.5))
+    for y, trial in enumerate(trials.values()):
+        if trial == reference:
+            ax.plot(0, y, **BEST, markersize=5)
+            continue
+        gain = study.gain(trial, reference, measure)
+        ends = [[scale * (gain.mean - gain.low)], [scale * (gain.high - gain.mean)]]
+        ax.errorbar(scale * gain.mean, y, xerr=ends, fmt="o", color=OKABE_ITO[0], capsize=3, markersize=5)
+    ax.set(yticks=range(len(trials)), yticklabels=list(trials), ylim=(len(trials) - 0.5, -0.5))
+    ax.set_title("test, exact match" if scale == 100 else "test, loss")
     ax.grid(axis="x", color="#dddddd", linewidth=0.6)
-    ax.set_title("test, better →" if scale == 100 else "test, ← better")
 
 
-def _percent(curve: Mapping[float, Sequence[float]]) -> dict[float, list[float]]:
-    return {lr: [100 * value for value in values] for lr, values in curve.items()}
+def effects(study: BracketedStudy, question: str, tasks: Sequence[str] = tuple(EPOCHS)) -> str:
+    """A table for printing: best learning rate, test scores, and differences from the usual run with 95 % intervals."""
+    lines = [f"{'':9} {'':10} {'learning':>9} {'exact':>6} {'loss':>5}   difference from the usual run, 95 % interval"]
+    lines += [
+        f"{'task':9} {question[:12]:10} {'rate':>9} {'match':>6} {'':>5}   percentage points        nats per token"
+    ]
+    for task in tasks:
+        for label, trial in variants(task, question).items():
+            exact, loss = (statistics.fmean(study.ends(trial, f"test_{m}")) for m in ("exact", "loss"))
+            line = f"{task:9} {label:10} {study.best(trial):9.2g} {exact:6.0%} {loss:5.2f}"
+            if trial != usual(task):
+                gains = (study.gain(trial, usual(task), f"test_{m}") for m in ("exact", "loss"))
+                points, nats = next(gains).points, in_nats(next(gains))
+                line += f"   {points:22}   {nats}"
+            lines.append(line)
+    return "\n".join(lines)
 
 
-def plot_defaults(study: BracketedStudy, trials: Mapping[str, object]):
-    """Draw exact match and loss of each task's usual run over the learning rate, with two libraries' defaults."""
-    axes = new_axes(9.0, 3.2, columns=2)[1]
-    for (task, trial), colour, marker in zip(trials.items(), (OKABE_ITO[0], OKABE_ITO[2]), MARKERS, strict=False):
-        for ax, measure in zip(axes, (SCORE, "validation_loss"), strict=True):
-            curve = study.curve(trial, measure)
-            curve = _percent(curve) if measure == SCORE else curve
-            # The bracket belongs to one curve; two shaded ranges would be one blur.
-            plot_learning_rates(curve, defaults=DEFAULTS if not ax.texts else None, colour=colour, marker=marker, ax=ax)
-            best = study.best(trial)
-            ax.plot(best, statistics.fmean(curve[best]), "D", color=OKABE_ITO[5], markersize=7)
-            ax.plot([], [], "-", marker=marker, color=colour, markerfacecolor="none", label=task)
-    axes[0].set_ylabel("exact match on validation (%)")
-    axes[1].set_ylabel("loss on validation (nats per token)")
-    axes[1].legend(frameon=False, loc="upper center")
-    return axes
+def in_nats(found: Interval) -> str:
+    return f"{found.mean:+.2f} ({found.low:+.2f} to {found.high:+.2f})"
+
+
+def _scaled(curve: Mapping[float, Sequence[float]], factor: float) -> dict[float, list[float]]:
+    return {lr: [factor * value for value in values] for lr, values in curve.items()}

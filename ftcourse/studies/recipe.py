@@ -26,7 +26,9 @@ from .records import make_repeatable, study_parser
 from .tasks import base_of, load_task, training_steps
 
 BRACKETED = data_dir() / "results" / "recipe.jsonl"
-EPOCHS = {"chat-96": 10, "chat-500": 5}  # of the usual run: 60 and 160 steps
+# Of the usual run, by task: about as many steps, 60 and 64, over few examples often and over many twice.
+EPOCHS = {"chat-96": 10, "chat-500": 2}
+OTHER_EPOCHS = {"chat-96": (2, 5, 20), "chat-500": (1, 4)}
 MATRICES, EVERYTHING = "matrices", "everything"  # what decays
 
 
@@ -59,7 +61,7 @@ QUESTIONS: dict[str, dict[str, dict]] = {
     "batch size": {"4": {"batch_size": 4}, "16": {}, "64": {"batch_size": 64}},
     "schedule": {"constant": {"schedule": "constant_with_warmup"}, "linear": {}, "cosine": {"schedule": "cosine"}},
     "warmup": {"0 %": {"warmup": 0.0}, "10 %": {}, "30 %": {"warmup": 0.3}},
-    "epochs": {str(epochs): {"epochs": epochs} for epochs in (2, 5, 10, 20)},
+    "epochs": {},  # which depend on the task
     "optimizer": {"AdamW": {}, "SGD": {"optimizer": "sgd"}},
     "clipping": {"none": {"max_grad_norm": 0.0}, "1.0": {}, "0.3": {"max_grad_norm": 0.3}},
     "beta2": {"0.999": {}, "0.95": {"beta2": 0.95}},
@@ -77,7 +79,10 @@ def usual(task: str, model: str = "") -> Trial:
 
 def variants(task: str, question: str, model: str = "") -> dict[str, Trial]:
     """The trials that answer a question, by label; their learning rate and seed do not matter."""
-    return {label: replace(usual(task, model), **change) for label, change in QUESTIONS[question].items()}
+    changes = QUESTIONS[question]
+    if question == "epochs":
+        changes = {str(epochs): {"epochs": epochs} for epochs in sorted((EPOCHS[task], *OTHER_EPOCHS[task]))}
+    return {label: replace(usual(task, model), **change) for label, change in changes.items()}
 
 
 def starts(task: str, question: str, model: str = "") -> dict[Trial, tuple[float, ...]]:
