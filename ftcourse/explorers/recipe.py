@@ -2,11 +2,13 @@
 
 import statistics
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from ftcourse.intervals import Interval
 from ftcourse.plots import OKABE_ITO, STYLE, new_axes
 from ftcourse.studies.bracketing import SCORE, BracketedStudy
 from ftcourse.studies.recipe import EPOCHS, usual, variants
+from ftkit.models import data_dir
 
 DEFAULTS = {"TRL 2e-5": 2e-5, "transformers 5e-5": 5e-5}  # SFTConfig and TrainingArguments
 COLOURS, MARKERS = (OKABE_ITO[0], OKABE_ITO[2]), ("o", "s")
@@ -148,3 +150,20 @@ def in_nats(found: Interval) -> str:
 
 def _scaled(curve: Mapping[float, Sequence[float]], factor: float) -> dict[float, list[float]]:
     return {lr: [factor * value for value in values] for lr, values in curve.items()}
+
+
+def plot_real_learning_rates(path: Path | None = None):
+    """Draw the learning rate curves of SmolLM2-135M's stored study, loss and exact match; return the Axes.
+
+    None where the study has no records yet: `python -m experiments.real_model.study` makes them.
+    """
+    path = path or data_dir() / "results" / "real_study.jsonl"
+    if not path.exists():
+        return None
+    from ftcourse.studies import real_model
+
+    study = real_model.RealStudy(path)
+    axes = new_axes(9.0, 3.2, columns=2)[1]
+    for ax, measure in zip(axes, ("exact", "loss"), strict=True):
+        real_model.plot_learning_rates(study, measure=measure, ax=ax)
+    return axes

@@ -1,8 +1,8 @@
 # %% [markdown]
 # # 06 · Optimizer and schedule
 #
-# You write a training loop and measure what each of its settings is worth: learning rate, effective batch size,
-# epochs, warmup, schedule, clipping, optimizer, weight decay.
+# You write a training loop and measure what each of its settings is worth: learning rate, effective batch size, epochs,
+# warmup, schedule, clipping, optimizer, weight decay.
 #
 # - **Prerequisites:** [05_chat_templates](05_chat_templates.ipynb), where questions and answers become tokens and
 #   labels of -100 mask what is not trained on.
@@ -34,7 +34,6 @@ from ftcourse.explorers.recipe import (
     effects,
     in_nats,
     plot_defaults,
-    plot_learning_rates,
     plot_question,
     plot_real_learning_rates,
 )
@@ -42,10 +41,11 @@ from ftcourse.explorers.schedules import learning_rates, plot_schedules, schedul
 from ftcourse.intervals import interval
 from ftcourse.plots import OKABE_ITO, new_axes, use_course_style
 from ftcourse.studies.bracketing import SEEDS, BracketedStudy, best_learning_rate
-from ftcourse.studies.recipe import BRACKETED, EPOCHS, EVERYTHING, Trial, usual, variants
+from ftcourse.studies.recipe import BRACKETED, EPOCHS, Trial, usual, variants
 from ftcourse.studies.tasks import load_task
 from torch import nn
-from transformers import get_scheduler
+from transformers import Trainer, TrainingArguments, get_scheduler
+from trl import SFTConfig
 
 from ftkit import load_base
 from ftkit.batching import global_batch, pad
@@ -56,7 +56,9 @@ from ftkit.parameters import check_decay_groups, decay_groups, groups_by_name
 use_course_style()
 transformers.utils.logging.disable_progress_bar()
 torch.set_num_threads(1)  # as in the stored runs
-print(f"torch {torch.__version__}, transformers {transformers.__version__}, trl {trl.__version__}")
+print(
+    f"torch {torch.__version__}, transformers {transformers.__version__}, trl {trl.__version__}"
+)
 
 # %%
 POCKET = data_dir() / "pocket-base"
@@ -68,15 +70,16 @@ print(f"{len(study.records)} stored runs of {len(study.methods)} methods")
 
 # %% [markdown]
 # The figures come from stored runs of pocket-base, 1.1 M parameters, on two tasks: **chat-96** is 96 questions seen ten
-# times, **chat-500** is 500 questions seen twice. Both are about 60 steps of 16 examples. Exact match is the fraction of
-# new questions whose whole answer, end of turn included, is right.
+# times, **chat-500** is 500 questions seen twice. Both are about 60 steps of 16 examples. Exact match is the fraction
+# of new questions whose whole answer, end of turn included, is right.
 #
 # `python -m ftcourse.studies.recipe` makes the runs again.
 
 # %% [markdown]
-# Every method gets its own learning rate. It is chosen on *validation* questions with two seeds, and the grid is extended
-# until the best rate has worse ones within a factor of 3 on both sides. Then five other seeds run at that rate and are
-# scored on *test* questions, which no choice has seen. Differences are paired by seed; brackets hold 95 % intervals.
+# Every method gets its own learning rate. It is chosen on *validation* questions with two seeds, and the grid is
+# extended until the best rate has worse ones within a factor of 3 on both sides. Then five other seeds run at that rate
+# and are scored on *test* questions, which no choice has seen. Differences are paired by seed; brackets hold 95 %
+# intervals.
 
 # %% [markdown]
 # ## 1 · The training loop
@@ -90,7 +93,9 @@ steps = EPOCHS["chat-96"] * len(task.train) // BATCH_SIZE
 batches = [pad(global_batch(task.train, step, BATCH_SIZE, SEED), 0) for step in range(steps)]
 labels = batches[0]["labels"]
 print(f"{steps} batches; the first has {tuple(labels.shape)} tokens")
-print(f"in the loss: {int((labels != -100).sum())} tokens of {int(batches[0]['attention_mask'].sum())}")
+print(
+    f"in the loss: {int((labels != -100).sum())} tokens of {int(batches[0]['attention_mask'].sum())}"
+)
 
 # %% [markdown]
 # This is the whole loop. Everything that this notebook measures is an argument of it, or a property of `batches`.
@@ -115,8 +120,8 @@ def train(model, batches, optimizer, scheduler, max_grad_norm=1.0):
 
 
 # %% [markdown]
-# **Predict first.** Clipping at 1.0 shortens every gradient whose norm is above 1. In how many of the 60 steps will it do
-# something: a few, half, nearly all?
+# **Predict first.** Clipping at 1.0 shortens every gradient whose norm is above 1. In how many of the 60 steps will it
+# do something: a few, half, nearly all?
 
 # %% tags=["nbval-ignore-output"]
 groups = decay_groups(task.model.named_parameters(), WEIGHT_DECAY)  # section 7
@@ -125,7 +130,9 @@ scheduler = get_scheduler("linear", optimizer, round(WARMUP * steps), steps)
 history = train(task.model.train(), batches, optimizer, scheduler)
 losses, norms = zip(*history, strict=True)
 figure, axes = new_axes(8.5, 2.4, columns=2)
-for ax, values, label in zip(axes, (losses, norms), ("loss (nats/token)", "gradient norm"), strict=True):
+for ax, values, label in zip(
+    axes, (losses, norms), ("loss (nats/token)", "gradient norm"), strict=True
+):
     ax.plot(range(1, steps + 1), values, color=OKABE_ITO[0])
     ax.set(xlabel="optimizer step", ylabel=label, ylim=(0, None))
 _ = axes[1].axhline(1.0, color=OKABE_ITO[5], linestyle="--")
@@ -149,9 +156,6 @@ for live, recorded in zip(losses, stored["first_losses"], strict=False):
 # The setting that matters most. Two defaults that you will meet, read from the installed packages:
 
 # %%
-from transformers import TrainingArguments
-from trl import SFTConfig
-
 for config in (TrainingArguments, SFTConfig):
     default = {name: field.default for name, field in config.__dataclass_fields__.items()}
     print(
@@ -170,8 +174,8 @@ narrow = [record for record in study.records if record["lr"] < 1.2e-4]
 best_learning_rate(narrow, usual("chat-96"))
 
 # %% [markdown]
-# A best rate at the edge of its grid has not been found; the true best may be far outside. The fix is to go on by factors
-# of 3 until the curve turns down.
+# A best rate at the edge of its grid has not been found; the true best may be far outside. The fix is to go on by
+# factors of 3 until the curve turns down.
 
 # %%
 axes = plot_defaults(study)
@@ -181,20 +185,23 @@ for name in EPOCHS:
     curve = study.curve(usual(name))
     best = best_learning_rate(study.records, usual(name))
     scores = {lr: 100 * sum(values) / len(values) for lr, values in curve.items()}
-    print(f"{name}: best {best:g} with {scores[best]:.0f} % exact match on validation;", end=" ")
+    print(
+        f"{name}: best {best:g} with {scores[best]:.0f} % exact match on validation;", end=" "
+    )
     print(", ".join(f"{lr:g}: {score:.0f} %" for lr, score in scores.items() if lr != best))
     assert scores[best] > 10 + max(score for lr, score in scores.items() if lr < 1.2e-4)
 
 # %% [markdown]
-# Both defaults lie where this model has learned next to nothing after 60 steps, and one factor of 3 above the best costs
-# more than most settings below. In steps of 10, a sweep would miss the peak.
+# Both defaults lie where this model has learned next to nothing after 60 steps, and one factor of 3 above the best
+# costs more than most settings below. In steps of 10, a sweep would miss the peak.
 
 # %% [markdown]
 # ### Why 1e-3 here, and 1e-5 for 8B?
 #
 # AdamW divides each gradient entry by its own running size, so every weight moves by about the learning rate, however
-# large the model is. An output sums as many of these moves as the layer is wide, and they pull in one direction. **Predict
-# first:** by how much does one step at 1e-3 change the output of a layer of width 128? Of width 4,096, as in an 8B model?
+# large the model is. An output sums as many of these moves as the layer is wide, and they pull in one direction.
+# **Predict first:** by how much does one step at 1e-3 change the output of a layer of width 128? Of width 4,096, as in
+# an 8B model?
 
 # %%
 moved = {}
@@ -205,14 +212,22 @@ for width in (128, 576, 4096):  # pocket-base, SmolLM2-135M, Llama 3 8B
     before = layer(x).detach()
     layer(x).sum().backward()
     torch.optim.AdamW(layer.parameters(), lr=1e-3, weight_decay=0).step()
-    moved[width] = float((layer(x) - before).norm() / before.norm())
-    print(f"width {width:5}: one step at 1e-3 moves the output by {moved[width]:.1f} times its size")
-assert moved[4096] / moved[128] == torch.tensor(32.0).item() or 25 < moved[4096] / moved[128] < 40
+    moved[width] = ((layer(x) - before).norm() / before.norm()).item()
+    print(
+        f"width {width:5}: one step at 1e-3 moves the output by {moved[width]:.1f} times its size"
+    )
+assert (
+    moved[4096] / moved[128] == torch.tensor(32.0).item() or 25 < moved[4096] / moved[128] < 40
+)
 
 # %% [markdown]
-# Thirty-two times the width, thirty-two times the change: at 1e-3, a single step would replace every activation of the
-# large model three times over. So the best rate of Adam falls about as 1 / width (Yang et al. 2022, μP), and 1e-3 at width
-# 128 corresponds to about 3e-5 at 4,096.
+# Thirty-two times the width, thirty-two times the change: at 1e-3, one step would overwrite the output of a layer of
+# the 8B model three times over. So Adam's best learning rate falls about as 1 / width (Yang et al. 2022, μP): 1e-3 at
+# width 128 corresponds to 3e-5 at width 4,096.
+
+# %% [markdown]
+# In this layer all moves pull in one direction, the worst case. In a network most do, because one gradient drives them.
+# The 1 / width law says which way to go and about how far; it does not replace the sweep.
 
 # %% [markdown]
 # ### The same curve on a real model
@@ -220,15 +235,15 @@ assert moved[4096] / moved[128] == torch.tensor(32.0).item() or 25 < moved[4096]
 # SmolLM2-135M-Instruct, 576 wide, learns to write function calls for requests (notebook 08 has the data). Its weights
 # were dequantised from four bits. `python -m experiments.real_model.study` makes these runs.
 
-# %%
+# %% tags=["hide-input"]
 drawn = plot_real_learning_rates()
 
 # %% [markdown]
 # ## 3 · Effective batch size
 #
-# The effective batch is what one optimizer step averages over: examples per device × devices × accumulation steps. At equal
-# epochs a batch four times as large makes a quarter of the steps. **Predict first:** is 4, 16 or 64 best, and which wants the
-# highest learning rate?
+# The effective batch is what one optimizer step averages over: examples per device × devices × accumulation steps. At
+# equal epochs a batch four times as large makes a quarter of the steps. **Predict first:** is 4, 16 or 64 best, and
+# which wants the highest learning rate?
 
 # %% tags=["hide-input"]
 axes = plot_question(study, "batch size")
@@ -240,10 +255,59 @@ print(effects(study, "batch size"))
 # «batch outcome»
 
 # %% [markdown]
+# A batch that does not fit is split into micro-batches whose gradients add up. They should give the gradient of the
+# whole batch. `cross_entropy` averages over the labels of *its* micro-batch, and micro-batches hold different numbers
+# of them.
+#
+# **Predict first:** by how much is the gradient wrong if you average the micro-batches' means? If you forget to divide?
+
+
+# %%
+def gradient(model, weighted_batches):
+    """The summed gradient of (weight, batch) pairs, each loss a mean over the batch's labels, times the weight."""
+    model.zero_grad()
+    for weight, batch in weighted_batches:
+        logits = model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits[
+            :, :-1
+        ]
+        targets = batch["labels"][:, 1:].flatten()
+        (weight * nn.functional.cross_entropy(logits.flatten(0, 1), targets)).backward()
+    return torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
+
+
+# %%
+model, _ = load_base(POCKET)
+micro = [
+    {name: t[first : first + 4] for name, t in batches[0].items()} for first in (0, 4, 8, 12)
+]
+counts = [int((batch["labels"][:, 1:] != -100).sum()) for batch in micro]
+whole = gradient(model, [(1, batches[0])])
+by_labels = gradient(
+    model, [(n / sum(counts), batch) for n, batch in zip(counts, micro, strict=True)]
+)
+mean_of_means = gradient(model, [(1 / 4, batch) for batch in micro])
+summed = gradient(model, [(1, batch) for batch in micro])
+off = [
+    float((found - whole).norm() / whole.norm())
+    for found in (by_labels, mean_of_means, summed)
+]
+print(f"labels of the four micro-batches: {counts}")
+print(
+    f"weighted by labels: off by {off[0]:.1%}; mean of means: {off[1]:.0%}; summed: {off[2]:.0%}"
+)
+assert off[0] < 1e-4 < off[1] < 1 < off[2]
+
+# %% [markdown]
+# The mean of means is quietly wrong, because a label counts more in a micro-batch that has few. transformers' Trainer
+# did this until [October 2024](https://github.com/huggingface/transformers/pull/34191); it now divides by the labels of
+# all micro-batches. The sum is four times too large. AdamW and clipping hide that, since both normalise the gradient;
+# SGD diverges.
+
+# %% [markdown]
 # ## 4 · Epochs
 #
-# An epoch shows every example once. With few examples you repeat them. **Predict first:** twice as many epochs cost twice
-# as much. Do they pay, on 96 questions and on 500? Watch exact match and loss apart.
+# An epoch shows every example once. With few examples you repeat them. **Predict first:** twice as many epochs cost
+# twice as much. Do they pay, on 96 questions and on 500? Watch exact match and loss apart.
 
 # %% tags=["hide-input"]
 axes = plot_question(study, "epochs")
@@ -257,16 +321,17 @@ print(effects(study, "epochs"))
 # %% [markdown]
 # ## 5 · Warmup and schedule
 #
-# Adam's first steps are its worst informed, because its running averages rest on a batch or two. **Warmup** keeps them small.
-# A linear or cosine **decay** makes the last ones small again, because a large step cannot settle on a noisy gradient.
+# Adam's first steps are its worst informed, because its running averages rest on a batch or two. **Warmup** keeps them
+# small. A linear or cosine **decay** makes the last ones small again, because a large step cannot settle on a noisy
+# gradient.
 
 # %%
 names = ("linear", "cosine", "constant_with_warmup")
 ax = plot_schedules({name: learning_rates(name, 6, 60) for name in names})
 
 # %% [markdown]
-# Steps come from examples: `ceil(examples / batch) · epochs`. "100 warmup steps", copied from a large run into a small one,
-# may outlast it. Move the slider.
+# Steps come from examples: `ceil(examples / batch) · epochs`. "100 warmup steps", copied from a large run into a small
+# one, may outlast it. Move the slider.
 
 # %%
 explorer = schedule_explorer(warmup=100)
@@ -280,8 +345,8 @@ explorer.slider.value = 96
 assert explorer.steps == 60 and explorer.reached < 0.6
 
 # %% [markdown]
-# So give warmup as a share of the run; `warmup_steps=0.1` does that in transformers 5. **Predict first:** which is worth
-# more, the warmup or the decay?
+# So give warmup as a share of the run; `warmup_steps=0.1` does that in transformers 5. **Predict first:** which is
+# worth more, the warmup or the decay?
 
 # %% tags=["hide-input"]
 axes = plot_question(study, "warmup")
@@ -297,3 +362,301 @@ print(effects(study, "schedule"))
 
 # %% [markdown]
 # «schedule outcome»
+
+# %% [markdown]
+# ## 6 · Gradient clipping
+#
+# Clipping scales the whole gradient down to a norm of 1.0. In section 1 it did so in about half of the steps. **Predict
+# first:** what happens without it, and what at 0.3, where it does so in nearly all?
+
+# %% tags=["hide-input"]
+axes = plot_question(study, "clipping")
+
+# %%
+print(effects(study, "clipping"))
+
+# %% [markdown]
+# «clipping outcome»
+
+# %% [markdown]
+# ## 7 · The optimizer and its groups
+#
+# SGD needs one moment per weight or none, AdamW two: 8 bytes per parameter in float32. **Predict first:** each at its
+# own learning rate, how far does SGD with momentum fall behind AdamW?
+
+# %% tags=["hide-input"]
+axes = plot_question(study, "optimizer")
+
+# %%
+print(effects(study, "optimizer"))
+
+# %% [markdown]
+# «optimizer outcome»
+
+# %% [markdown]
+# ### Decay groups
+#
+# Weight decay shrinks weights by lr · weight_decay per step. A norm weight or a bias sets a scale or a level and is
+# usually spared. `Trainer` builds these groups itself, by names; in your own loop, `decay_groups` does.
+
+# %%
+by_trainer = set(Trainer.get_decay_parameter_names(None, model))
+decaying, spared = decay_groups(model.named_parameters(), WEIGHT_DECAY)
+print(
+    f"decay: {len(decaying['params'])} matrices; spared: {len(spared['params'])} norm weights"
+)
+assert by_trainer == {name for name, _ in decaying["params"]}
+check_decay_groups(model, [decaying, spared])  # each parameter once, no norm or bias decays
+
+clip_pattern = r"bias|ln_.+weight"  # written for a CLIP, whose norms are called ln_1
+decaying = groups_by_name(model.named_parameters(), WEIGHT_DECAY, clip_pattern)[0]
+wrong = [name for name, _ in decaying["params"] if "norm" in name]
+print(f"with {clip_pattern!r}, {len(wrong)} norm weights decay, such as {wrong[0]}")
+
+# %% [markdown]
+# A pattern that matches nothing raises no error; `check_decay_groups` looks at the modules' classes and does. How much
+# is at stake? Multiply: total shrinkage is about Σ lr · weight_decay.
+
+# %%
+for name, peak, decay, count in (
+    ("this run", LR, 0.1, 60),
+    ("8B, 1,000 steps", 2e-5, 0.1, 1000),
+):
+    shrunk = sum(learning_rates("linear", count // 10, count, peak)) * decay
+    print(f"{name}: weights shrink by {shrunk:.2%} in all, at weight decay {decay}")
+    assert shrunk < 0.005
+print(effects(study, "weight decay", ["chat-96"]))
+
+# %% [markdown]
+# «decay outcome»
+
+# %% [markdown]
+# ## What the sources claim
+#
+# Each claim is tested on the test loss, which is the more sensitive measure, averaged over both tasks and paired by
+# seed.
+
+
+# %%
+def gain_in_loss(question, better, worse):
+    """How much less test loss `better` has: the mean over both tasks, an interval over seeds."""
+    per_task = []
+    for name in EPOCHS:
+        trials = variants(name, question)
+        runs = [study.runs(trials[label]) for label in (worse, better)]
+        per_task.append(
+            [runs[0][seed]["test_loss"] - runs[1][seed]["test_loss"] for seed in SEEDS]
+        )
+    return interval([sum(each) / len(each) for each in zip(*per_task, strict=True)])
+
+
+def claim(text, source, question, better, worse):
+    gain = gain_in_loss(question, better, worse)
+    measured = (
+        f"{better} against {worse}: {in_nats(gain)} nats per token less, mean of two tasks"
+    )
+    added = ledger.add(text, source, gain, measured, seeds=len(SEEDS), worthwhile=0.02)
+    print(f"{added.verdict}: {text}\n    {measured}")
+
+
+# %%
+claim(
+    "Adam needs a warmup, because its first running averages are noisy",
+    "Liu et al. 2020, RAdam",
+    "warmup",
+    "10 %",
+    "0 %",
+)
+claim(
+    "a learning rate that decays linearly to zero beats other schedules",
+    "Bergsma et al. 2025, for pre-training",
+    "schedule",
+    "linear",
+    "constant",
+)
+claim(
+    "Adam beats gradient descent on language models",
+    "Kunstner et al. 2024",
+    "optimizer",
+    "AdamW",
+    "SGD",
+)
+claim("clipping the gradient's norm helps", "Pascanu et al. 2013", "clipping", "1.0", "none")
+
+# %%
+ratios = {}
+for name in EPOCHS:
+    trials = variants(name, "batch size")
+    ratios[name] = study.best(trials["64"]) / study.best(trials["4"])
+measured = ", ".join(f"{name} {ratio:.0f}×" for name, ratio in ratios.items())
+added = ledger.add(
+    "with Adam, the learning rate grows as the square root of the batch size: 4× for 16×",
+    "Malladi et al. 2022",
+    all(4 / 3 <= ratio <= 4 * 3 for ratio in ratios.values()),
+    f"best learning rate at batch 64 over that at 4: {measured}, on grids of 3×",
+    seeds=2,
+)
+print(f"{added.verdict}: {added.claim}\n    {added.measured}")
+
+# %% [markdown]
+# ## Exercise 1 · A sweep that brackets its best
+#
+# Difficulty ●●○, 8 minutes. Train at the given learning rates; while the best is at an edge, train at one more, a
+# factor of 3 beyond it. A diverged run's loss is NaN and counts as worst. The checker then runs your sweep on
+# pocket-base, from the defaults' 2e-5 on, in a few seconds. Expected: a dict of losses whose minimum is inside.
+
+
+# %%
+def validation_loss(lr: float) -> float:
+    """Fine-tune pocket-base on 24 questions for 12 steps; return its validation loss in nats per token."""
+    task = load_task("chat-24", SEED, POCKET, validation=True)
+    short = [pad(global_batch(task.train, step, 8, SEED), 0) for step in range(12)]
+    optimizer = torch.optim.AdamW(task.model.parameters(), lr=lr)
+    train(task.model.train(), short, optimizer, get_scheduler("linear", optimizer, 1, 12))
+    with torch.no_grad():
+        return task.evaluate(task.model.eval(), "validation")["validation_loss"]
+
+
+# %% tags=["exercise"]
+def sweep(validation_loss, learning_rates: list[float]) -> dict[float, float]:
+    """Return the loss of each learning rate that was trained, extended until the best is bracketed."""
+    ### BEGIN SOLUTION
+    losses = {lr: validation_loss(lr) for lr in learning_rates}
+    while True:
+        finite = {lr: loss for lr, loss in losses.items() if loss < float("inf")}  # NaN is not
+        best = min(finite, key=finite.get)
+        if min(losses) < best < max(losses):
+            return losses
+        new = best / 3 if best == min(losses) else best * 3
+        losses[new] = validation_loss(new)
+    ### END SOLUTION
+
+
+check_sweep(sweep, validation_loss)
+
+# %% [markdown] tags=["hint"]
+# <details><summary>Hint</summary>
+#
+# Find the best of what you have. Is it the lowest or the highest rate tried? Then train once more beyond it, and look
+# again. `loss < float("inf")` is False for NaN.
+#
+# </details>
+
+# %% [markdown]
+# ## Exercise 2 · Gradient accumulation
+#
+# Difficulty ●●○, 8 minutes. Leave in `model` the gradient of the mean loss over all unmasked labels of all
+# micro-batches, one backward pass each. Expected: the gradient of one large batch. The checker tells you which batch
+# you computed instead: the sum, the mean of means, or one that counts masked positions.
+
+
+# %% tags=["exercise"]
+def accumulate(model: nn.Module, micro_batches: list[dict[str, torch.Tensor]]) -> None:
+    """`model(input_ids)` returns logits (B, T, V); position t predicts `labels[:, t + 1]`, -100 is masked."""
+    ### BEGIN SOLUTION
+    total = sum((batch["labels"][:, 1:] != -100).sum() for batch in micro_batches)
+    for batch in micro_batches:
+        logits, targets = model(batch["input_ids"])[:, :-1], batch["labels"][:, 1:]
+        loss = nn.functional.cross_entropy(
+            logits.flatten(0, 1), targets.flatten(), reduction="sum"
+        )
+        (loss / total).backward()
+    ### END SOLUTION
+
+
+check_accumulate(accumulate)
+
+# %% [markdown] tags=["hint"]
+# <details><summary>Hint</summary>
+#
+# Count the labels of all micro-batches before the first backward. `reduction="sum"` leaves the division to you.
+#
+# </details>
+
+# %% [markdown]
+# ## What transfers
+#
+# Measured here: pocket-base, 1.1 M parameters, width 128, a quarter of them in embedding and head, 60 steps on short
+# answers.
+#
+# | | transfers to 1B to 8B | does not |
+# | --- | --- | --- |
+# | learning rate | the shape of the curve, and sweeping until bracketed | the value: 1e-3 is far too high |
+# | batch size | a larger batch wants a higher rate | its exact ratio |
+# | epochs | loss and exact match part ways | the number: 1 to 3 there, because data is plenty |
+# | schedule | compare each at its own rate | which one wins in 60 steps |
+# | optimizer | one learning rate for both is no comparison | that SGD keeps up |
+
+# %% [markdown]
+# Why the toy flatters SGD: large vocabularies are full of rare tokens, whose loss SGD hardly lowers, while Adam
+# normalises each weight's gradient (Kunstner et al. 2024). Our vocabulary has 1,024 tokens, and the answers use few of
+# them. Do not take SGD to an 8B model because of this figure.
+
+# %% [markdown]
+# ## Numbers to take away
+#
+# From the literature, not measured here:
+#
+# - Full fine-tuning of 7B to 8B: 2e-5 (Llama 2-Chat) or 5e-6 (Tülu 3); LoRA on all linear layers about ten times full
+#   fine-tuning's rate (Schulman et al. 2025).
+# - Effective batch 16 to 128; 1 to 3 epochs (Llama 2-Chat: 64, 2 epochs); warmup 3 to 10 %, then linear or cosine
+#   decay.
+# - Clip at 1.0; weight decay 0 to 0.1; AdamW, beta2 0.999 or 0.95.
+#
+# Measured here: a learning rate off by a factor of 3 costs more than any other setting.
+
+# %% [markdown]
+# ## Recap
+#
+# - The loop is a dozen lines; every setting is an argument of one of them, or a property of the batches.
+# - Sweep the learning rate by factors of 3 until the best has worse neighbours, on validation data; test once.
+# - Adam's best rate falls with width, so take no rate from a model of another size.
+# - Divide accumulated losses by the labels of all micro-batches.
+# - Compare methods at the best rate of each, over seeds, with an interval.
+
+# %%
+ledger.show()
+
+# %% [markdown]
+# ## Recall
+#
+# 1. In what order do clip, step, schedule and zero come, and why is clip before step?
+# 2. When has a sweep found the best learning rate?
+# 3. Why does Adam's best learning rate fall with the model's width?
+# 4. Four micro-batches have 10, 10, 10 and 2 labels. What is wrong with the mean of their means?
+# 5. Why choose on validation data and report on test data?
+
+# %% [markdown]
+# <details><summary>Answers</summary>
+#
+# - 1: backward, clip, step, schedule, zero; clipping after the step would change nothing.
+# - 2: when the rates on both sides of it, within a factor of 3, are worse.
+# - 3: every weight moves by about the learning rate, and an output sums over the width.
+# - 4: a label of the last counts five times as much as one of the others.
+# - 5: the best of several noisy scores is partly luck, and new data do not share it.
+#
+# </details>
+
+# %% [markdown]
+# ## Sources
+#
+# - Loshchilov and Hutter, [Decoupled Weight Decay Regularization](https://arxiv.org/abs/1711.05101), 2019.
+# - Yang et al., [Tensor Programs V](https://arxiv.org/abs/2203.03466), 2022: μP, learning rates across widths.
+# - Malladi et al., [On the SDEs and Scaling Rules for Adaptive Gradient Algorithms](https://arxiv.org/abs/2205.10287),
+#   2022.
+# - Liu et al., [On the Variance of the Adaptive Learning Rate and Beyond](https://arxiv.org/abs/1908.03265), 2020.
+# - Kalra and Barkeshli, [Why Warmup the Learning Rate?](https://arxiv.org/abs/2406.09405), 2024.
+# - Bergsma et al., [Straight to Zero](https://arxiv.org/abs/2502.15938), 2025: linear decay.
+# - Pascanu et al., [On the difficulty of training recurrent neural networks](https://arxiv.org/abs/1211.5063), 2013:
+#   clipping.
+# - Kunstner et al., [Heavy-Tailed Class Imbalance](https://arxiv.org/abs/2402.19449), 2024: Adam against gradient
+#   descent.
+# - Ouyang et al., [InstructGPT](https://arxiv.org/abs/2203.02155), 2022: epochs beyond the minimum of the validation
+#   loss.
+# - Touvron et al., [Llama 2](https://arxiv.org/abs/2307.09288), 2023; Lambert et al., [Tülu
+#   3](https://arxiv.org/abs/2411.15124), 2024: published recipes.
+# - Schulman et al., [LoRA Without Regret](https://thinkingmachines.ai/blog/lora/), 2025.
+#
+# ## Next
+#
+# [07_overfit_one_batch](07_overfit_one_batch.ipynb): before a long run, memorise one batch.

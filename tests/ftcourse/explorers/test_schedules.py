@@ -32,8 +32,8 @@ def test_the_explorer_follows_its_slider():
     picture = explorer.picture.value
     explorer.slider.value = 1600
     assert explorer.steps == 1000 and explorer.reached == 1
-    assert explorer.picture.value != picture and "1600 rows make 1000 steps" in explorer.picture.value
-    assert "1600 rows" in repr(explorer)
+    assert explorer.picture.value != picture and "1600 examples make 1000 steps" in explorer.picture.value
+    assert "1600 examples" in repr(explorer)
 
 
 def test_what_cannot_be_drawn_is_refused():

@@ -1,0 +1,92 @@
+"""The pictures and tables of the recipe study, on made-up runs whose best learning rates and gains are known."""
+
+import math
+from dataclasses import asdict, replace
+
+import pytest
+
+from ftcourse.explorers import recipe
+from ftcourse.explorers.recipe import (
+    effects,
+    in_nats,
+    plot_defaults,
+    plot_learning_rates,
+    plot_question,
+    plot_real_learning_rates,
+)
+from ftcourse.intervals import Interval
+from ftcourse.studies.bracketing import SEEDS, TUNING_SEEDS, BracketedStudy
+from ftcourse.studies.recipe import EPOCHS, Trial, usual, variants
+
+
+def made_up(questions=("schedule", "optimizer", "epochs")) -> BracketedStudy:
+    """AdamW is best at 1e-3, SGD at 0.1; a constant schedule gains 5 points and loses 0.1 nats."""
+    records = []
+    trials = {trial for task in EPOCHS for question in questions for trial in variants(task, question).values()}
+    for trial in sorted(trials | {usual(task) for task in EPOCHS}, key=repr):
+        best = 0.1 if trial.optimizer == "sgd" else 1e-3
+        constant = trial.schedule == "constant_with_warmup"
+        for seed in (*TUNING_SEEDS, *SEEDS):
+            split = "validation" if seed in TUNING_SEEDS else "test"
+            for lr in (best / 3, best, 3 * best) if seed in TUNING_SEEDS else (best,):
+                far = abs(math.log(lr / best)) / 10
+                exact = 0.5 - far + seed / 1e4 + 0.05 * constant + (0.002 * (-1) ** seed if constant else 0)
+                losses = {f"{split}_exact": exact, f"{split}_loss": 0.6 + far + 0.1 * constant}
+                records.append({**asdict(replace(trial, lr=lr, seed=seed)), **losses})
+    return BracketedStudy(records, Trial)
+
+
+def test_the_best_learning_rate_is_marked_and_its_bracket_shaded():
+    curve = {3e-4: [0.1, 0.2], 1e-3: [0.5, 0.6], 3e-3: [0.2, 0.3]}
+    ax = plot_learning_rates(curve, best=1e-3)
+    assert ax.get_xscale() == "log"
+    diamonds = [line for line in ax.lines if line.get_marker() == "D"]
+    assert [tuple(line.get_xydata()[0]) for line in diamonds] == [(1e-3, pytest.approx(0.55))]
+    (bracket,) = ax.patches
+    assert bracket.get_extents().width > 0 and bracket.get_x() == 3e-4
+    assert not plot_learning_rates(curve, best=1e-3, bracket=False).patches
+    with pytest.raises(ValueError):
+        plot_learning_rates(curve, best=5e-3)
+
+
+def test_a_question_has_a_row_per_task_and_a_panel_per_setting():
+    grid = plot_question(made_up(), "schedule")
+    assert grid.shape == (len(EPOCHS), 3 + 2)
+    assert [ax.get_title() for ax in grid[0]] == ["constant", "linear", "cosine", "test, exact match", "test, loss"]
+    exact, loss = grid[0][-2:]
+    assert [label.get_text() for label in exact.get_yticklabels()] == ["constant", "linear", "cosine"]
+    means = {line.get_ydata()[0]: line.get_xdata()[0] for line in exact.lines if line.get_marker() in "oD"}
+    assert means[0] == pytest.approx(5, abs=0.2) and means[1] == 0
+    assert loss.lines[1].get_xdata()[0] == pytest.approx(0.1)
+
+
+def test_tasks_may_have_different_settings():
+    grid = plot_question(made_up(), "epochs")
+    assert [ax.get_visible() for ax in grid[1]] == [True, True, True, False, True, True]
+    assert [ax.get_title() for ax in grid[1][:3]] == ["1", "2", "4"]
+
+
+def test_sgd_has_its_own_range_of_learning_rates():
+    adamw, sgd = plot_question(made_up(), "optimizer")[0][:2]
+    assert adamw.get_xlim()[1] < 0.01 < sgd.get_xlim()[0]
+
+
+def test_the_table_has_the_numbers_of_the_figure():
+    lines = effects(made_up(), "schedule").splitlines()
+    assert len(lines) == 2 + 3 * len(EPOCHS)
+    constant, linear = lines[2], lines[3]
+    assert constant.split()[:5] == ["chat-96", "constant", "0.001", "55%", "0.70"]
+    assert "+5.0 (+4." in constant and "+0.10 (+0.10 to +0.10)" in constant
+    assert linear.split() == ["chat-96", "linear", "0.001", "50%", "0.60"]
+    assert in_nats(Interval(-0.021, -0.04, 0.01)) == "-0.02 (-0.04 to +0.01)"
+
+
+def test_defaults_are_marked_by_name_and_tasks_by_shape():
+    axes = plot_defaults(made_up())
+    assert {text.get_text() for text in axes[0].texts} == set(recipe.DEFAULTS)
+    shapes = {line.get_label(): line.get_marker() for line in axes[0].lines if line.get_label()[0] != "_"}
+    assert set(shapes) == set(EPOCHS) and len(set(shapes.values())) == 2
+
+
+def test_without_records_of_the_real_model_nothing_is_drawn(tmp_path):
+    assert plot_real_learning_rates(tmp_path / "none.jsonl") is None
