@@ -90,6 +90,10 @@ def plot_question(study: BracketedStudy, question: str, tasks: Sequence[str] = t
             row[0].set_ylabel(f"{task}, validation\nexact match (%)")
             for ax, measure in ((row[-2], "test_exact"), (row[-1], "test_loss")):
                 _plot_gains(study, trials, usual(task), measure, ax)
+        for column in (-2, -1):  # the same scale for every task
+            limits = [ax.get_xlim() for ax in grid[:, column]]
+            for ax in grid[:, column]:
+                ax.set_xlim(min(low for low, _ in limits), max(high for _, high in limits))
         for ax in grid[-1][:columns]:
             ax.set_xlabel("learning rate")
         grid[-1][-2].set_xlabel("percentage points")
@@ -122,7 +126,7 @@ def _plot_gains(study, trials, reference, measure, ax):
         ends = [[scale * (gain.mean - gain.low)], [scale * (gain.high - gain.mean)]]
         ax.errorbar(scale * gain.mean, y, xerr=ends, fmt="o", color=OKABE_ITO[0], capsize=3, markersize=5)
     ax.set(yticks=range(len(trials)), yticklabels=list(trials), ylim=(len(trials) - 0.5, -0.5))
-    ax.set_title("test, exact match" if scale == 100 else "test, loss")
+    ax.set_title("test exact match ↑" if scale == 100 else "test loss ↓")  # the better direction
     ax.grid(axis="x", color="#dddddd", linewidth=0.6)
 
 

@@ -52,7 +52,8 @@ def test_the_best_learning_rate_is_marked_and_its_bracket_shaded():
 def test_a_question_has_a_row_per_task_and_a_panel_per_setting():
     grid = plot_question(made_up(), "schedule")
     assert grid.shape == (len(EPOCHS), 3 + 2)
-    assert [ax.get_title() for ax in grid[0]] == ["constant", "linear", "cosine", "test, exact match", "test, loss"]
+    assert grid[0][-1].get_xlim() == grid[1][-1].get_xlim() != grid[0][-2].get_xlim()
+    assert [ax.get_title() for ax in grid[0]] == ["constant", "linear", "cosine", "test exact match ↑", "test loss ↓"]
     exact, loss = grid[0][-2:]
     assert [label.get_text() for label in exact.get_yticklabels()] == ["constant", "linear", "cosine"]
     means = {line.get_ydata()[0]: line.get_xdata()[0] for line in exact.lines if line.get_marker() in "oD"}
