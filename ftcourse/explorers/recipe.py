@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ftcourse.intervals import Interval
 from ftcourse.plots import OKABE_ITO, STYLE, new_axes
-from ftcourse.studies.bracketing import SCORE, BracketedStudy
+from ftcourse.studies.bracketing import SCORE, BracketedStudy, method_of
 from ftcourse.studies.recipe import EPOCHS, usual, variants
 from ftkit.models import data_dir
 
@@ -49,13 +49,13 @@ def plot_learning_rates(
     return ax
 
 
-def plot_defaults(study: BracketedStudy, tasks: Sequence[str] = tuple(EPOCHS)):
+def plot_defaults(study: BracketedStudy):
     """Draw exact match and loss of each task's usual run over the learning rate, with two libraries' defaults."""
     axes = new_axes(9.0, 3.2, columns=2)[1]
     for ax, measure, label in zip(
         axes, (SCORE, "validation_loss"), ("exact match (%)", "loss (nats/token)"), strict=True
     ):
-        for task, colour, marker in zip(tasks, COLOURS, MARKERS, strict=False):
+        for task, colour, marker in zip(tasks_of(study, "learning rate"), COLOURS, MARKERS, strict=False):
             trial = usual(task)
             curve = _scaled(study.curve(trial, measure), 100 if measure == SCORE else 1)
             plot_learning_rates(curve, best=study.best(trial), bracket=False, colour=colour, marker=marker, ax=ax)
@@ -69,7 +69,16 @@ def plot_defaults(study: BracketedStudy, tasks: Sequence[str] = tuple(EPOCHS)):
     return axes
 
 
-def plot_question(study: BracketedStudy, question: str, tasks: Sequence[str] = tuple(EPOCHS)):
+def tasks_of(study: BracketedStudy, question: str) -> list[str]:
+    """The tasks that the question was answered on. Raises ValueError where there is none."""
+    done = set(study.methods)
+    tasks = [task for task in EPOCHS if {method_of(t) for t in variants(task, question).values()} <= done]
+    if not tasks:
+        raise ValueError(f"no task has all runs of {question!r}: python -m ftcourse.studies.recipe makes them")
+    return tasks
+
+
+def plot_question(study: BracketedStudy, question: str):
     """Draw a question of the study as small multiples; return the array of Axes, a row per task.
 
     A panel per setting shows the validation score over the learning rate, the best rate (diamond) and its bracket
@@ -79,12 +88,12 @@ def plot_question(study: BracketedStudy, question: str, tasks: Sequence[str] = t
     import matplotlib
     from matplotlib import pyplot
 
-    methods = {task: variants(task, question) for task in tasks}
+    methods = {task: variants(task, question) for task in tasks_of(study, question)}
     columns = max(map(len, methods.values()))
     widths = [1.0] * columns + [1.2, 1.2]
     with matplotlib.rc_context({**STYLE, "font.size": 9, "axes.titlesize": 9}):
-        size = (1.5 * sum(widths), 2.0 * len(tasks))
-        _, grid = pyplot.subplots(len(tasks), columns + 2, figsize=size, squeeze=False, width_ratios=widths)
+        size = (1.5 * sum(widths), 2.0 * len(methods))
+        _, grid = pyplot.subplots(len(methods), columns + 2, figsize=size, squeeze=False, width_ratios=widths)
         for row, (task, trials) in zip(grid, methods.items(), strict=True):
             _plot_curves(study, trials, row[:columns])
             row[0].set_ylabel(f"{task}, validation\nexact match (%)")
@@ -130,13 +139,13 @@ def _plot_gains(study, trials, reference, measure, ax):
     ax.grid(axis="x", color="#dddddd", linewidth=0.6)
 
 
-def effects(study: BracketedStudy, question: str, tasks: Sequence[str] = tuple(EPOCHS)) -> str:
+def effects(study: BracketedStudy, question: str) -> str:
     """A table for printing: best learning rate, test scores, and differences from the usual run with 95 % intervals."""
     lines = [f"{'':9} {'':10} {'learning':>9} {'exact':>6} {'loss':>5}   difference from the usual run, 95 % interval"]
     lines += [
         f"{'task':9} {question[:12]:10} {'rate':>9} {'match':>6} {'':>5}   percentage points        nats per token"
     ]
-    for task in tasks:
+    for task in tasks_of(study, question):
         for label, trial in variants(task, question).items():
             exact, loss = (statistics.fmean(study.ends(trial, f"test_{m}")) for m in ("exact", "loss"))
             line = f"{task:9} {label:10} {study.best(trial):9.2g} {exact:6.0%} {loss:5.2f}"

@@ -13,6 +13,7 @@ from ftcourse.explorers.recipe import (
     plot_learning_rates,
     plot_question,
     plot_real_learning_rates,
+    tasks_of,
 )
 from ftcourse.intervals import Interval
 from ftcourse.studies.bracketing import SEEDS, TUNING_SEEDS, BracketedStudy
@@ -74,12 +75,22 @@ def test_sgd_has_its_own_range_of_learning_rates():
 
 def test_the_table_has_the_numbers_of_the_figure():
     lines = effects(made_up(), "schedule").splitlines()
-    assert len(lines) == 2 + 3 * len(EPOCHS)
+    assert len(lines) == 2 + 3 + 2
     constant, linear = lines[2], lines[3]
     assert constant.split()[:5] == ["chat-96", "constant", "0.001", "55%", "0.70"]
     assert "+5.0 (+4." in constant and "+0.10 (+0.10 to +0.10)" in constant
     assert linear.split() == ["chat-96", "linear", "0.001", "50%", "0.60"]
     assert in_nats(Interval(-0.021, -0.04, 0.01)) == "-0.02 (-0.04 to +0.01)"
+
+
+def test_a_task_without_runs_of_a_question_is_left_out():
+    study = made_up()
+    assert tasks_of(study, "schedule") == list(EPOCHS)
+    few = BracketedStudy([r for r in study.records if r["task"] == "chat-96" or r["schedule"] == "linear"], Trial)
+    assert tasks_of(few, "schedule") == ["chat-96"] and tasks_of(few, "epochs") == list(EPOCHS)
+    assert len(plot_question(few, "schedule")) == 1 and "chat-500" not in effects(few, "schedule")
+    with pytest.raises(ValueError, match="no task has all runs of 'warmup'"):
+        tasks_of(study, "warmup")
 
 
 def test_defaults_are_marked_by_name_and_tasks_by_shape():
