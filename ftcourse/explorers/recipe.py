@@ -7,7 +7,7 @@ from pathlib import Path
 from ftcourse.intervals import Interval
 from ftcourse.plots import OKABE_ITO, STYLE, new_axes
 from ftcourse.studies.bracketing import SCORE, BracketedStudy, method_of
-from ftcourse.studies.recipe import EPOCHS, usual, variants
+from ftcourse.studies.recipe import EPOCHS, QUESTIONS, usual, variants
 from ftkit.models import data_dir
 
 DEFAULTS = {"TRL 2e-5": 2e-5, "transformers 5e-5": 5e-5}  # SFTConfig and TrainingArguments
@@ -71,8 +71,10 @@ def plot_defaults(study: BracketedStudy):
 
 def tasks_of(study: BracketedStudy, question: str) -> list[str]:
     """The tasks that the question was answered on. Raises ValueError where there is none."""
+    alternatives = question != "learning rate"  # which has the usual run alone
     done = set(study.methods)
-    tasks = [task for task in EPOCHS if {method_of(t) for t in variants(task, question).values()} <= done]
+    methods = {task: {method_of(trial) for trial in variants(task, question).values()} for task in EPOCHS}
+    tasks = [task for task, wanted in methods.items() if wanted <= done and (len(wanted) > 1 or not alternatives)]
     if not tasks:
         raise ValueError(f"no task has all runs of {question!r}: python -m ftcourse.studies.recipe makes them")
     return tasks
@@ -179,4 +181,37 @@ def plot_real_learning_rates(path: Path | None = None):
     axes = new_axes(9.0, 3.2, columns=2)[1]
     for ax, measure in zip(axes, ("exact", "loss"), strict=True):
         real_model.plot_learning_rates(study, measure=measure, ax=ax)
+    return axes
+
+
+def worth(study: BracketedStudy, task: str) -> dict[str, float]:
+    """How much each setting can cost, in nats of loss: the worst of its variants against the best, largest first.
+
+    Each variant has its own best learning rate and is tested over the final seeds. For the learning rate itself it is
+    the mean cost of a factor of 3 up or down, on the tuning seeds' validation loss.
+    """
+    curve = {lr: statistics.fmean(values) for lr, values in study.curve(usual(task), "validation_loss").items()}
+    rates, best = list(curve), study.best(usual(task))
+    sides = [curve[rates[rates.index(best) + step]] for step in (-1, 1)]
+    found = {"learning rate, 3× off": statistics.fmean(sides) - curve[best]}
+    for question in QUESTIONS:
+        if question != "learning rate" and task in tasks_of(study, question):
+            losses = [statistics.fmean(study.ends(t, "test_loss")) for t in variants(task, question).values()]
+            found[question] = max(losses) - min(losses)
+    return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+
+def plot_worth(costs: Mapping[str, Mapping[str, float]]):
+    """Draw `worth` of each task as bars, settings in the first task's order; return the Axes."""
+    axes = new_axes(9.0, 2.8, columns=len(costs))[1]
+    order = list(next(iter(costs.values())))
+    for ax, (task, found) in zip(axes, costs.items(), strict=True):
+        places = [place for place, name in enumerate(order) if name in found]
+        bars = ax.barh(places, [found[order[place]] for place in places], color=COLOURS[0], height=0.6)
+        ax.bar_label(bars, fmt="%.2f", padding=3, fontsize=8)
+        ax.set(yticks=range(len(order)), yticklabels=order, ylim=(len(order) - 0.5, -0.5), title=task)
+        ax.set_xlabel("loss: worst less best variant (nats per token)")
+        ax.margins(x=0.15)
+    for ax in axes[1:]:
+        ax.set_yticklabels([])
     return axes

@@ -13,11 +13,13 @@ from ftcourse.explorers.recipe import (
     plot_learning_rates,
     plot_question,
     plot_real_learning_rates,
+    plot_worth,
     tasks_of,
+    worth,
 )
 from ftcourse.intervals import Interval
 from ftcourse.studies.bracketing import SEEDS, TUNING_SEEDS, BracketedStudy
-from ftcourse.studies.recipe import EPOCHS, Trial, usual, variants
+from ftcourse.studies.recipe import EPOCHS, QUESTIONS, Trial, usual, variants
 
 
 def made_up(questions=("schedule", "optimizer", "epochs")) -> BracketedStudy:
@@ -91,6 +93,21 @@ def test_a_task_without_runs_of_a_question_is_left_out():
     assert len(plot_question(few, "schedule")) == 1 and "chat-500" not in effects(few, "schedule")
     with pytest.raises(ValueError, match="no task has all runs of 'warmup'"):
         tasks_of(study, "warmup")
+
+
+def test_what_a_setting_can_cost_is_worst_less_best():
+    study = made_up(tuple(QUESTIONS))
+    found = worth(study, "chat-96")
+    assert list(found)[:2] == ["learning rate, 3× off", "schedule"] and set(found) - {"learning rate, 3× off"} == {
+        question for question in QUESTIONS if question != "learning rate"
+    }
+    assert found["learning rate, 3× off"] == pytest.approx(math.log(3) / 10)
+    assert found["schedule"] == pytest.approx(0.1) and found["warmup"] == 0
+    other = worth(study, "chat-500")
+    assert "weight decay" not in other
+    axes = plot_worth({"chat-96": found, "chat-500": other})
+    assert [len(ax.patches) for ax in axes] == [len(found), len(other)]
+    assert [label.get_text() for label in axes[0].get_yticklabels()] == list(found)
 
 
 def test_defaults_are_marked_by_name_and_tasks_by_shape():
