@@ -43,7 +43,7 @@ from ftcourse.explorers.recipe import (
 from ftcourse.explorers.schedules import learning_rates, plot_schedules, schedule_explorer
 from ftcourse.intervals import interval
 from ftcourse.plots import OKABE_ITO, new_axes, use_course_style
-from ftcourse.studies.bracketing import SEEDS, BracketedStudy, best_learning_rate
+from ftcourse.studies.bracketing import BracketedStudy, best_learning_rate
 from ftcourse.studies.recipe import BRACKETED, EPOCHS, Trial, usual, variants
 from ftcourse.studies.tasks import load_task
 from torch import nn
@@ -72,7 +72,7 @@ study = BracketedStudy.read(BRACKETED, Trial)
 print(f"{len(study.records)} stored runs of {len(study.methods)} methods")
 
 # %% [markdown]
-# The figures come from stored runs of pocket-base, 1.1 M parameters, on two tasks: **chat-96** is 96 questions seen ten
+# The figures come from stored runs of pocket-base, 1.0 M parameters, on two tasks: **chat-96** is 96 questions seen ten
 # times, **chat-500** is 500 questions seen twice. Both are about 60 steps of 16 examples. Exact match is the fraction
 # of new questions whose whole answer, end of turn included, is right.
 #
@@ -80,9 +80,9 @@ print(f"{len(study.records)} stored runs of {len(study.methods)} methods")
 
 # %% [markdown]
 # Every method gets its own learning rate. It is chosen on *validation* questions with two seeds, and the grid is
-# extended until the best rate has worse ones within a factor of 3 on both sides. Then five other seeds run at that rate
-# and are scored on *test* questions, which no choice has seen. Differences are paired by seed; brackets hold 95 %
-# intervals.
+# extended until the best rate has worse ones within a factor of 3 on both sides. Then five other seeds, ten for
+# schedules and clipping, run at that rate and are scored on *test* questions, which no choice has seen. Differences are
+# paired by seed; brackets hold 95 % intervals.
 
 # %% [markdown]
 # ## 1 · The training loop
@@ -326,9 +326,10 @@ axes = plot_question(study, "epochs")
 print(effects(study, "epochs"))
 
 # %% [markdown]
-# On 96 questions, more epochs keep paying in exact match, while the loss turns up after 10: the model grows surer of
-# its wrong answers faster than it gets answers right. InstructGPT's authors report the same parting of ways and trained
-# on (Ouyang et al. 2022). Stop by the measure that you care about, on validation data.
+# Too few epochs cost more than any setting but the learning rate. On 96 questions, more epochs keep paying in exact
+# match, while the loss turns up after 10: the model grows surer of its wrong answers faster than it gets answers right.
+# InstructGPT's authors report the same parting of ways and trained on (Ouyang et al. 2022). Stop by the measure that
+# you care about, on validation data.
 
 # %% [markdown]
 # ## 5 · Warmup and schedule
@@ -375,10 +376,11 @@ for name in tasks_of(study, "schedule"):
     constant = variants(name, "schedule")["constant"]
     assert study.gain(constant, usual(name), "test_loss").low > 0  # a higher loss
     none = study.gain(variants(name, "warmup")["0 %"], usual(name), "test_loss")
-    assert none.low < 0 < none.high
+    assert none.low > -0.03 and none.high < 0.03
 
 # %% [markdown]
-# Warmup is worth nothing that five seeds can see: the weights are trained already, and the first gradients are clipped.
+# With or without warmup, the loss is the same to within 0.03 nats: the weights are trained already, and the first
+# gradients are clipped.
 #
 # The decay lowers the loss on both tasks. Exact match says the opposite on one task and nothing on the other: a run at
 # a constant rate goes further, gets more answers right and is more confident when wrong. Believe the measure that you
@@ -395,9 +397,15 @@ axes = plot_question(study, "clipping")
 
 # %%
 print(effects(study, "clipping"))
+for name in tasks_of(study, "clipping"):
+    unclipped = variants(name, "clipping")["none"]
+    assert study.gain(unclipped, usual(name), "test_exact").high < 0
 
 # %% [markdown]
-# «clipping outcome»
+# Without clipping the model gets fewer answers right on both tasks, though Adam divides by the gradient's size anyway.
+# A likely reason: the first gradients are ten times the later ones, and beta2 = 0.999 remembers them for about a
+# thousand steps, longer than this run, so that later steps are too small. Clipping at 1.0 costs nothing and is a
+# default; keep it.
 
 # %% [markdown]
 # ## 7 · The optimizer and its groups
@@ -413,12 +421,13 @@ print(effects(study, "optimizer"))
 for name in tasks_of(study, "optimizer"):
     adamw, sgd = variants(name, "optimizer").values()
     assert study.best(sgd) > 10 * study.best(adamw)
-    assert study.gain(sgd, adamw, "test_loss").high < 0.05  # does not fall behind
+    assert study.gain(sgd, adamw, "test_loss").high < 0.05
+    assert study.gain(sgd, adamw, "test_exact").mean < 0
 
 # %% [markdown]
-# SGD does not fall behind; its loss is even lower. Do not conclude that you can save the second moment: "What
-# transfers" says why this toy misleads. And mind the axis: SGD's best learning rate is over ten times AdamW's, so that
-# at one shared rate either would have lost.
+# The two measures disagree again: SGD's loss is level or lower, its exact match is lower where there are more
+# questions. It comes nearer to AdamW than it would on a large model; "What transfers" says why. And mind the axis:
+# SGD's best learning rate is over ten times AdamW's, so at one shared rate you would compare rates.
 
 # %% [markdown]
 # ### Decay groups
@@ -455,7 +464,8 @@ for name, peak, decay, count in (
 print(effects(study, "weight decay"))
 
 # %% [markdown]
-# «decay outcome»
+# Multiplied out, a fine-tune decays weights by a few thousandths, so decaying norm weights and biases too changes
+# nothing that can be seen. In a pre-training of 100,000 steps it would.
 
 # %% [markdown]
 # ### What each setting is worth
@@ -466,39 +476,52 @@ print(effects(study, "weight decay"))
 # %% tags=["hide-input"]
 costs = {name: worth(study, name) for name in EPOCHS}
 axes = plot_worth(costs)
+for found in costs.values():
+    assert min(found["epochs"], found["batch size"], found["learning rate, 3× off"]) > max(
+        found[other] for other in ("schedule", "warmup", "weight decay") if other in found
+    )
 
 # %% [markdown]
-# «worth outcome»
+# Spend your runs in this order: learning rate, number of steps (epochs and batch size), and then the rest, which is
+# worth a default.
 
 # %% [markdown]
 # ## What the sources claim
 #
-# Four claims are tested on the test loss, the more sensitive measure, averaged over the tasks and paired by seed; the
-# claim about epochs on exact match. An effect under 0.02 nats per token would not be worth a setting.
+# Four claims are tested on test loss and exact match, averaged over the tasks and paired by seed. Where only one of the
+# two measures agrees, the verdict says which. Less than 0.02 nats per token would not be worth a setting. The claim
+# about epochs is tested on exact match.
 
 
 # %% tags=["hide-input"]
 def mean_gain(question, better, worse, measure):
-    """How much more of a test measure `better` has: the mean over the tasks, an interval over seeds."""
+    """How much more of a test measure `better` has: by seed, the mean over the tasks."""
+    gaps = {}
     tasks = tasks_of(study, question)
-    gaps = dict.fromkeys(SEEDS, 0.0)
     for name in tasks:
         ours, theirs = (
             study.runs(variants(name, question)[label]) for label in (better, worse)
         )
-        for seed in SEEDS:
-            gaps[seed] += (ours[seed][measure] - theirs[seed][measure]) / len(tasks)
-    return interval(list(gaps.values()))
+        for seed in ours.keys() & theirs.keys():
+            gaps.setdefault(seed, []).append(ours[seed][measure] - theirs[seed][measure])
+    return [sum(each) / len(each) for each in gaps.values() if len(each) == len(tasks)]
 
 
 # %% tags=["hide-input"]
 def claim(text, source, question, better, worse):
-    less = mean_gain(question, worse, better, "test_loss")  # positive where better
-    points = mean_gain(question, better, worse, "test_exact").points
-    where = " and ".join(tasks_of(study, question))
-    measured = f"{better} against {worse}, {where}: {in_nats(less)} nats per token less, "
-    measured += f"exact match {points} percentage points"
-    added = ledger.add(text, source, less, measured, seeds=len(SEEDS), worthwhile=0.02)
+    gaps = mean_gain(question, worse, better, "test_loss")  # positive where `better` is better
+    loss, exact = interval(gaps), interval(mean_gain(question, better, worse, "test_exact"))
+    held, only_if = loss, ""
+    if (loss.low > 0) != (exact.low > 0):
+        held = loss if loss.low > 0 else exact
+        only_if = (
+            "in loss, not in exact match" if held is loss else "in exact match, not in loss"
+        )
+    measured = f"{better} against {worse}, {' and '.join(tasks_of(study, question))}: "
+    measured += f"loss lower by {in_nats(loss)} nats per token, "
+    measured += f"exact match {exact.points} percentage points"
+    details = {"seeds": len(gaps), "only_if": only_if, "worthwhile": 0.02}
+    added = ledger.add(text, source, held, measured, **details)
     print(f"{added.verdict}: {text}\n    {measured}")
 
 
@@ -510,10 +533,10 @@ assert more.low > 0
 added = ledger.add(
     "epochs after the minimum of the held-out loss still improve the answers",
     "Ouyang et al. 2022, InstructGPT",
-    points,
+    points,  # an interval
     f"20 epochs against 10, chat-96: exact match {points.points} percentage points, "
     f"loss {in_nats(more)} nats per token",
-    seeds=len(SEEDS),
+    seeds=len(study.ends(longer)),
 )
 
 # %% tags=["hide-input"]
@@ -618,7 +641,7 @@ check_accumulate(accumulate)
 # %% [markdown]
 # ## What transfers
 #
-# Measured here: pocket-base, 1.1 M parameters, width 128, a quarter of them in embedding and head, 60 steps on short
+# Measured here: pocket-base, 1.0 M parameters, width 128, a quarter of them in embedding and head, 60 steps on short
 # answers.
 #
 # | | transfers to 1B to 8B | does not |
