@@ -7,7 +7,7 @@ from pathlib import Path
 from ftcourse.intervals import Interval
 from ftcourse.plots import OKABE_ITO, STYLE, new_axes
 from ftcourse.studies.bracketing import SCORE, BracketedStudy, method_of
-from ftcourse.studies.recipe import EPOCHS, QUESTIONS, usual, variants
+from ftcourse.studies.recipe import EPOCHS, QUESTIONS, Trial, usual, variants
 from ftkit.models import data_dir
 
 DEFAULTS = {"TRL 2e-5": 2e-5, "transformers 5e-5": 5e-5}  # SFTConfig and TrainingArguments
@@ -94,7 +94,7 @@ def plot_question(study: BracketedStudy, question: str):
     columns = max(map(len, methods.values()))
     widths = [1.0] * columns + [1.2, 1.2]
     with matplotlib.rc_context({**STYLE, "font.size": 9, "axes.titlesize": 9}):
-        size = (1.5 * sum(widths), 2.0 * len(methods))
+        size = (min(1.5 * sum(widths), 8.6), 2.0 * len(methods))
         _, grid = pyplot.subplots(len(methods), columns + 2, figsize=size, squeeze=False, width_ratios=widths)
         for row, (task, trials) in zip(grid, methods.items(), strict=True):
             _plot_curves(study, trials, row[:columns])
@@ -148,8 +148,10 @@ def effects(study: BracketedStudy, question: str) -> str:
         f"{'task':9} {question[:12]:10} {'rate':>9} {'match':>6} {'':>5}   percentage points        nats per token"
     ]
     for task in tasks_of(study, question):
-        for label, trial in variants(task, question).items():
-            exact, loss = (statistics.fmean(study.ends(trial, f"test_{m}")) for m in ("exact", "loss"))
+        trials = variants(task, question)
+        exacts, all_losses = (common_means(study, trials, f"test_{m}") for m in ("exact", "loss"))
+        for label, trial in trials.items():
+            exact, loss = exacts[label], all_losses[label]
             line = f"{task:9} {label:10} {study.best(trial):9.2g} {exact:6.0%} {loss:5.2f}"
             if trial != usual(task):
                 gains = (study.gain(trial, usual(task), f"test_{m}") for m in ("exact", "loss"))
@@ -157,6 +159,13 @@ def effects(study: BracketedStudy, question: str) -> str:
                 line += f"   {points:22}   {nats}"
             lines.append(line)
     return "\n".join(lines)
+
+
+def common_means(study: BracketedStudy, trials: Mapping[str, Trial], measure: str) -> dict[str, float]:
+    """The mean of a test measure by label, over the seeds that all the trials ran."""
+    runs = {label: study.runs(trial) for label, trial in trials.items()}
+    seeds = set.intersection(*(set(found) for found in runs.values()))
+    return {label: statistics.fmean(found[seed][measure] for seed in sorted(seeds)) for label, found in runs.items()}
 
 
 def in_nats(found: Interval) -> str:
@@ -196,7 +205,7 @@ def worth(study: BracketedStudy, task: str) -> dict[str, float]:
     found = {"learning rate, 3× off": statistics.fmean(sides) - curve[best]}
     for question in QUESTIONS:
         if question != "learning rate" and task in tasks_of(study, question):
-            losses = [statistics.fmean(study.ends(t, "test_loss")) for t in variants(task, question).values()]
+            losses = common_means(study, variants(task, question), "test_loss").values()
             found[question] = max(losses) - min(losses)
     return dict(sorted(found.items(), key=lambda item: -item[1]))
 

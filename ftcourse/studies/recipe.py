@@ -72,7 +72,7 @@ QUESTIONS: dict[str, dict[str, dict]] = {
     },
 }
 
-MORE_SEEDS = {"schedule": 10, "clipping": 10}  # final runs where five leave the sign open
+MORE_SEEDS = {"schedule": 10, "epochs": 10, "clipping": 10}  # final runs where five leave the sign open
 MAIN_TASK = "chat-96"  # which has all variants; the other task has not these, to save time
 LEFT_OUT = ("cosine", "30 %", "0.3", "0.95", "0.1", "0.1, all")
 

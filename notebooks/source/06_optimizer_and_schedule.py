@@ -219,9 +219,7 @@ for width in (128, 576, 4096):  # pocket-base, SmolLM2-135M, Llama 3 8B
     print(
         f"width {width:5}: one step at 1e-3 moves the output by {moved[width]:.1f} times its size"
     )
-assert (
-    moved[4096] / moved[128] == torch.tensor(32.0).item() or 25 < moved[4096] / moved[128] < 40
-)
+assert 25 < moved[4096] / moved[128] < 40
 
 # %% [markdown]
 # Thirty-two times the width, thirty-two times the change: at 1e-3, one step would overwrite the output of a layer of
@@ -274,7 +272,7 @@ for name in tasks_of(study, "batch size"):
 
 # %%
 def gradient(model, weighted_batches):
-    """The summed gradient of (weight, batch) pairs, each loss a mean over the batch's labels, times the weight."""
+    """Sum the gradients of each batch's mean loss, times its weight."""
     model.zero_grad()
     for weight, batch in weighted_batches:
         logits = model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits[
@@ -382,9 +380,22 @@ for name in tasks_of(study, "schedule"):
 # With or without warmup, the loss is the same to within 0.03 nats: the weights are trained already, and the first
 # gradients are clipped.
 #
-# The decay lowers the loss on both tasks. Exact match says the opposite on one task and nothing on the other: a run at
-# a constant rate goes further, gets more answers right and is more confident when wrong. Believe the measure that you
-# need, on more than one task.
+# The decay lowers the loss on both tasks, by a few hundredths; exact match cannot tell a decayed rate from a constant
+# one. It seemed to: look at the first five seeds alone.
+
+# %%
+constant, linear = (variants("chat-96", "schedule")[label] for label in ("constant", "linear"))
+gaps = [a - b for a, b in zip(study.ends(constant), study.ends(linear), strict=True)]
+first, all_seeds = interval(gaps[:5]), interval(gaps)
+print(
+    f"constant against linear, chat-96, exact match in percentage points, {len(gaps)} seeds:"
+)
+print(f"  first five: {first.points}; all: {all_seeds.points}")
+assert first.low > 0 > all_seeds.low
+
+# %% [markdown]
+# Of twenty 95 % intervals that should hold zero, one does not. So repeat what surprises you, with new seeds, before you
+# believe it, and prefer the measure that varies less: the loss.
 
 # %% [markdown]
 # ## 6 · Gradient clipping
@@ -403,9 +414,9 @@ for name in tasks_of(study, "clipping"):
 
 # %% [markdown]
 # Without clipping the model gets fewer answers right on both tasks, though Adam divides by the gradient's size anyway.
-# A likely reason: the first gradients are ten times the later ones, and beta2 = 0.999 remembers them for about a
-# thousand steps, longer than this run, so that later steps are too small. Clipping at 1.0 costs nothing and is a
-# default; keep it.
+# A likely reason: the first gradients are over ten times as long as the last, and beta2 = 0.999 remembers them for
+# about a thousand steps, longer than this run, so that later steps are too small. Clipping at 1.0 costs nothing and is
+# a default; keep it.
 
 # %% [markdown]
 # ## 7 · The optimizer and its groups

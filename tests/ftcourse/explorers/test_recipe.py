@@ -1,6 +1,7 @@
 """The pictures and tables of the recipe study, on made-up runs whose best learning rates and gains are known."""
 
 import math
+import statistics
 from dataclasses import asdict, replace
 
 import pytest
@@ -108,6 +109,15 @@ def test_what_a_setting_can_cost_is_worst_less_best():
     axes = plot_worth({"chat-96": found, "chat-500": other})
     assert [len(ax.patches) for ax in axes] == [len(found), len(other)]
     assert [label.get_text() for label in axes[0].get_yticklabels()] == list(found)
+
+
+def test_means_are_over_the_seeds_that_all_have():
+    study, trials = made_up(), variants("chat-96", "schedule")
+    more = {**study.runs(trials["linear"])[0], "seed": 9, "test_exact": 0.0}
+    longer = BracketedStudy([*study.records, more], Trial)
+    assert statistics.fmean(longer.ends(trials["linear"])) < 0.45
+    assert recipe.common_means(longer, trials, "test_exact") == recipe.common_means(study, trials, "test_exact")
+    assert effects(longer, "schedule") == effects(study, "schedule")
 
 
 def test_defaults_are_marked_by_name_and_tasks_by_shape():
