@@ -80,8 +80,8 @@ print(f"{len(study.records)} stored runs of {len(study.methods)} methods")
 
 # %% [markdown]
 # Every method gets its own learning rate. It is chosen on *validation* questions with two seeds, and the grid is
-# extended until the best rate has worse ones within a factor of 3 on both sides. Then five other seeds, ten for
-# schedules and clipping, run at that rate and are scored on *test* questions, which no choice has seen. Differences are
+# extended until the best rate has worse ones within a factor of 3 on both sides. Then five other seeds, ten where five
+# left a sign open, run at that rate and are scored on *test* questions, which no choice has seen. Differences are
 # paired by seed; brackets hold 95 % intervals.
 
 # %% [markdown]

@@ -101,3 +101,12 @@ def test_the_command_runs_every_task(tmp_path, monkeypatch):
     output = tmp_path / "study.jsonl"
     assert study.main(["--output", str(output), "--workers", "1", "--seeds", "5"]) == 0
     check_study(read_records(output), Trial)
+
+
+def test_every_method_of_the_plan_is_stored_with_its_seeds():
+    stored = BracketedStudy.read(study.BRACKETED, Trial)
+    wanted = {(task, question): starts(task, question) for task in EPOCHS for question in QUESTIONS}
+    assert {method_of(method) for grids in wanted.values() for method in grids} == set(stored.methods)
+    for key, grids in wanted.items():
+        for method in grids:
+            assert len(stored.ends(method)) >= study.MORE_SEEDS.get(key, len(SEEDS)), (key, method)
