@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ftcourse.studies import recipe as study
-from ftcourse.studies.bracketing import TUNING_SEEDS, check_study
+from ftcourse.studies.bracketing import SEEDS, TUNING_SEEDS, BracketedStudy, check_study, method_of
 from ftcourse.studies.recipe import EPOCHS, EVERYTHING, QUESTIONS, Trial, run, starts, usual, variants
 from ftcourse.studies.records import read_records, trial_of
 from ftcourse.studies.tasks import BATCH_SIZE, MAX_GRAD_NORM, WARMUP, WEIGHT_DECAY, load_task, training_steps
