@@ -414,7 +414,7 @@ for name in tasks_of(study, "clipping"):
 
 # %% [markdown]
 # Without clipping the model gets fewer answers right on both tasks, though Adam divides by the gradient's size anyway.
-# A likely reason: the first gradients are over ten times as long as the last, and beta2 = 0.999 remembers them for
+# A possible reason: the first gradients are over ten times as long as the last, and beta2 = 0.999 remembers them for
 # about a thousand steps, longer than this run, so that later steps are too small. Clipping at 1.0 costs nothing and is
 # a default; keep it.
 
@@ -574,13 +574,6 @@ claim(
 )
 claim("clipping the gradient's norm helps", "Pascanu et al. 2013", "clipping", "1.0", "none")
 
-# %% [markdown]
-# ## Exercise 1 · A sweep that brackets its best
-#
-# Difficulty ●●○, 8 minutes. Train at the given learning rates; while the best is at an edge, train at one more, a
-# factor of 3 beyond it. A diverged run's loss is NaN and counts as worst. The checker then runs your sweep on
-# pocket-base, from the defaults' 2e-5 on, in a few seconds. Expected: a dict of losses whose minimum is inside.
-
 
 # %%
 def validation_loss(lr: float) -> float:
@@ -591,6 +584,14 @@ def validation_loss(lr: float) -> float:
     train(task.model.train(), short, optimizer, get_scheduler("linear", optimizer, 1, 12))
     with torch.no_grad():
         return task.evaluate(task.model.eval(), "validation")["validation_loss"]
+
+
+# %% [markdown]
+# ## Exercise 1 · A sweep that brackets its best
+#
+# Difficulty ●●○, 8 minutes. Train at the given learning rates; while the best is at an edge, train at one more, a
+# factor of 3 beyond it. A diverged run's loss is NaN and counts as worst. The checker then runs your sweep on
+# pocket-base, from the defaults' 2e-5 on, in a few seconds. Expected: a dict of losses whose minimum is inside.
 
 
 # %% tags=["exercise"]
