@@ -450,7 +450,7 @@ for name in tasks_of(study, "optimizer"):
 by_trainer = set(Trainer.get_decay_parameter_names(None, model))
 decaying, spared = decay_groups(model.named_parameters(), WEIGHT_DECAY)
 print(
-    f"decay: {len(decaying['params'])} matrices; spared: {len(spared['params'])} norm weights"
+    f"decay: {len(decaying['params'])} matrices; spared: {len(spared['params'])} biases, norms"
 )
 assert by_trainer == {name for name, _ in decaying["params"]}
 check_decay_groups(model, [decaying, spared])  # each parameter once, no norm or bias decays
