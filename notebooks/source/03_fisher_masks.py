@@ -525,10 +525,10 @@ check_peak_bytes(peak_bytes)
 # %% [markdown]
 # ## 7 · The tournament
 #
-# Which method should you use? `python -m ftcourse.studies.masks` trained pocket-base by each for equally many steps:
-# on **chat-96**, which is this notebook's task, and on **truth-500**, 500 statements to be judged true or false. Each
-# method has its own learning rate, bracketed by factors of at most 2.5 on a validation split, and is scored on test
-# questions with other seeds.
+# Which method should you use? `python -m ftcourse.studies.masks` trained pocket-base by each for equally many steps on
+# **chat-96**, this notebook's task. Each method has its own learning rate, bracketed by factors of at most 2.5 on a
+# validation split, and is scored on test questions with other seeds. A percentage point is the smallest difference
+# that we would care about.
 
 # %%
 study = Tournament()
@@ -547,10 +547,7 @@ for name in study.tasks:
 # written down before the first run; it stands on the right.
 
 # %%
-_ = plot_effects(study, "chat-96", predicted=True)
-
-# %%
-for name in study.tasks[1:]:
+for name in study.tasks:
     plot_effects(study, name, predicted=True)
 
 # %% [markdown]
@@ -563,7 +560,7 @@ for name in study.tasks:
     found = {m: study.sign(name, m) for m in study.methods(name)[1:]}
     right = [method for method, sign in found.items() if sign == PREDICTIONS[method].sign]
     print(f"{name}: {len(right)} of {len(found)} expectations right")
-    for method in found.keys() - set(right):
+    for method in [method for method in found if method not in right]:
         print(
             f"   {method}: {study.effect(name, method).points}, not as expected:",
             PREDICTIONS[method].why,
@@ -580,12 +577,31 @@ for name in study.tasks:
     )
     print(f"   half an interval: {widths[0]:.0f} to {widths[-1]:.0f} percentage points")
 
+# %%
+effects = {method: study.effect("chat-96", method) for method in study.methods("chat-96")[1:]}
+assert [method for method, e in effects.items() if e.low > 0] == ["D 0.3"]
+assert [method for method, e in effects.items() if e.high < 0] == [
+    "F 0.2",
+    "Magma 0.5",
+    "random 0.1",
+]
+tried = {rate: sum(scores) / 2 for rate, scores in study.tuning("chat-96", "F 0.2").items()}
+print(
+    "F 0.2, exact match on validation questions:",
+    {rate: f"{s:.0%}" for rate, s in tried.items()},
+)
+assert 0 < tried[5e-3] - tried[2e-3] < 0.03
+
 # %% [markdown]
-# Most methods cannot be told from AdamW: at its own best learning rate, nearly any tenth of the linear layers answers
-# as many questions as all weights do. So a score alone does not choose the method.
+# Three tenths of the weights, chosen by Fisher information, come out ahead, by about three percentage points. A random
+# tenth is behind, by about as much, and so is Magma. The other methods cannot be told from AdamW.
 #
-# The loss looks different. The methods that train linear layers only end with much more of it, at the same number of
-# right answers:
+# F at p = 0.2 is a warning. On validation questions the higher of two learning rates won by two points, and on the
+# test it lost nine: two tuning seeds are few.
+
+# %% [markdown]
+# The loss orders the methods differently. Those that train linear layers only end with much more of it, at nearly the
+# same number of right answers:
 
 # %%
 _ = plot_effects(study, "chat-96", measure="test_loss")
@@ -638,7 +654,9 @@ for method in ("AdamW", "F 0.3", "random 0.1", "D 0.1", "LoRA"):
     print(
         f"{method:11} learning rate {rate:6g}: {sum(known) / len(known):.0%} of the facts kept"
     )
-assert study.effect("chat-96", "D 0.1", "kept").high < 0
+assert study.effect("chat-96", "D 0.1", "kept").high < -0.1
+tenths = ("random 0.1", "D 0.1, linear", "magnitude 0.1", "LIFT 0.1")
+assert min(effects[method].mean for method in tenths) > -0.04
 
 # %% [markdown]
 # A sparse mask does not protect what the model knew. The Fisher tenth leaves nine weights in ten untouched and forgets
@@ -732,7 +750,8 @@ check_experiment(experiment, ("magnitude", "random"))
 # %% [markdown]
 # ### What to use
 #
-# - **Memory is enough for AdamW:** use AdamW. Gradient and update masks save nothing, and brought no clear gain here.
+# - **Memory is enough for AdamW:** use AdamW. Masks of gradients and updates save nothing, and brought nothing here.
+#   A Fisher mask of 30 % was worth three points: try it against AdamW on your task, each at its own learning rate.
 # - **It is not:** use LoRA. It needs no scores and no dense gradients, and every tool can serve it.
 # - **You need sparse changes** (bitwise frozen weights, small deltas of full rank): start with a random or magnitude
 #   mask. Take a Fisher mask where you can pay for its scores and have checked what it forgets.
@@ -741,9 +760,9 @@ check_experiment(experiment, ("magnitude", "random"))
 # %% [markdown]
 # ## What transfers
 #
-# **Measured here:** pocket-base, 1.1 million parameters, at most 500 examples, at most 160 steps. Embeddings and LM
-# head are a quarter of it, and the rows of its chat tokens are untrained: masks and LoRA of the linear layers cannot
-# reach those, which no instruct model will hold against you.
+# **Measured here:** pocket-base, 1.1 million parameters, 96 examples, 60 steps, one task. Embeddings and LM head are a
+# quarter of it, and the rows of its chat tokens are untrained: masks and LoRA of the linear layers cannot reach them.
+# An instruct model has trained them already.
 
 # %% [markdown]
 # **From the literature, not measured here:** the largest weights match or exceed LoRA on Llama 3 of 1B and 8B
@@ -756,9 +775,10 @@ check_experiment(experiment, ("magnitude", "random"))
 # - A tenth of the weights holds over 85 % of the squared gradient; the largest tenth by |w| holds little more than a
 #   random one.
 # - A batch of 16 leaves about a twelfth of the score.
+# - A tenth of the linear layers wanted 5 to 10 times AdamW's learning rate.
 # - Memory per weight in float32, without activations: AdamW 16 bytes, a mask `8 + 12 · reserve_p`, scoring 12.
-# - From the literature: LoRA at about ten times the learning rate of full fine-tuning; sweep by factors of 3 until the
-#   best rate has worse ones on both sides.
+# - From the literature: full fine-tuning at 1e-5 to 2e-5, LoRA at about ten times that on all linear layers; sweep by
+#   factors of 3 until the best rate has worse ones on both sides.
 
 # %% [markdown]
 # ## Recap
@@ -768,8 +788,8 @@ check_experiment(experiment, ("magnitude", "random"))
 # - Masks differ in what they choose, and in where they act: on gradients or on updates.
 # - Frozen means bitwise equal, so the decay has to be masked, too.
 # - Scoring needs a gradient and a score for every weight, once.
-# - At its own best learning rate, nearly any tenth answered as many questions as all weights; a sparse mask alone does
-#   not protect old knowledge.
+# - A tenth of the linear layers, even a random one, came within four points of all weights at its own learning rate.
+#   A sparse mask alone does not protect old knowledge.
 
 # %%
 ledger.show()
