@@ -106,7 +106,7 @@ def plot_patterns(masks: Mapping[str, torch.Tensor]):
 
     `masks`: one bool matrix by the label of its mask.
     """
-    axes = new_axes(2.4 * len(masks), 2.8, columns=len(masks))[1]
+    axes = new_axes(2.0 * len(masks), 2.4, columns=len(masks))[1]
     for ax, (label, mask) in zip(axes, masks.items(), strict=True):
         ax.imshow(mask.numpy(), cmap="Greys", vmin=0, vmax=1, interpolation="nearest")
         ax.set(title=f"{label}: {mask.float().mean():.0%}", xticks=[], yticks=[], xlabel="inputs", ylabel="outputs")

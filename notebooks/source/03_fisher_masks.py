@@ -273,9 +273,9 @@ print(
 _ = plot_patterns({label: mask[name] for label, mask in masks.items()})
 
 # %% [markdown]
-# The Fisher mask has whole rows and leaves others out, because a head that does nothing for the task has no gradient
-# in any of its weights. The low-rank mask has faint rows and columns: products of two vectors. The largest weights
-# are spread nearly like random ones.
+# The Fisher mask fills some rows and leaves out half of them. A row belongs to one head, so whole heads have little
+# gradient in this task. The largest weights lie in some rows and columns more than in others, and after rank reduction
+# even more so: a product of two vectors is large where both are.
 #
 # **Predict first:** of the largest weights, how many does the Fisher mask share: about 70 %, 40 %, or the 10 % of
 # chance?
@@ -294,7 +294,9 @@ for label, mask in masks.items():
     print(
         f"{label:10} shares {with_fisher[label]:4.0%} with Fisher; {held:.0%} of the squared gradient"
     )
+empty_rows = {label: (~mask[name].any(dim=1)).float().mean() for label, mask in masks.items()}
 assert all(0.08 < with_fisher[label] < 0.14 for label in ("random", "magnitude", "low-rank"))
+assert 0.4 < empty_rows["Fisher"] < 0.6 and empty_rows["magnitude"] < empty_rows["low-rank"]
 
 # %% [markdown]
 # Where a weight is large says next to nothing about where the gradient is: the largest weights share little more
