@@ -337,7 +337,7 @@ def _finding_of(model: nn.Module, run: Run, floor: LossFloor, chance: float, sta
         if floor.loss > 0:
             observed += f"; sequences that begin alike and differ later keep it above {floor.loss:.2f}"
         if start and start.too_high:
-            observed += "; but inside answers it began above the loss without context: do labels and context belong together?"
+            observed += "; but inside answers it began above the loss without context: does context belong to label?"
         elif start and start.alone > 0.9 * chance:
             observed += "; but it began like an untrained model: are weights and tokenizer those of the pretrained one?"
         return Finding("note", HEALTHY, observed, "model, labels and optimizer work together", "none needed")
