@@ -1,0 +1,274 @@
+"""The mask tournament: which weights to train, and when, compared at equal steps with AdamW on all of them.
+
+    python -m ftcourse.studies.masks
+    python -m ftcourse.studies.masks --tasks chat-96 --output mine.jsonl
+
+Each method has its own learning rate, bracketed on both sides on a validation split with seeds of its own (see
+`ftcourse.studies.bracketing`); final runs use other seeds and the test split. A run that is in the output is not
+repeated. `PREDICTIONS` were written down before the first run; those of F and D know an earlier comparison with AdamW,
+on another division of the data. `Tournament` reads the records, `study_claims` derives
+the verdicts. About an hour on one core.
+"""
+
+import dataclasses
+import functools
+import math
+import re
+import statistics
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+
+from ftcourse.masks import (
+    Magma,
+    UpdateMaskedAdamW,
+    linear_weights,
+    magnitude_masks,
+    matching_lora_rank,
+    random_masks,
+)
+from ftkit.batching import steps_per_epoch
+from ftkit.child_tuning import ChildTuningAdamW, fisher_information, top_fraction_masks
+from ftkit.models import load_base
+from ftkit.parameters import decay_groups
+
+from .bracketing import TUNING_SEEDS, best_learning_rate, run_bracketed, scores
+from .records import make_repeatable, read_records, run_missing, study_parser
+from .tasks import BATCH_SIZE, HEAD, WEIGHT_DECAY, Task, knowledge_by_domain, load_task, training_steps
+
+ADAMW, CONTROL = "AdamW", "AdamW at √0.3"
+F, F_FEWER, F_MORE = "F 0.3", "F 0.2", "F 0.5"
+UPDATE, MAGMA = "update 0.5", "Magma 0.5"
+RANDOM, FISHER, FISHER_MORE, FISHER_LINEAR = "random 0.1", "D 0.1", "D 0.3", "D 0.1, linear"
+MAGNITUDE, LIFT, LORA = "magnitude 0.1", "LIFT 0.1", "LoRA"
+LIFT_RANK = 8  # of 128: the approximation whose largest entries are trained
+ADVISED_P = 0.3
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What was expected of a method before any run, against AdamW, each at its own best learning rate.
+
+    `sign` is of the score's difference on new questions: +1 or -1 for one or more percentage points with an interval
+    clear of zero, 0 for neither.
+    """
+
+    sign: int
+    why: str
+
+
+# Written before the first run of this study, and not changed since.
+PREDICTIONS = {
+    CONTROL: Prediction(0, "half of F's rate is still near AdamW's optimum, where scores change slowly with the rate"),
+    F: Prediction(0, "1/p nearly cancels in Adam, so F is AdamW with a smaller mean update and as much noise"),
+    F_FEWER: Prediction(0, "as at 0.3, with a higher best rate: the rate makes up for a smaller mean update"),
+    F_MORE: Prediction(0, "as at 0.3, and nearer to AdamW"),
+    UPDATE: Prediction(0, "the mean update is AdamW's; the noise that helps a long pretraining hardly matters here"),
+    MAGMA: Prediction(0, "as masked updates; sixty steps are too few for a running mean of alignment to matter"),
+    RANDOM: Prediction(-1, "a random tenth of the linear layers reaches neither embedding nor LM head"),
+    FISHER: Prediction(0, "its tenth has most of the squared gradient, so it should learn as much as all weights"),
+    FISHER_MORE: Prediction(0, "as at 0.1, with room to spare"),
+    FISHER_LINEAR: Prediction(-1, "without embedding and LM head, but better than the random tenth of the same layers"),
+    MAGNITUDE: Prediction(-1, "large weights are not where the gradient is; no better than the random tenth"),
+    LIFT: Prediction(-1, "rank reduction picks whole rows and columns; no better than magnitude at this size"),
+    LORA: Prediction(-1, "LoRA on the linear layers leaves the untrained rows of the chat tokens as they are"),
+}
+METHODS = (ADAMW, *(name for name in PREDICTIONS if name != CONTROL))  # with a learning rate of their own
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A run. `seed` is of rows, order, masks, adapters and a classifier's head: equal seeds see equal data."""
+
+    task: str
+    method: str
+    lr: float
+    seed: int
+
+
+def prepare(method: str, task: Task, lr: float, seed: int, base: str | None = None, name: str = ""):
+    """The task with its model set up for a method, and the optimizer. `name`, the task's, keeps Fisher scores."""
+    model = task.model
+    if method == LORA:
+        weights = linear_weights(model)
+        rank = matching_lora_rank(weights, 0.1)
+        config = LoraConfig(
+            r=rank,
+            lora_alpha=2 * rank,
+            target_modules=[key.removesuffix(".weight") for key in weights],
+            modules_to_save=[key for key, _ in model.named_children() if re.match(HEAD, f"{key}.")] or None,
+        )
+        model = get_peft_model(model, config)  # not ftkit's `attach`, which is for causal models alone
+        task = dataclasses.replace(task, model=model)
+        return task, torch.optim.AdamW(decay_groups(model.named_parameters(), WEIGHT_DECAY), lr=lr)
+    masks = fixed_masks(method, task, seed, base, name)
+    if masks:
+        return task, masked_optimizer(model, masks, lr)
+    groups = decay_groups(model.named_parameters(), WEIGHT_DECAY)
+    if method in (ADAMW, CONTROL):
+        return task, torch.optim.AdamW(groups, lr=lr)
+    p = float(method.split()[-1])
+    if method == UPDATE:
+        return task, UpdateMaskedAdamW(groups, lr, keep_p=p, seed=seed)
+    if method == MAGMA:
+        return task, Magma(groups, lr, keep_p=p, seed=seed)
+    return task, ChildTuningAdamW(groups, lr=lr, reserve_p=p, seed=seed)
+
+
+def fixed_masks(method: str, task: Task, seed: int, base: str | None, name: str) -> dict[str, torch.Tensor]:
+    """The masks of a method that trains the same weights in every step; none for the others."""
+    weights = linear_weights(task.model)
+    if method == RANDOM:
+        return random_masks(weights, 0.1, seed)
+    if method in (MAGNITUDE, LIFT):
+        return magnitude_masks(weights, 0.1, LIFT_RANK if method == LIFT else 0)
+    if method in (FISHER, FISHER_MORE, FISHER_LINEAR):
+        scores = fisher_scores(name, seed, base)
+        chosen = {key: scores[key] for key in weights} if method == FISHER_LINEAR else scores
+        return top_fraction_masks(chosen, 0.3 if method == FISHER_MORE else 0.1)
+    return {}
+
+
+@functools.lru_cache(maxsize=16)
+def fisher_scores(name: str, seed: int, base: str | None) -> dict[str, torch.Tensor]:
+    """Scores at the pretrained weights, of the task's training examples; a new head is not scored."""
+    torch.manual_seed(seed)
+    task = load_task(name, seed, base)
+    heads = [key for key, _ in task.model.named_parameters() if re.search(HEAD, key)]
+    return fisher_information(
+        task.model,
+        ([row] for row in task.train),
+        per="batch",  # each of one row
+        exclude=[HEAD] if heads else [],
+        loss=task.loss,
+    )
+
+
+def masked_optimizer(model: nn.Module, masks: dict[str, torch.Tensor], lr: float) -> ChildTuningAdamW:
+    """Trains what is in the masks, and a new head fully, and freezes the rest."""
+    for name, param in model.named_parameters():
+        param.requires_grad_(name in masks or bool(re.search(HEAD, name)))
+    named = list(model.named_parameters())
+    groups = decay_groups([(name, param) for name, param in named if name in masks], WEIGHT_DECAY)
+    head = [(name, param) for name, param in named if re.search(HEAD, name)]
+    if head:
+        groups.append({"params": head, "mode": "task-free", "reserve_p": 1.0, "weight_decay": WEIGHT_DECAY})
+    return ChildTuningAdamW(groups, lr=lr, mode="task-dependent", gradient_mask=masks)
+
+
+def run_trial(trial: Trial, base: str | None = None) -> dict:
+    """Train; evaluate after every epoch, on validation data for a tuning seed, else on the test split.
+
+    Returns the trial, the measures at the end, `curves` (a list by epoch per measure, and "train_loss"), `trained` (the
+    number of weights or adapter entries that an optimizer's step may change) and `seconds`; of final runs also `kept`.
+    """
+    start = time.perf_counter()
+    torch.manual_seed(trial.seed)
+    task = load_task(trial.task, trial.seed, base, validation=True)
+    task, optimizer = prepare(trial.method, task, trial.lr, trial.seed, base, trial.task)
+    steps = steps_per_epoch(task.train, BATCH_SIZE)
+    curves: dict[str, list[float]] = {"train_loss": []}
+    losses, found = [], {}
+    for loss in training_steps(task, optimizer, trial.seed):
+        losses.append(loss)
+        if len(losses) < steps:
+            continue
+        found = {"train_loss": round(sum(losses) / steps, 4)} | scores(task, trial.seed)
+        losses.clear()
+        for measure, value in found.items():
+            curves.setdefault(measure, []).append(value)
+    record = {**dataclasses.asdict(trial), **found, "curves": curves, "trained": trained_entries(task.model, optimizer)}
+    if trial.seed not in TUNING_SEEDS:
+        record["kept"] = round(kept(task.model, base), 4)
+    return {**record, "seconds": round(time.perf_counter() - start, 1)}
+
+
+def trained_entries(model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    """How many entries a fixed mask selects, or else how many require a gradient."""
+    count = 0
+    for param in (param for param in model.parameters() if param.requires_grad):
+        state = optimizer.state.get(param, {})
+        count += len(state["mask_indices"]) if "mask_indices" in state else param.numel()
+    return count
+
+
+def kept(model: nn.Module, base: str | None) -> float:
+    """Fraction of the almanac's facts still answered in the pretraining format, the mean over domains.
+
+    A classifier's body is asked through the pretrained LM head.
+    """
+    pretrained, tokenizer = load_base(base)
+    tuned = model.get_base_model() if isinstance(model, PeftModel) else model
+    prefix = pretrained.base_model_prefix
+    setattr(pretrained, prefix, getattr(tuned, prefix))
+    if tuned.get_output_embeddings() is not None:
+        pretrained.set_output_embeddings(tuned.get_output_embeddings())
+    pretrained.float().eval()
+    with torch.no_grad():
+        return statistics.fmean(knowledge_by_domain(pretrained, tokenizer)["pages_right"].values())
+
+
+# Rates to begin with; the grid grows by its own steps until the best lies inside. Of F and D near those that an earlier
+# comparison found; fixed masks and LoRA higher, as their sources advise.
+LOW, MIDDLE, HIGH, HIGHER = (5e-4, 1e-3, 2e-3), (1e-3, 2e-3, 5e-3), (2e-3, 5e-3, 1e-2), (5e-3, 1e-2, 2e-2)
+CHAT_RATES = {
+    ADAMW: LOW,
+    **dict.fromkeys((F, F_FEWER, F_MORE, FISHER, FISHER_MORE), MIDDLE),
+    UPDATE: LOW,
+    **dict.fromkeys((MAGMA, FISHER_LINEAR, LORA), HIGH),
+    **dict.fromkeys((RANDOM, MAGNITUDE, LIFT), HIGHER),
+}
+SCALES = {"chat": 1.0, "truth": 0.4}  # a classifier's rates are lower
+SEEDS = {"chat-96": 10, "truth-500": 5}  # final runs of each method
+
+
+def starts(task: str) -> dict[Trial, tuple[float, ...]]:
+    """The learning rates that every method of a task begins with."""
+    scale = SCALES[task.split("-")[0]]
+    return {
+        Trial(task, method, 0.0, -1): tuple(float(f"{scale * lr:.3g}") for lr in CHAT_RATES[method])
+        for method in METHODS
+    }
+
+
+BRACKETED = "masks.jsonl"  # checked by a test: every rate bracketed
+CONTROLS = "masks_control.jsonl"  # the untuned control, whose rate is a function of F's
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = study_parser("masks", __doc__, "workers")
+    parser.add_argument("--tasks", nargs="+", default=list(SEEDS), help=f"default: {' '.join(SEEDS)}")
+    parser.add_argument("--seeds", type=int, help="final runs of each method (10 on chat-96, 5 elsewhere)")
+    parser.add_argument("--model", help="a model folder (pocket-base)")
+    given = parser.parse_args(arguments)
+    if (1 if given.seeds is None else given.seeds) < 1 or given.workers < 1:
+        parser.error("--seeds and --workers must be at least 1")
+    try:
+        for task in given.tasks:
+            load_task(task, TUNING_SEEDS[0], given.model)  # names and sizes that cannot work fail here
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    make_repeatable()
+    make = functools.partial(run_trial, base=given.model)
+    for task in given.tasks:
+        seeds = range(given.seeds or SEEDS.get(task, 5))
+        run_bracketed(starts(task), make, given.output, task, seeds=seeds, workers=given.workers)
+        rate = control_rate(read_records(given.output), task)
+        controls = [Trial(task, CONTROL, rate, seed) for seed in seeds]
+        run_missing(controls, make, given.output.with_name(CONTROLS), f"{task}, control", given.workers)
+    print(f"stored in {given.output}")
+    return 0
+
+
+def control_rate(records: Iterable[dict], task: str) -> float:
+    """√0.3 times F's best learning rate, rounded to three digits: not tuned."""
+    return float(f"{math.sqrt(ADVISED_P) * best_learning_rate(records, Trial(task, F, 0.0, -1)):.3g}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
