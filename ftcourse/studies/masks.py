@@ -6,8 +6,8 @@
 Each method has its own learning rate, bracketed on both sides on a validation split with seeds of its own (see
 `ftcourse.studies.bracketing`); final runs use other seeds and the test split. A run that is in the output is not
 repeated. `PREDICTIONS` were written down before the first run; those of F and D know an earlier comparison with AdamW,
-on another division of the data. `Tournament` reads the records, `study_claims` derives
-the verdicts. About an hour on one core.
+on another division of the data. `Tournament` reads the records, `ftcourse.studies.mask_claims`
+derives the verdicts. About an hour on one core.
 """
 
 import dataclasses
@@ -19,11 +19,13 @@ import sys
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
+from ftcourse.intervals import Interval, interval
 from ftcourse.masks import (
     Magma,
     UpdateMaskedAdamW,
@@ -34,10 +36,10 @@ from ftcourse.masks import (
 )
 from ftkit.batching import steps_per_epoch
 from ftkit.child_tuning import ChildTuningAdamW, fisher_information, top_fraction_masks
-from ftkit.models import load_base
+from ftkit.models import data_dir, load_base
 from ftkit.parameters import decay_groups
 
-from .bracketing import TUNING_SEEDS, best_learning_rate, run_bracketed, scores
+from .bracketing import TUNING_SEEDS, BracketedStudy, best_learning_rate, run_bracketed, scores
 from .records import make_repeatable, read_records, run_missing, study_parser
 from .tasks import BATCH_SIZE, HEAD, WEIGHT_DECAY, Task, knowledge_by_domain, load_task, training_steps
 
@@ -78,7 +80,10 @@ PREDICTIONS = {
     LIFT: Prediction(-1, "rank reduction picks whole rows and columns; no better than magnitude at this size"),
     LORA: Prediction(-1, "LoRA on the linear layers leaves the untrained rows of the chat tokens as they are"),
 }
-METHODS = (ADAMW, *(name for name in PREDICTIONS if name != CONTROL))  # with a learning rate of their own
+METHODS = {  # with a learning rate of their own; what answers a question of p or place runs on one task alone
+    "chat-96": (ADAMW, *(name for name in PREDICTIONS if name != CONTROL)),
+    "truth-500": (ADAMW, F, UPDATE, MAGMA, RANDOM, FISHER, MAGNITUDE, LIFT, LORA),
+}
 
 
 @dataclass(frozen=True)
@@ -232,12 +237,99 @@ def starts(task: str) -> dict[Trial, tuple[float, ...]]:
     scale = SCALES[task.split("-")[0]]
     return {
         Trial(task, method, 0.0, -1): tuple(float(f"{scale * lr:.3g}") for lr in CHAT_RATES[method])
-        for method in METHODS
+        for method in METHODS.get(task, METHODS["chat-96"])
     }
 
 
 BRACKETED = "masks.jsonl"  # checked by a test: every rate bracketed
 CONTROLS = "masks_control.jsonl"  # the untuned control, whose rate is a function of F's
+
+
+SCORE, LOSS = "test_exact", "test_loss"  # on the test split's questions or statements
+DOMAINS = "heldout_domains_exact"  # chat tasks only: on questions of domains that are not trained on
+WORTHWHILE = 0.01  # one percentage point: a smaller difference of scores is none for a user
+
+
+class Tournament:
+    """The stored runs, by task ("chat-96", "truth-500") and method (ADAMW, CONTROL, F, … of this module).
+
+    What it gives, for every task in `tasks` and method in `methods(task)`:
+
+    - `rate`: the learning rate, bracketed on validation data (of CONTROL: √0.3 times F's), and `tuning`: the validation
+      score at every rate that was tried;
+    - `curves`: a measure by epoch, a list per seed: SCORE, LOSS, DOMAINS (chat only) and "train_loss";
+    - `ends`: a measure after the last epoch, or another one, per seed; also "kept", the fraction of facts still known
+      in the pretraining format;
+    - `effect`: how much more a method has of a measure than AdamW or another method, paired by seed, with its interval;
+    - `trained`: how many weights it trains.
+
+    Scores are fractions; losses are in nats per label.
+    """
+
+    def __init__(self, path: Path | None = None):
+        path = path or data_dir() / "results" / BRACKETED
+        self.study = BracketedStudy(read_records(path), Trial)
+        self._controls = {(r["task"], r["seed"]): r for r in read_records(path.with_name(CONTROLS))}
+        self.tasks = tuple(sorted({method.task for method in self.study.methods}))
+
+    def methods(self, task: str) -> tuple[str, ...]:
+        """The methods with final runs, in the order of PREDICTIONS behind AdamW."""
+        found = {method.method for method in self.study.methods if method.task == task}
+        found |= {CONTROL for key in self._controls if key[0] == task}
+        return tuple(method for method in (ADAMW, *PREDICTIONS) if method in found)
+
+    def rate(self, task: str, method: str) -> float:
+        if method == CONTROL:
+            return control_rate(self.study.records, task)
+        return self.study.best(Trial(task, method, 0.0, -1))
+
+    def tuning(self, task: str, method: str, measure: str = "validation_exact") -> dict[float, list[float]]:
+        """By learning rate, one value per tuning seed."""
+        return self.study.curve(Trial(task, method, 0.0, -1), measure)
+
+    def runs(self, task: str, method: str) -> dict[int, dict]:
+        """The final records by seed, seeds in order. Raises KeyError for what was not run."""
+        if method == CONTROL:
+            return {seed: record for (name, seed), record in sorted(self._controls.items()) if name == task}
+        return self.study.runs(Trial(task, method, 0.0, -1))
+
+    def curves(self, task: str, method: str, measure: str = SCORE) -> list[list[float]]:
+        """[seeds][epochs]"""
+        return [record["curves"][measure] for record in self.runs(task, method).values()]
+
+    def ends(self, task: str, method: str, measure: str = SCORE, epoch: int = -1) -> list[float]:
+        """One value per seed."""
+        return list(self._ends(task, method, measure, epoch).values())
+
+    def effect(
+        self, task: str, method: str, measure: str = SCORE, *, against: str = ADAMW, epoch: int = -1
+    ) -> Interval:
+        """How much more `method` has than `against`, over the seeds that both ran."""
+        one, other = (self._ends(task, which, measure, epoch) for which in (method, against))
+        return interval([one[seed] - other[seed] for seed in one if seed in other])
+
+    def trained(self, task: str, method: str) -> int:
+        return next(iter(self.runs(task, method).values()))["trained"]
+
+    def seeds(self, task: str) -> int:
+        return len(self.runs(task, ADAMW))
+
+    def sign(self, task: str, method: str) -> int:
+        """What was found, in the terms of `Prediction.sign`."""
+        found = self.effect(task, method)
+        if abs(found.mean) < WORTHWHILE or found.low <= 0 <= found.high:
+            return 0
+        return 1 if found.mean > 0 else -1
+
+    def best_of(self, task: str, *methods: str) -> str:
+        """The method whose best rate has the highest mean validation score."""
+        return max(methods, key=lambda method: statistics.fmean(self.tuning(task, method)[self.rate(task, method)]))
+
+    def _ends(self, task: str, method: str, measure: str, epoch: int) -> dict[int, float]:
+        runs = self.runs(task, method)
+        if measure == "kept":
+            return {seed: record["kept"] for seed, record in runs.items()}
+        return {seed: record["curves"][measure][epoch] for seed, record in runs.items()}
 
 
 def main(arguments: list[str] | None = None) -> int:
