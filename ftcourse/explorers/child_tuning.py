@@ -1,66 +1,112 @@
-"""Pictures of the child-tuning study: final scores with intervals, and curves by epoch under a slider."""
+"""Pictures of the mask tournament: effects with intervals beside what was predicted, and curves by epoch."""
 
 import statistics
+from collections.abc import Sequence
 
 import ipywidgets
 
-from ftcourse.intervals import interval
 from ftcourse.plots import OKABE_ITO, new_axes
-from ftcourse.studies.child_tuning import ADAMW, ADVISED_P, CONTROL, DEPENDENT, DEPENDENT_P, FREE, FREE_P, SCORE, Study
+from ftcourse.studies.masks import (
+    ADAMW,
+    CONTROL,
+    F_FEWER,
+    F_MORE,
+    FISHER,
+    FISHER_LINEAR,
+    FISHER_MORE,
+    LIFT,
+    LORA,
+    LOSS,
+    MAGMA,
+    MAGNITUDE,
+    PREDICTIONS,
+    RANDOM,
+    SCORE,
+    UPDATE,
+    F,
+    Tournament,
+)
 
 from . import Explorer
 
-LOOKS = {  # colour, marker, line
+LABELS = {  # of a figure's rows
+    ADAMW: "AdamW, all weights",
+    CONTROL: "AdamW at √0.3 × F's rate",
+    F: "F: masked gradients, p = 0.3",
+    F_FEWER: "F, p = 0.2",
+    F_MORE: "F, p = 0.5",
+    UPDATE: "masked updates, p = 0.5",
+    MAGMA: "Magma, p = 0.5",
+    RANDOM: "fixed random tenth",
+    FISHER: "D: Fisher mask, a tenth",
+    FISHER_MORE: "D, three tenths",
+    FISHER_LINEAR: "D, a tenth of the linear layers",
+    MAGNITUDE: "largest weights, a tenth",
+    LIFT: "largest after rank reduction",
+    LORA: "LoRA, as many numbers",
+}
+LOOKS = {  # colour, marker, line: by kind of method
     ADAMW: (OKABE_ITO[6], "o", "-"),
-    CONTROL: (OKABE_ITO[1], "s", ":"),
-    FREE: (OKABE_ITO[0], "D", "-"),
-    DEPENDENT: (OKABE_ITO[5], "^", "--"),
+    CONTROL: (OKABE_ITO[6], "s", ":"),
+    **dict.fromkeys((F, F_FEWER, F_MORE), (OKABE_ITO[0], "D", "-")),
+    **dict.fromkeys((UPDATE, MAGMA), (OKABE_ITO[2], "v", "-.")),
+    **dict.fromkeys((FISHER, FISHER_MORE, FISHER_LINEAR), (OKABE_ITO[5], "^", "--")),
+    RANDOM: (OKABE_ITO[4], "X", "-."),
+    MAGNITUDE: (OKABE_ITO[1], "P", "--"),
+    LIFT: (OKABE_ITO[1], "*", "-"),
+    LORA: (OKABE_ITO[3], "h", "-"),
 }
 UNITS = {
-    "test_exact": "right on held-out questions (%)",
-    "heldout_domains_exact": "right in held-out domains (%)",
-    "test_loss": "loss on held-out questions (nats)",
-    "heldout_domains_loss": "loss in held-out domains (nats)",
-    "train_loss": "training loss (nats)",
+    SCORE: "exact match on new questions (%)",
+    "heldout_domains_exact": "exact match in held-out domains (%)",
+    LOSS: "loss on new questions (nats per label)",
+    "train_loss": "training loss (nats per label)",
+    "kept": "facts kept in the pretraining format (%)",
 }
+SIGNS = {1: "better", 0: "no difference", -1: "worse"}
 
 
-def plot_scores(study: Study, task: str, measure: str = SCORE, *, ax=None):
-    """Final score of every method on one task, with its 95 % interval over seeds; return the Axes."""
-    rows = [(ADAMW, 1.0, "AdamW")]
-    for p in FREE_P:
-        rows += [(FREE, p, f"F, p = {p}"), (CONTROL, p, f"AdamW at √{p} × F's rate")]
-    rows += [(DEPENDENT, p, f"D, p = {p}") for p in DEPENDENT_P]
-    ax = ax or new_axes(6.0, 4.4)[1]
-    for place, (method, p, _) in enumerate(rows):
-        found, (colour, marker, _) = interval(study.ends(task, method, p, measure)), LOOKS[method]
-        ax.hlines(place, 100 * found.low, 100 * found.high, color=colour, linewidth=2)
+def plot_effects(
+    study: Tournament,
+    task: str,
+    methods: Sequence[str] = (),
+    measure: str = SCORE,
+    *,
+    predicted: bool = False,
+    ax=None,
+):
+    """Each method's difference from AdamW with its 95 % interval over paired seeds; return the Axes.
+
+    With `predicted`, the right margin says what was expected before the runs, and an arrow head marks its side.
+    """
+    rows = [method for method in methods or study.methods(task) if method != ADAMW]
+    ax = ax or new_axes(6.6, 0.9 + 0.33 * len(rows))[1]
+    scale, unit = (1, "nats") if measure.endswith("loss") else (100, "percentage points")
+    ax.axvline(0, color="#888888", linewidth=1)
+    for place, method in enumerate(rows):
+        found, (colour, marker, _) = study.effect(task, method, measure), LOOKS[method]
+        ax.hlines(place, scale * found.low, scale * found.high, color=colour, linewidth=2)
         filled = "white" if method == CONTROL else colour
-        ax.plot(100 * found.mean, place, marker, color=colour, markerfacecolor=filled, markersize=8)
-    plain = interval(study.ends(task, ADAMW, 1.0, measure))
-    ax.axvspan(100 * plain.low, 100 * plain.high, color="#dddddd", alpha=0.5, zorder=0)
-    ax.set(title=task, xlabel=UNITS[measure], yticks=range(len(rows)), ylim=(len(rows) - 0.5, -0.5))
-    ax.set_yticklabels([label for *_, label in rows])
+        ax.plot(scale * found.mean, place, marker, color=colour, markerfacecolor=filled, markersize=8)
+        if predicted:
+            text = f"expected: {SIGNS[PREDICTIONS[method].sign]}"
+            ax.annotate(text, (1.02, place), xycoords=("axes fraction", "data"), va="center", fontsize=9)
+    ax.set(title=task, xlabel=f"difference from AdamW, {unit}", yticks=range(len(rows)), ylim=(len(rows) - 0.5, -0.5))
+    ax.set_yticklabels([LABELS[method] for method in rows])
     ax.grid(axis="x", color="#dddddd")
     ax.set_axisbelow(True)
     return ax
 
 
-def plot_curves(study: Study, task: str, p: float, measure: str = SCORE, *, ax=None):
-    """AdamW, F at `p`, F's control and D by epoch: means over seeds, and one line for each of F's and AdamW's.
-
-    Return the Axes.
-    """
+def plot_curves(study: Tournament, task: str, methods: Sequence[str], measure: str = SCORE, *, ax=None):
+    """Methods by epoch: means over seeds, and a thin line for each seed of the first two; return the Axes."""
     ax = ax or new_axes(6.0, 3.6)[1]
-    dependent = study.best_dependent(task)
     scale = 100 if measure.endswith("exact") else 1
-    shown = [((ADAMW, 1.0), "AdamW"), ((FREE, p), f"F, p = {p}")]
-    shown += [((CONTROL, p), f"AdamW at √{p} × F's rate"), (dependent, f"D, p = {dependent[1]}")]
-    for (method, share), label in shown:
-        curves = study.curves(task, method, share, measure)
+    for place, method in enumerate(methods):
+        curves = study.curves(task, method, measure)
         colour, marker, line = LOOKS[method]
         epochs = range(1, len(curves[0]) + 1)
-        for curve in curves if method in (ADAMW, FREE) else []:
+        for curve in curves if place < 2 else []:
             ax.plot(epochs, [scale * value for value in curve], color=colour, linewidth=0.6, alpha=0.35)
         means = [scale * statistics.fmean(values) for values in zip(*curves, strict=True)]
         filled = "white" if method == CONTROL else colour
@@ -73,53 +119,52 @@ def plot_curves(study: Study, task: str, p: float, measure: str = SCORE, *, ax=N
             markersize=5,
             markerfacecolor=filled,
             linewidth=2,
-            label=label,
+            label=LABELS[method],
         )
     ax.set(title=task, xlabel="epoch", ylabel=UNITS[measure], xticks=list(epochs))
     ax.set_ylim(bottom=0)
-    ax.legend(frameon=False)
+    ax.legend(frameon=False, fontsize=9)
     return ax
 
 
-class SweepExplorer(Explorer):
-    """Sliders and menus for reserve_p, task and measure over `plot_curves`.
+class TournamentExplorer(Explorer):
+    """Menus for a method, a task and a measure: the method's curves beside AdamW's.
 
-    Attributes: `slider` (reserve_p), `task` and `measure`, the controls.
+    Attributes: `method`, `task` and `measure`, the controls.
     """
 
-    def __init__(self, study: Study):
+    hint = "choose another method"
+
+    def __init__(self, study: Tournament):
         self.study = study
-        self.slider = ipywidgets.SelectionSlider(options=FREE_P, value=ADVISED_P, description="reserve_p")
+        both = [method for method in study.methods(study.tasks[0]) if method != ADAMW]
+        both = [method for method in both if all(method in study.methods(task) for task in study.tasks)]
+        self.method = ipywidgets.Dropdown(options=[(LABELS[m], m) for m in both], value=F, description="method")
         self.task = ipywidgets.Dropdown(options=study.tasks, description="task")
         self.measure = ipywidgets.Dropdown(
-            options=[(UNITS[name], name) for name in (SCORE, "test_loss", "train_loss")],
+            options=[(UNITS[name], name) for name in (SCORE, LOSS, "train_loss")],
             description="measure",
             layout=ipywidgets.Layout(width="28em"),
         )
-        super().__init__([self.slider, self.task], self.measure)
+        super().__init__([self.method, self.task], self.measure)
 
     def state(self) -> str:
-        return f"{self.task.value}, reserve_p={self.slider.value}"
+        return f"{self.task.value}, {self.method.value}"
 
     def draw(self) -> str:
-        task, p, measure = self.task.value, self.slider.value, self.measure.value
+        task, method, measure = self.task.value, self.method.value, self.measure.value
         scale, unit = (100, " %") if measure.endswith("exact") else (1, "")
-        means = {
-            label: scale * statistics.fmean(self.study.ends(task, method, share, measure))
-            for label, method, share in (
-                ("AdamW", ADAMW, 1.0),
-                (f"F at {p}", FREE, p),
-                ("its control", CONTROL, p),
-            )
-        }
-        rate = self.study.rate(task, FREE, p)
-        ends = ", ".join(f"{label} {value:.3g}{unit}" for label, value in means.items())
-        caption = f"{task}, {UNITS[measure]}, after the last epoch: {ends}. F's rate is {rate:g}."
-        return self.captioned(plot_curves(self.study, task, p, measure).figure, caption)
+        ends = ", ".join(
+            f"{LABELS[which]} {scale * statistics.fmean(self.study.ends(task, which, measure)):.3g}{unit}"
+            for which in (ADAMW, method)
+        )
+        rates = " and ".join(f"{self.study.rate(task, which):g}" for which in (ADAMW, method))
+        caption = f"{task}, {UNITS[measure]}, after the last epoch: {ends}. Learning rates: {rates}."
+        return self.captioned(plot_curves(self.study, task, (ADAMW, method), measure).figure, caption)
 
 
-def sweep_explorer(study: Study) -> SweepExplorer:
-    """Return a `SweepExplorer`. Raises ValueError when the study has no final runs."""
+def tournament_explorer(study: Tournament) -> TournamentExplorer:
+    """Return a `TournamentExplorer`. Raises ValueError when the study has no final runs."""
     if not study.tasks:
-        raise ValueError("the study has no final runs yet: python -m ftcourse.studies.child_tuning makes them")
-    return SweepExplorer(study)
+        raise ValueError("the study has no final runs yet: python -m ftcourse.studies.masks makes them")
+    return TournamentExplorer(study)

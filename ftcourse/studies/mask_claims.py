@@ -42,6 +42,7 @@ def add_child_tuning_claims(ledger: Ledger, study: Tournament) -> None:
         lags,
         "loss after epoch 1 higher by "
         + _each(starts, lambda i: f"{i.mean:+.2f} ({i.low:+.2f} to {i.high:+.2f})")
+        + _lag_at_one_rate(study)
         + "; score at the end, percentage points: "
         + _each(ends),
     )
@@ -147,6 +148,17 @@ def steadier(one: Sequence[float], other: Sequence[float]) -> Interval:
     r = max(-0.999999, min(0.999999, statistics.correlation(sums, gaps)))
     half = 1.96 / math.sqrt(len(sums) - 3)
     return Interval(r, math.tanh(math.atanh(r) - half), math.tanh(math.atanh(r) + half))
+
+
+def _lag_at_one_rate(study: Tournament) -> str:
+    """How much higher F's loss is after the first epoch where both were run at AdamW's best rate, in words."""
+    found = {}
+    for task in study.tasks:
+        rate = study.rate(task, ADAMW)
+        runs = [study.tuning_curves(task, method, rate) for method in (F, ADAMW)]
+        if all(runs):
+            found[task] = statistics.fmean(one[0] - other[0] for one, other in zip(*runs, strict=True))
+    return f", at AdamW's rate by {_each(found, lambda gap: f'{gap:+.2f}')}" if found else ""
 
 
 def _wider(study: Tournament, method: str, tasks: Iterable[str] = ()) -> dict[str, Interval]:

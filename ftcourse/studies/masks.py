@@ -256,7 +256,7 @@ class Tournament:
     What it gives, for every task in `tasks` and method in `methods(task)`:
 
     - `rate`: the learning rate, bracketed on validation data (of CONTROL: √0.3 times F's), and `tuning`: the validation
-      score at every rate that was tried;
+      score at every rate that was tried; `tuning_curves`: a validation measure by epoch at one of them;
     - `curves`: a measure by epoch, a list per seed: SCORE, LOSS, DOMAINS (chat only) and "train_loss";
     - `ends`: a measure after the last epoch, or another one, per seed; also "kept", the fraction of facts still known
       in the pretraining format;
@@ -286,6 +286,12 @@ class Tournament:
     def tuning(self, task: str, method: str, measure: str = "validation_exact") -> dict[float, list[float]]:
         """By learning rate, one value per tuning seed."""
         return self.study.curve(Trial(task, method, 0.0, -1), measure)
+
+    def tuning_curves(self, task: str, method: str, lr: float, measure: str = "validation_loss") -> list[list[float]]:
+        """[tuning seeds][epochs] at a rate, which need not be the best; empty where that rate was not tried."""
+        wanted = [(task, method, lr, seed) for seed in TUNING_SEEDS]
+        found = {(r["task"], r["method"], r["lr"], r["seed"]): r["curves"] for r in self.study.records}
+        return [found[key][measure] for key in wanted if key in found]
 
     def runs(self, task: str, method: str) -> dict[int, dict]:
         """The final records by seed, seeds in order. Raises KeyError for what was not run."""
