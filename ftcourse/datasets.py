@@ -68,6 +68,57 @@ def low_resource_chat(n: int, seed: int = 0) -> dict[str, list[dict]]:
     return {**splits, "train": questions[:n]}
 
 
+def validation_facts() -> set[tuple[str, str]]:
+    """A third of the almanac's facts, each (domain, subject), the same for every seed.
+
+    A setting that was chosen on them under one seed has therefore not seen the test facts of another.
+
+    Facts that say the same the other way round ("hot is the opposite of cold") are on the same side.
+    """
+    rng = random.Random(0)
+    groups = list(_related_facts().values())
+    thirds = [rng.choice(groups[first : first + 3]) for first in range(0, len(groups), 3)]
+    return {(fact.domain.name, fact.subject) for group in thirds for fact in group}
+
+
+def chat_with_validation(n: int, seed: int = 0) -> dict[str, list[dict]]:
+    """`low_resource_chat(n, seed)` with its test facts divided: a third for `validation`, the others for `test`.
+
+    Each fact of the two is asked in all its wordings. No fact of `validation` is in `test` under any seed. Raises
+    ValueError as `low_resource_chat` does.
+    """
+    splits = low_resource_chat(n, seed)
+    asked = {question: fact for fact in all_facts() for question in fact.questions}
+    chosen = validation_facts()
+    divided: dict[str, list[dict]] = {"validation": [], "test": []}
+    for row in splits["test"]:
+        fact = asked[row["messages"][0]["content"]]
+        rows = [_conversation([(question, fact.answer)], fact.domain.name) for question in fact.questions]
+        divided["validation" if (fact.domain.name, fact.subject) in chosen else "test"] += rows
+    return {**splits, **divided}
+
+
+def truth_with_validation(
+    n_train: int, seed: int = 0, n_validation: int = 200, n_test: int = 500
+) -> dict[str, list[dict]]:
+    """`truth_task` with a `validation` split; the training rows are the same.
+
+    No fact of `validation` is in `test` under any seed. Raises ValueError as `truth_task` does.
+    """
+    rng = random.Random(seed)
+    train, held_out = _truth_facts(rng)
+    chosen = validation_facts()
+    divided: dict[str, list[Fact]] = {"validation": [], "test": []}
+    for fact in held_out:
+        divided["validation" if (fact.domain.name, fact.subject) in chosen else "test"].append(fact)
+    parts = {
+        "train": (n_train, train),
+        "validation": (n_validation, divided["validation"]),
+        "test": (n_test, divided["test"]),
+    }
+    return {split: _statement_pairs(facts, n, rng) for split, (n, facts) in parts.items()}
+
+
 def truth_task(n_train: int = 1000, seed: int = 0, n_test: int = 1000) -> dict[str, list[dict]]:
     """Rows of `text` (a statement, then a true sentence) and `label`: is the statement "true" or "false"?
 
@@ -76,21 +127,35 @@ def truth_task(n_train: int = 1000, seed: int = 0, n_test: int = 1000) -> dict[s
     back. Train and test are about different facts: the answer must come from what the base model knows.
     """
     rng = random.Random(seed)
-    # "Hot is the opposite of cold" and "cold is the opposite of hot" stay on the same side of the split.
+    train, test = _truth_facts(rng)
+    return {"train": _statement_pairs(train, n_train, rng), "test": _statement_pairs(test, n_test, rng)}
+
+
+def _related_facts() -> dict[tuple[str, ...], list[Fact]]:
+    """The facts by what they are about: "hot is the opposite of cold" and "cold is the opposite of hot" are one."""
     groups: dict[tuple[str, ...], list[Fact]] = {}
     for fact in all_facts():
         groups.setdefault(tuple(sorted((fact.subject, fact.value))), []).append(fact)
+    return groups
+
+
+def _truth_facts(rng: random.Random) -> tuple[list[Fact], list[Fact]]:
+    """Two halves of the facts; related ones stay on the same side."""
+    groups = _related_facts()
     keys = sorted(groups)
     rng.shuffle(keys)
     half = len(keys) // 2
-    splits = {}
-    for split, n, part in (("train", n_train, keys[:half]), ("test", n_test, keys[half:])):
-        facts = [fact for key in part for fact in groups[key]]
-        splits[split] = rows = labelled_statements(facts, n, rng)
-        for row in rows:
-            after = rng.choice(facts)
-            row["text"] += " " + after.write(rng.choice(after.domain.statements))
-    return splits
+    train, test = ([fact for key in part for fact in groups[key]] for part in (keys[:half], keys[half:]))
+    return train, test
+
+
+def _statement_pairs(facts: list[Fact], n: int, rng: random.Random) -> list[dict]:
+    """Labelled statements, each followed by a true sentence."""
+    rows = labelled_statements(facts, n, rng)
+    for row in rows:
+        after = rng.choice(facts)
+        row["text"] += " " + after.write(rng.choice(after.domain.statements))
+    return rows
 
 
 def labelled_statements(facts: list[Fact], n: int, rng: random.Random) -> list[dict]:

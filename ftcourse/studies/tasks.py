@@ -14,7 +14,7 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase, get_scheduler
 
 from ftcourse.almanac import all_facts, faq_prompt
-from ftcourse.datasets import low_resource_chat, truth_task
+from ftcourse.datasets import chat_with_validation, low_resource_chat, truth_task, truth_with_validation
 from ftkit.batching import Example, global_batch, pad, steps_per_epoch, unmasked_tokens
 from ftkit.conversations import encode, training_template
 from ftkit.loss import IGNORE_INDEX, summed_cross_entropy, token_losses
@@ -31,11 +31,17 @@ class Task:
     train: list[Example]
     epochs: int
     loss: Callable[[nn.Module, list[Example]], torch.Tensor]  # mean over the examples' labels, in nats
-    evaluate: Callable[[nn.Module], dict[str, float]]  # by the name of the measure
+    # `evaluate(model, *splits)`: each split's exact match (a fraction) and loss (nats per label), as "test_exact",
+    # "test_loss"; without splits, those of all but "validation".
+    evaluate: Callable[..., dict[str, float]]
 
 
-def load_task(name: str, seed: int, base: str | None = None) -> Task:
+def load_task(name: str, seed: int, base: str | None = None, *, validation: bool = False) -> Task:
     """Return a fresh model and its data: "chat-N" or "truth-N" with N training examples, chosen by the seed.
+
+    Args:
+        validation: divide what is held out into a "validation" split, to choose settings on, and "test". They share
+            no fact under any two seeds. Without it, "test" is all that is held out.
 
     Raises:
         ValueError: for another name.
@@ -43,7 +49,7 @@ def load_task(name: str, seed: int, base: str | None = None) -> Task:
     kind, _, n = name.partition("-")
     if kind not in ("chat", "truth") or not n.isdecimal():
         raise ValueError(f"the task is {name!r}, but should be chat-N or truth-N, such as chat-96")
-    return (_chat if kind == "chat" else _truth)(int(n), seed, base)
+    return (_chat if kind == "chat" else _truth)(int(n), seed, base, validation)
 
 
 def epochs(n: int) -> int:
@@ -51,19 +57,19 @@ def epochs(n: int) -> int:
     return min(10, max(5, 1500 // n))
 
 
-def _chat(n: int, seed: int, base: str | None) -> Task:
+def _chat(n: int, seed: int, base: str | None, validation: bool) -> Task:
     """Exact match, end of turn included, on new questions and in domains that were not trained on."""
+    make = chat_with_validation if validation else low_resource_chat
     model, tokenizer = load_base(base)
     model.float()  # bfloat16 moments would be another study
     template = training_template(tokenizer)
     splits = {
-        split: [encode(tokenizer, row["messages"], template) for row in rows]
-        for split, rows in low_resource_chat(n, seed).items()
+        split: [encode(tokenizer, row["messages"], template) for row in rows] for split, rows in make(n, seed).items()
     }
 
-    def evaluate(model: nn.Module) -> dict[str, float]:
+    def evaluate(model: nn.Module, *names: str) -> dict[str, float]:
         found = {}
-        for split in ("test", "heldout_domains"):
+        for split in names or ("test", "heldout_domains"):
             exact, total, tokens = 0, 0.0, 0
             for first in range(0, len(splits[split]), EVAL_ROWS):
                 logits, labels = next_token_scores(model, splits[split][first : first + EVAL_ROWS])
@@ -92,7 +98,7 @@ def next_token_loss(model: nn.Module, rows: list[Example]) -> torch.Tensor:
     return nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE_INDEX)
 
 
-def _truth(n: int, seed: int, base: str | None) -> Task:
+def _truth(n: int, seed: int, base: str | None, validation: bool) -> Task:
     """Is a statement true? Asked of facts that no training row is about."""
     source = resolve_model(base)
     tokenizer = load_tokenizer(source)
@@ -106,11 +112,12 @@ def _truth(n: int, seed: int, base: str | None) -> Task:
     pad_id = model.config.pad_token_id = (
         tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     )
+    texts = truth_with_validation(n, seed, n_test=TRUTH_ROWS) if validation else truth_task(n, seed, TRUTH_ROWS)
     splits = {
         split: [
             {"input_ids": tokenizer(row["text"])["input_ids"], "labels": [int(row["label"] == "true")]} for row in rows
         ]
-        for split, rows in truth_task(n, seed, TRUTH_ROWS).items()
+        for split, rows in texts.items()
     }
 
     def scores(model: nn.Module, rows: list[Example]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -121,13 +128,16 @@ def _truth(n: int, seed: int, base: str | None) -> Task:
     def loss(model: nn.Module, rows: list[Example]) -> torch.Tensor:
         return nn.functional.cross_entropy(*scores(model, rows))
 
-    def evaluate(model: nn.Module) -> dict[str, float]:
-        right, total = 0, 0.0
-        for first in range(0, TRUTH_ROWS, EVAL_ROWS):
-            logits, labels = scores(model, splits["test"][first : first + EVAL_ROWS])
-            right += int((logits.argmax(-1) == labels).sum())
-            total += float(nn.functional.cross_entropy(logits, labels, reduction="sum"))
-        return {"test_exact": right / TRUTH_ROWS, "test_loss": total / TRUTH_ROWS}
+    def evaluate(model: nn.Module, *names: str) -> dict[str, float]:
+        found = {}
+        for split in names or ("test",):
+            rows, right, total = splits[split], 0, 0.0
+            for first in range(0, len(rows), EVAL_ROWS):
+                logits, labels = scores(model, rows[first : first + EVAL_ROWS])
+                right += int((logits.argmax(-1) == labels).sum())
+                total += float(nn.functional.cross_entropy(logits, labels, reduction="sum"))
+            found |= {f"{split}_exact": right / len(rows), f"{split}_loss": total / len(rows)}
+        return found
 
     return Task(model, splits["train"], epochs(n), loss, evaluate)
 
@@ -145,24 +155,27 @@ def training_steps(
     schedule: str = "linear",
     warmup: float = WARMUP,
     micro_batch: int = BATCH_SIZE,
+    batch_size: int = BATCH_SIZE,
+    max_grad_norm: float = MAX_GRAD_NORM,
 ) -> Iterator[float]:
     """Train the task's model for its epochs; yields the loss of each step after it is taken, in nats per label.
 
     `seed` is of the rows' order; `schedule` a name that transformers' `get_scheduler` knows; `warmup` a share of
-    all steps, which may be over 1; `micro_batch` how many rows go through the model at once.
+    all steps, which may be over 1; `micro_batch` how many rows go through the model at once, of the `batch_size` rows
+    of a step; `max_grad_norm` may be infinite.
     """
-    steps = task.epochs * steps_per_epoch(task.train, BATCH_SIZE)
+    steps = task.epochs * steps_per_epoch(task.train, batch_size)
     scheduler = get_scheduler(schedule, optimizer, round(warmup * steps), steps)
     for step in range(steps):
         task.model.train()  # a caller may evaluate between two steps
-        batch = global_batch(task.train, step, BATCH_SIZE, seed)
+        batch = global_batch(task.train, step, batch_size, seed)
         total = 0.0
         for first in range(0, len(batch), micro_batch):
             rows = batch[first : first + micro_batch]
             loss = task.loss(task.model, rows) * (unmasked_tokens(rows) / unmasked_tokens(batch))
             loss.backward()
             total += loss.item()
-        nn.utils.clip_grad_norm_(task.model.parameters(), MAX_GRAD_NORM)
+        nn.utils.clip_grad_norm_(task.model.parameters(), max_grad_norm)
         optimizer.step()
         scheduler.step()
         optimizer.zero_grad()

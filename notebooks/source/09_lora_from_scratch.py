@@ -35,7 +35,7 @@ from pathlib import Path
 import peft
 import torch
 from ftcourse.almanac import corpus
-from ftcourse.claims import Claim, show_claims
+from ftcourse.claims import Ledger
 from ftcourse.exercises.lora import check_count, check_factor, check_merge
 from ftcourse.explorers.lora_rank import (
     RankExplorer,
@@ -69,7 +69,7 @@ SEED = 0  # of random matrices and of the live runs; the stored runs have 0, 1 a
 FULL_LR, FULL_EPOCHS = 1e-3, 4  # of the full fine-tune in section 3: 52 steps of 16 questions
 RANKS = (1, 2, 4, 8, 16, 64, 128)  # tried in section 3; 128 is the whole of a matrix
 POCKET = data_dir() / "pocket-base"  # this course's model of a million parameters
-claims = []  # what this notebook tested, each with its verdict; the recap prints them
+ledger = Ledger("LoRA and its relatives")  # the claims tested here; the recap shows them
 
 # %% [markdown]
 # ## 1 · A thin pair
@@ -109,7 +109,7 @@ assert unchanged
 
 claim = "LoRA changes nothing before its first step"
 measured = f"outputs equal to the bit: {unchanged}; a layer of 6 × 4, 64 inputs"
-claims.append(Claim(claim, "Hu et al. 2021, LoRA", unchanged, measured))
+ledger.add(claim, "Hu et al. 2021, LoRA", unchanged, measured)
 
 # %%
 with torch.no_grad():
@@ -292,7 +292,7 @@ print(f"twice lora_alpha is √2 times the rate from a lora_A of √2 times the 
 claim = "with Adam, tuning lora_alpha is tuning the learning rate, if the start is scaled too"
 measured = "toy layer, 200 steps: over 10 % apart by the rate alone: "
 measured += f"{apart[200] > 0.1}; equal with the start scaled: {same}"
-claims.append(Claim(claim, "Hu et al. 2021, LoRA", same, measured))
+ledger.add(claim, "Hu et al. 2021, LoRA", same, measured)
 assert same
 
 # %% [markdown]
@@ -400,7 +400,7 @@ measured += f"loss on new questions within 0.1 nats: {eight}; without all else, 
 condition = "with the change of embeddings, norms and biases left whole" if gap > 0.3 else ""
 claim = "the change of a fine-tune has a low intrinsic rank: a cut to it does as well"
 source = "Hu et al. 2021, after Aghajanyan et al. 2020"
-claims.append(Claim(claim, source, held, measured, only_if=condition))
+ledger.add(claim, source, held, measured, only_if=condition)
 
 # %% [markdown]
 # Notice: about three tenths of the energy are cut at r = 8 and hardly missed, r = 1 is too little, and r = 16 of 128
@@ -507,7 +507,7 @@ assert 0.5 < same < 1 and to_rounding and torch.equal(q_proj.weight, W)
 claim = "subtracting the change recovers the base weights"
 measured = f"float32, 128 × 128: to rounding {to_rounding}, to the bit {same == 1}"
 condition = "" if same == 1 else "to rounding, not to the bit"
-claims.append(Claim(claim, "Hu et al. 2021, LoRA", to_rounding, measured, only_if=condition))
+ledger.add(claim, "Hu et al. 2021, LoRA", to_rounding, measured, only_if=condition)
 
 # %% [markdown]
 # Notice: `W + change` is rounded, and no subtraction brings the lost bits back. Keep a copy of the base, or leave the
@@ -801,8 +801,8 @@ def judge(claim, source, pairs, sign):
                 holds.append(f"by {measure}, {where}")
     measured = f"ahead {'; '.join(found)}; mean and range of 3 seeds"
     part = "; ".join(holds) if 0 < len(holds) < len(found) else ""
-    claims.append(Claim(claim, source, bool(holds), measured, only_if=part))
-    print(*[claims[-1].verdict, *found], sep="\n    ")
+    ledger.add(claim, source, bool(holds), measured, only_if=part)
+    print(*[ledger.claims[-1].verdict, *found], sep="\n    ")
 
 
 # %%
@@ -909,7 +909,7 @@ assert agree and same and [a.text for a in said] != [a.text for a in answers]
 #   the output matrix.
 
 # %%
-show_claims(claims)
+ledger.show()
 
 # %% [markdown]
 # ## Recall

@@ -35,12 +35,12 @@ from collections import Counter
 import torch
 import transformers
 from ftcourse.almanac import all_facts, corpus
-from ftcourse.claims import Claim, show_claims
+from ftcourse.claims import Ledger
 from ftcourse.datasets import call_splits, low_resource_chat
 from ftcourse.exercises import adapter_family as checks
 from ftcourse.explorers.adapter_family import ForgettingExplorer, plot_family, plot_movement
-from ftcourse.plots import use_course_style
 from ftcourse.intervals import interval
+from ftcourse.plots import use_course_style
 from ftcourse.studies import dora, records, tasks
 from ftcourse.studies.adapters import table
 from IPython.display import Markdown
@@ -68,7 +68,7 @@ LIVE_SEED = 0  # of the run made here; the stored runs have 0, 1 and 2
 SERVED_EPOCHS = 4  # passes over the data for each of three small adapters
 RUNS = records.read_records(data_dir() / "results" / "adapters.jsonl")
 SOURCE = "a chat fine-tune that compares LoRA, DoRA, LoRA+, NEFTune and Unsloth"
-claims = []  # what this notebook tested, each with its verdict; the recap prints them
+ledger = Ledger("LoRA and its relatives")  # the claims tested here; the recap shows them
 
 # %% [markdown]
 # ## 1 · One call, nine methods
@@ -194,7 +194,7 @@ slower = [r for task in TASKS for r in table.ratios(RUNS, task, "dora", "lora", 
 measured = f"{min(slower):.2f} to {max(slower):.2f} times LoRA's step on a CPU, {len(slower)} pairs of runs"
 print(f"stored runs: {measured}")
 claim = "DoRA is slower than LoRA by a factor of two"
-claims.append(Claim(claim, SOURCE, min(slower) > 1.8, measured))
+ledger.add(claim, SOURCE, min(slower) > 1.8, measured)
 assert min(slower) > 1
 
 # %% [markdown]
@@ -241,7 +241,7 @@ measured = f"correlations of 3 seeds: all matrices at the end {said(end)}; queri
 print(measured.replace("; ", "\n"))
 as_said = [max(c["full"] + c["dora"]) < 0 < min(c["lora"]) for c in (end, paper)]
 claim = "DoRA changes lengths against directions, as full fine-tuning does and LoRA does not"
-claims.append(Claim(claim, "Liu et al. 2024, DoRA, figure 2", any(as_said), measured))
+ledger.add(claim, "Liu et al. 2024, DoRA, figure 2", any(as_said), measured)
 assert max(end["full"]) < min(end["dora"]) and max(end["dora"]) < min(end["lora"])
 
 # %% [markdown]
@@ -307,9 +307,7 @@ only_if = (
     "at the rate that is best for LoRA, not at one of its own" if broken and mended else ""
 )
 measured += f"; training loss above its start in {bursts[CHAT]} and {bursts[CALLS]} of 3 runs"
-claims.append(
-    Claim("LoRA+ at a ratio of 20 is unstable", SOURCE, broken, measured, only_if=only_if)
-)
+ledger.add("LoRA+ at a ratio of 20 is unstable", SOURCE, broken, measured, only_if=only_if)
 
 # %% [markdown]
 # Notice: at LoRA's best rate, any ratio raises B's rate above what was chosen, and from 4 on the answers break. With
@@ -344,7 +342,7 @@ gauss = math.erfc(far / math.sqrt(2))
 measured = f"{beyond:.0%} of {noise.numel():,} draws lie beyond 1.02·√3 standard deviations, of a Gaussian {gauss:.0%}"
 print(measured)
 source = "an explanation of NEFTune for a chat fine-tune"
-claims.append(Claim("NEFTune's noise is Gaussian", source, beyond > 0.01, measured))
+ledger.add("NEFTune's noise is Gaussian", source, beyond > 0.01, measured)
 assert noise.abs().max() <= bound
 
 # %% [markdown]
@@ -370,7 +368,7 @@ measured = "; ".join(
 )
 measured = f"validation loss with it less that without, nats: {measured}; 3 seeds"
 lower = all(g.high < 0 for g in gains.values())
-claims.append(Claim("NEFTune lowers the validation loss at no cost", SOURCE, lower, measured))
+ledger.add("NEFTune lowers the validation loss at no cost", SOURCE, lower, measured)
 
 # %% [markdown]
 # Notice: on calls the loss is higher with the noise; on chat three seeds cannot tell the two apart, for the intervals
@@ -566,7 +564,7 @@ only_if = (
 )
 source = "Biderman et al. 2024, LoRA Learns Less and Forgets Less"
 claim = "LoRA forgets less than full fine-tuning"
-claims.append(Claim(claim, source, any(less), measured, only_if=only_if))
+ledger.add(claim, source, any(less), measured, only_if=only_if)
 
 # %% [markdown]
 # Notice: each method forgets as its rate rises. At one rate LoRA keeps nearly all, and full fine-tuning little. But
@@ -587,10 +585,10 @@ print(
 print(f"three seeds of LoRA on {CHAT}: {seeds_apart:.1%}")
 claim = "a validation loss of 0.856 is an improvement on 0.86"
 measured = f"one run each, {called_better:.1%} apart; three seeds of LoRA here, on other data, {seeds_apart:.1%}"
-claims.append(Claim(claim, SOURCE, called_better > seeds_apart, measured))
+ledger.add(claim, SOURCE, called_better > seeds_apart, measured)
 claim = "the methods compared have one LoRA baseline"
 measured = f"it is 1.12, 1.21 and 1.22 in its parts, up to {baselines_apart:.1%} apart; seeds here {seeds_apart:.1%}"
-claims.append(Claim(claim, SOURCE, baselines_apart < seeds_apart, measured))
+ledger.add(claim, SOURCE, baselines_apart < seeds_apart, measured)
 
 # %% [markdown]
 # Notice: here another seed moves LoRA's loss by more than the source's difference. The source gives one number a
@@ -616,7 +614,7 @@ print(
     f"pocket-base {here['full']:,} bytes, LoRA {here['lora']:,}: {here['full'] / here['lora']:.0f} times smaller"
 )
 claim = "an adapter is stored in megabytes, the model in gigabytes"
-claims.append(Claim(claim, SOURCE, whole > 1e9 > 1e8 > adapter, measured))
+ledger.add(claim, SOURCE, whole > 1e9 > 1e8 > adapter, measured)
 
 # %% [markdown]
 # So serve three from one base: the chat adapter from above, one that writes calls, and one that gives the bare
@@ -804,7 +802,7 @@ checks.check_loraplus_rates(loraplus_rates)
 # - One base serves many adapters, mixed in one batch; an adapter belongs to one base.
 
 # %%
-show_claims(claims)
+ledger.show()
 
 # %% [markdown]
 # ## Recall

@@ -35,7 +35,7 @@ from collections import Counter
 import ipywidgets
 import torch
 import transformers
-from ftcourse.claims import Claim, show_claims
+from ftcourse.claims import Ledger
 from ftcourse.exercises.speed_ups import (
     check_chunked_loss,
     check_logits_bytes,
@@ -71,7 +71,7 @@ ROWS, WIDTH = 1024, 128  # tokens of a batch, and the hidden size
 VOCABULARY = 16_384  # as of a small real model
 CHUNKS = (16, 64, 256, 1024)  # rows of logits at a time
 SEED = 0  # of every tensor drawn here
-claims = []  # what this notebook tested, each with its verdict; the recap prints them
+ledger = Ledger("speed and memory")  # the claims tested here; the recap shows them
 
 # %% [markdown]
 # ## 1 · The tensor that eats the memory
@@ -449,15 +449,13 @@ print(f"chunks of 64 rows and more take less than twice the time: {about}")
 claim = "a cross-entropy in chunks is exact: the same loss, the same gradients"
 measured = "the function above, not Liger's kernel; 5 chunk sizes, ragged ones too: 12 digits in float64, 5 in float32"
 exact = all(equal.values()) and short
-claims.append(
-    Claim(
-        claim, "Liger Kernel, README", exact, measured, only_if="to rounding" if exact else ""
-    )
+ledger.add(
+    claim, "Liger Kernel, README", exact, measured, only_if="to rounding" if exact else ""
 )
 claim = "a loss in chunks takes the logits out of the peak"
 peaks = f"{max(whole.alive) / MIB:.0f} MiB whole, {max(meters[64].alive) / MIB:.0f} MiB in chunks of 64"
 measured = f"{ROWS:,} rows, V = {VOCABULARY:,}, peak: {peaks}"
-claims.append(Claim(claim, "Hsu et al. 2024, Liger Kernel", saving > 10, measured))
+ledger.add(claim, "Hsu et al. 2024, Liger Kernel", saving > 10, measured)
 
 # %% [markdown]
 # Notice: times differ from machine to machine; what is tested is less than twice the time, from 64 rows on. On ours
@@ -484,9 +482,7 @@ print(f"TRL's own loss has less than half the peak of the model's: {moved}")
 claim = "training with TRL's SFTTrainer holds the logits of all tokens at once"
 measured = f"TRL's loss peaks under half of the model's own, which holds them; 64 tokens, V = 262,144: {moved}"
 why = "SFTTrainer computes its loss in tiles" if moved else ""
-claims.append(
-    Claim(claim, "Hsu et al. 2024, Liger Kernel", not moved, measured, outdated_by=why)
-)
+ledger.add(claim, "Hsu et al. 2024, Liger Kernel", not moved, measured, outdated_by=why)
 assert moved
 
 # %% [markdown]
@@ -847,7 +843,7 @@ measured = (
     f"steps 2 times faster make it less than 1.85 times faster: {hidden_gain}"
 )
 only_if = "evaluation takes a tenth of the run or more" if held else ""
-claims.append(Claim(claim, source, held, measured, only_if=only_if))
+ledger.add(claim, source, held, measured, only_if=only_if)
 
 # %% [markdown]
 # Notice: a comparison that times whole runs measures its evaluations too, and these use neither backward pass nor
@@ -892,8 +888,8 @@ def judged(record, name):
 # %%
 speed, memory, measured = judged(record, "unsloth")
 source = "Unsloth 2026.10.9, README"
-claims.append(Claim("Unsloth trains about 2× faster", source, speed, measured))
-claims.append(Claim("Unsloth trains with 70 % less memory", source, memory, measured))
+ledger.add("Unsloth trains about 2× faster", source, speed, measured)
+ledger.add("Unsloth trains with 70 % less memory", source, memory, measured)
 
 # %% [markdown]
 # Notice: where nothing was measured, the verdict is *not tested*. A figure from elsewhere was measured against someone
@@ -933,7 +929,7 @@ claims.append(Claim("Unsloth trains with 70 % less memory", source, memory, meas
 # - Time steps, not runs; name the baseline and its version; compare the losses.
 
 # %%
-show_claims(claims)
+ledger.show()
 
 # %% [markdown]
 # ## Recall

@@ -30,7 +30,7 @@ import logging
 from dataclasses import replace
 
 import torch
-from ftcourse.claims import Claim, show_claims
+from ftcourse.claims import Ledger
 from ftcourse.exercises.memory import (
     check_kept_bytes,
     check_largest_micro_batch,
@@ -65,7 +65,7 @@ print(f"torch {torch.__version__}, device: cpu")
 MIB, GIB = 2**20, 2**30  # bytes
 ROWS, TOKENS = 8, 64  # of a micro-batch, and of each row
 BANDWIDTH = 50e9  # bytes a second that a GPU sends to others: one 400 Gb/s network card
-claims = []  # what this notebook tested, each with its verdict; the recap prints them
+ledger = Ledger("speed and memory")  # the claims tested here; the recap shows them
 
 # %%
 NUMBERS = (0, 2, 4)  # of study.CASES[2]: DDP, FSDP, and FSDP in bfloat16 with checkpointing
@@ -239,14 +239,12 @@ print(
 # %%
 told_right = exact and max(apart) < 0.05
 condition = "tensors alone, not what kernels and allocators take; states compared on rank 0; CUDA not measured"
-claims.append(
-    Claim(
-        "a step's memory can be told without running it on its hardware",
-        "torch.distributed._tools, the FSDP2 memory tracker of torch",
-        told_right,
-        f"{len(rows)} plans on 1, 2 and 4 ranks of a CPU: states exact, peaks within {max(apart):.2%}",
-        only_if=condition if told_right else "",
-    )
+ledger.add(
+    "a step's memory can be told without running it on its hardware",
+    "torch.distributed._tools, the FSDP2 memory tracker of torch",
+    told_right,
+    f"{len(rows)} plans on 1, 2 and 4 ranks of a CPU: states exact, peaks within {max(apart):.2%}",
+    only_if=condition if told_right else "",
 )
 
 # %% [markdown]
@@ -382,37 +380,31 @@ condition = (
 )
 
 # %%
-claims.append(
-    Claim(
-        "a model of 700 M parameters trains on GPUs of 16 GiB under DDP",
-        source,
-        ddp < small_gpu,
-        f"{ddp / GIB:.1f} GiB by estimate, float32; a tenth of the GPU left free",
-        only_if=condition if ddp < small_gpu else "",
-    )
+ledger.add(
+    "a model of 700 M parameters trains on GPUs of 16 GiB under DDP",
+    source,
+    ddp < small_gpu,
+    f"{ddp / GIB:.1f} GiB by estimate, float32; a tenth of the GPU left free",
+    only_if=condition if ddp < small_gpu else "",
 )
-claims.append(
-    Claim(
-        "a model of 3 B trains on four GPUs of 16 GiB under FSDP",
-        source,
-        fsdp < small_gpu < too_much,
-        f"{fsdp / GIB:.1f} GiB by estimate; under DDP {too_much / GIB:.0f} GiB before any activation",
-        only_if=condition if fsdp < small_gpu < too_much else "",
-    )
+ledger.add(
+    "a model of 3 B trains on four GPUs of 16 GiB under FSDP",
+    source,
+    fsdp < small_gpu < too_much,
+    f"{fsdp / GIB:.1f} GiB by estimate; under DDP {too_much / GIB:.0f} GiB before any activation",
+    only_if=condition if fsdp < small_gpu < too_much else "",
 )
 
 # %%
 weights_7b = count_parameters(asked["Llama-2-7B alone"][0]).total
 in_bfloat16 = 8 * weights_7b  # weight, gradient and moments of 2 bytes each
 alone = f"float32; all in bfloat16 would keep {in_bfloat16 / GIB:.0f} GiB"
-claims.append(
-    Claim(
-        "full fine-tuning of Llama-2-7B does not fit on one GPU of 80 GiB",
-        source,
-        seven > large_gpu,
-        f"{seven / GIB:.0f} GiB by estimate, float32 with AdamW",
-        only_if=alone if seven > large_gpu else "",
-    )
+ledger.add(
+    "full fine-tuning of Llama-2-7B does not fit on one GPU of 80 GiB",
+    source,
+    seven > large_gpu,
+    f"{seven / GIB:.0f} GiB by estimate, float32 with AdamW",
+    only_if=alone if seven > large_gpu else "",
 )
 assert ddp < too_much and seven > large_gpu > in_bfloat16
 
@@ -604,7 +596,7 @@ check_largest_micro_batch(largest_micro_batch)
 # `python -m ftkit.memory` does this for a causal language model and a plan; `--help` lists the options.
 
 # %%
-show_claims(claims)
+ledger.show()
 
 # %% [markdown]
 # ## Recall

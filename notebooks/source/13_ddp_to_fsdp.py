@@ -29,7 +29,7 @@ import subprocess
 import tempfile
 import time
 
-from ftcourse.claims import Claim, show_claims
+from ftcourse.claims import Ledger
 from ftcourse.exercises.ddp_to_fsdp import (
     check_all_gathers,
     check_clip_factor,
@@ -49,7 +49,7 @@ print(f"Python {sys.version.split()[0]}, device: cpu, {os.cpu_count()} cores")
 RANKS = 2  # processes
 # float32 keeps 7 digits; sums over rows and ranks in another order lose one or two of them.
 TOLERANCE = 1e-4  # of the largest entry of each gradient
-claims = []  # what this notebook tested, each with its verdict; the recap prints them
+ledger = Ledger("distributed training")  # the claims tested here; the recap shows them
 
 # %% [markdown]
 # ## 1 · Ranks you can look into
@@ -172,14 +172,12 @@ print(f"a sum in place of the mean would be noticed: {summed > 0.9}")
 assert same and equal and summed > 0.9 and all(ranks.get("mean"))
 
 # %%
-claims.append(
-    Claim(
-        "DDP's gradients are the mean over ranks, and those of a single process",
-        "PyTorch's documentation of DDP",
-        all(ranks.get("mean")) and equal,
-        f"{RANKS} ranks, gradients within {TOLERANCE:g} of each tensor's largest entry",
-        only_if="every rank has equally many labels",
-    )
+ledger.add(
+    "DDP's gradients are the mean over ranks, and those of a single process",
+    "PyTorch's documentation of DDP",
+    all(ranks.get("mean")) and equal,
+    f"{RANKS} ranks, gradients within {TOLERANCE:g} of each tensor's largest entry",
+    only_if="every rank has equally many labels",
 )
 
 # %% [markdown]
@@ -241,14 +239,12 @@ assert "[(23,)]" in flat and "uniform `requires_grad`" in refused
 assert "weight': False" in mixed and "weight': True" in mixed
 
 # %%
-claims.append(
-    Claim(
-        "FSDP1 cannot mix frozen and trainable parameters in one wrapper",
-        "PyTorch's documentation of FullyShardedDataParallel",
-        "uniform `requires_grad`" in refused,
-        "a layer of two linear ones, the first frozen: refused, and taken with use_orig_params",
-        only_if="use_orig_params=False, its default",
-    )
+ledger.add(
+    "FSDP1 cannot mix frozen and trainable parameters in one wrapper",
+    "PyTorch's documentation of FullyShardedDataParallel",
+    "uniform `requires_grad`" in refused,
+    "a layer of two linear ones, the first frozen: refused, and taken with use_orig_params",
+    only_if="use_orig_params=False, its default",
 )
 
 # %% [markdown]
@@ -380,14 +376,12 @@ print(f"with 80 such layers: {eighty:.0f} times less")
 assert eighty > 30
 
 # %%
-claims.append(
-    Claim(
-        "sharding by layers lowers the peak of gathered weights in the forward pass, and sends more often",
-        "PyTorch's documentation of fully_shard",
-        max(fine[0]) < max(coarse[0]) and fine[1]["all_gather"] > coarse[1]["all_gather"],
-        f"{max(coarse[0]):,} bytes with {coarse[1]['all_gather']} all-gather, "
-        f"{max(fine[0]):,} with {fine[1]['all_gather']}",
-    )
+ledger.add(
+    "sharding by layers lowers the peak of gathered weights in the forward pass, and sends more often",
+    "PyTorch's documentation of fully_shard",
+    max(fine[0]) < max(coarse[0]) and fine[1]["all_gather"] > coarse[1]["all_gather"],
+    f"{max(coarse[0]):,} bytes with {coarse[1]['all_gather']} all-gather, "
+    f"{max(fine[0]):,} with {fine[1]['all_gather']}",
 )
 
 # %% [markdown]
@@ -527,14 +521,12 @@ assert abs(whole - 1) < TOLERANCE and same_norm and same_clipped
 assert all(ranks.get("local < 0.99 * norm and unclipped > 0.1"))
 
 # %%
-claims.append(
-    Claim(
-        "fully_shard's gradients are a single process's, accumulated and clipped too",
-        "PyTorch's documentation of fully_shard",
-        all(near.values()) and same_norm and same_clipped,
-        f"{RANKS} ranks, all within {TOLERANCE:g} of each tensor's largest entry",
-        only_if="every rank has equally many labels",
-    )
+ledger.add(
+    "fully_shard's gradients are a single process's, accumulated and clipped too",
+    "PyTorch's documentation of fully_shard",
+    all(near.values()) and same_norm and same_clipped,
+    f"{RANKS} ranks, all within {TOLERANCE:g} of each tensor's largest entry",
+    only_if="every rank has equally many labels",
 )
 
 # %% [markdown]
@@ -616,13 +608,11 @@ assert [str(found["handed_on"]) for found in seen] == weights
 assert {str(found["shard"]) for found in seen} == {"torch.float32"}
 
 # %%
-claims.append(
-    Claim(
-        "a mixed precision policy gathers in bfloat16, autocast does not",
-        "PyTorch's documentation of MixedPrecisionPolicy",
-        weights[:2] == ["torch.bfloat16", "torch.float32"],
-        f"gathered as {weights[0]} and as {weights[1]}; losses within 0.02 of float32's",
-    )
+ledger.add(
+    "a mixed precision policy gathers in bfloat16, autocast does not",
+    "PyTorch's documentation of MixedPrecisionPolicy",
+    weights[:2] == ["torch.bfloat16", "torch.float32"],
+    f"gathered as {weights[0]} and as {weights[1]}; losses within 0.02 of float32's",
 )
 
 # %% [markdown]
@@ -674,14 +664,12 @@ print(
 assert before and after and frozen
 
 # %%
-claims.append(
-    Claim(
-        "activation checkpointing must be applied after sharding",
-        "L. Wright, FSDP activation checkpointing, 2022",
-        not before,
-        f"before and after: gradients within {TOLERANCE:g} of a single process's, {RANKS} ranks; "
-        "FSDP1 was not run",
-    )
+ledger.add(
+    "activation checkpointing must be applied after sharding",
+    "L. Wright, FSDP activation checkpointing, 2022",
+    not before,
+    f"before and after: gradients within {TOLERANCE:g} of a single process's, {RANKS} ranks; "
+    "FSDP1 was not run",
 )
 
 # %% [markdown]
@@ -748,7 +736,7 @@ ranks
 # - A rank that fails is the cause; those that waited are not.
 
 # %%
-show_claims(claims)
+ledger.show()
 
 # %% [markdown]
 # ## Recall

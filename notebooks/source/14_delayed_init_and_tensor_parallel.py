@@ -51,7 +51,7 @@ starter = Starter(model_class, *own, "ftkit.distributed.tensor_parallel")
 # %%
 import torch
 import transformers
-from ftcourse.claims import Claim, show_claims
+from ftcourse.claims import Ledger
 from ftcourse.exercises.delayed_init_and_tensor_parallel import (
     check_loading_peaks,
     check_row_parallel,
@@ -83,7 +83,7 @@ print(f"torch {torch.__version__}, device: cpu, {os.cpu_count()} cores")
 # %%
 RANKS = 2  # processes that load
 TOLERANCE = 1e-4  # float32 keeps 7 digits; sums in another order lose two or three of them
-claims = []  # what this notebook tested, each with its verdict; the recap prints them
+ledger = Ledger("distributed training")  # the claims tested here; the recap shows them
 reference, _ = load_base()
 
 # %% [markdown]
@@ -281,22 +281,18 @@ assert spared and peaks["rank 0"][0] > peaks["every rank"][0] and saved < 0.2
 # whole, and n shards): a saving from three ranks on, and none with two.
 
 # %%
-claims.append(
-    Claim(
-        "letting only rank 0 load spares the other ranks the whole model",
-        "Accelerate, fsdp_cpu_ram_efficient_loading",
-        spared,
-        f"2 ranks, {full:.0f} MB: rank 1's peak below 0.6 of that with every rank loading",
-        only_if="rank 0 holds more than before, so two ranks together save little",
-    )
+ledger.add(
+    "letting only rank 0 load spares the other ranks the whole model",
+    "Accelerate, fsdp_cpu_ram_efficient_loading",
+    spared,
+    f"2 ranks, {full:.0f} MB: rank 1's peak below 0.6 of that with every rank loading",
+    only_if="rank 0 holds more than before, so two ranks together save little",
 )
-claims.append(
-    Claim(
-        "no rank needs to hold the whole model while loading",
-        "PyTorch, distributed checkpoint; Hugging Face, safetensors",
-        only_shards,
-        f"2 ranks, {full:.0f} MB: each below 0.65 times the model, half of it being its shard",
-    )
+ledger.add(
+    "no rank needs to hold the whole model while loading",
+    "PyTorch, distributed checkpoint; Hugging Face, safetensors",
+    only_shards,
+    f"2 ranks, {full:.0f} MB: each below 0.65 times the model, half of it being its shard",
 )
 
 # %% [markdown]
@@ -451,14 +447,12 @@ print(f"planted faults named: {sum(caught)} of {len(faults)}")
 assert all(caught)
 
 # %%
-claims.append(
-    Claim(
-        "a look at all parameters and buffers finds what delayed initialisation left unset",
-        "Amazon SageMaker SMP v2, DelayedParamIniter, validate_params_and_buffers_inited",
-        all(caught),
-        f"{sum(caught)} of {len(faults)} planted faults named: three parameters, and the buffers",
-        only_if="memory is filled with NaN beforehand: with zeros in the buffer the look found nothing",
-    )
+ledger.add(
+    "a look at all parameters and buffers finds what delayed initialisation left unset",
+    "Amazon SageMaker SMP v2, DelayedParamIniter, validate_params_and_buffers_inited",
+    all(caught),
+    f"{sum(caught)} of {len(faults)} planted faults named: three parameters, and the buffers",
+    only_if="memory is filled with NaN beforehand: with zeros in the buffer the look found nothing",
 )
 
 # %% [markdown]
@@ -769,7 +763,7 @@ for case, (claim, source) in claimed.items():
     held = all(agrees(case).values())
     measured = "loss, gradients, clip norm, weights after a step: "
     measured += f"{'all' if held else 'not all'} within {TOLERANCE:g}, 1 seed"
-    claims.append(Claim(claim, source, held, measured))
+    ledger.add(claim, source, held, measured)
 
 # %% [markdown]
 # ## 6 · A model's own plan
@@ -817,7 +811,7 @@ else:
 # - Equality is proved on gradients, for each cut, with a mutation that breaks it.
 
 # %%
-show_claims(claims)
+ledger.show()
 starter.stop()
 os.chdir(Path(folder.name).parent)
 folder.cleanup()

@@ -46,7 +46,6 @@ STEPS = 10  # optimizer steps of a run
 SAVE_EVERY = 3  # steps between two checkpoints
 KILL_AT = 8  # the step in which rank 1 dies
 ABOUT = {"model": "pocket-base", "optimizer": "adamw"}  # what a checkpoint belongs to
-claims = []  # what this notebook tested, each with its verdict; the recap prints them
 
 # %% [markdown]
 # Processes take seconds to start, so the program that two ranks run comes first. `Checkpoints` finds the latest
@@ -166,7 +165,7 @@ killed_run = start(
 import ipywidgets
 import torch
 import transformers
-from ftcourse.claims import Claim, show_claims
+from ftcourse.claims import Ledger
 from ftcourse.exercises.checkpoints_and_faults import check_best_interval, check_newest_whole
 from ftcourse.plots import OKABE_ITO, figure_svg, new_axes, use_course_style
 from safetensors.torch import load_file
@@ -178,6 +177,8 @@ from ftkit.distributed.mesh import DistributedContext
 from ftkit.distributed.preemption import PreemptionHandler
 from ftkit.finetune.export import to_hugging_face
 from ftkit.models import resolve_model
+
+ledger = Ledger("distributed training")  # the claims tested here; the recap shows them
 
 # %% tags=["nbval-ignore-output"]
 use_course_style()
@@ -258,13 +259,11 @@ assert kept and unfinished
 
 # %%
 measured = "weights set to zero while the file was written; read back, all equal to the bit"
-claims.append(
-    Claim(
-        "training may go on while a checkpoint is written",
-        "PyTorch, async_save",
-        kept and unfinished,
-        measured,
-    )
+ledger.add(
+    "training may go on while a checkpoint is written",
+    "PyTorch, async_save",
+    kept and unfinished,
+    measured,
 )
 
 # %% [markdown]
@@ -305,13 +304,11 @@ print(f"equal to the bit: {to_the_bit} of {len(resumed)}")
 # section 6 asks for equality to the bit.
 
 # %%
-claims.append(
-    Claim(
-        "a checkpoint resumes on another number of ranks",
-        "PyTorch, distributed checkpoint",
-        apart < 1e-4,
-        f"written by 2 ranks, read by 1: {len(resumed)} losses {'within' if apart < 1e-4 else 'beyond'} 0.0001",
-    )
+ledger.add(
+    "a checkpoint resumes on another number of ranks",
+    "PyTorch, distributed checkpoint",
+    apart < 1e-4,
+    f"written by 2 ranks, read by 1: {len(resumed)} losses {'within' if apart < 1e-4 else 'beyond'} 0.0001",
 )
 
 # %% [markdown]
@@ -338,16 +335,6 @@ print(
     f"chosen: {chosen.name}; a warning names the damaged file: {'__1_0' in str(said[0].message)}"
 )
 assert chosen.name == "step-000009" and "__1_0.distcp" in str(said[0].message)
-
-# %%
-claims.append(
-    Claim(
-        "an unfinished or shortened checkpoint is passed over",
-        "this course",
-        chosen.name == "step-000009",
-        "one unfinished and one with half a file passed over for an older whole one",
-    )
-)
 
 # %% [markdown]
 # Notice: on a local disk a rename happens or does not, so the final name can be trusted; a file "done" written before
@@ -456,9 +443,7 @@ measured = (
     f"2 ranks, one killed: the second attempt went on from a checkpoint: {resumed_itself}; "
     f"losses and weights equal to the bit: {equal and all(same)}"
 )
-claims.append(
-    Claim("after kill -9 a run restarts and resumes by itself", "torchrun", held, measured)
-)
+ledger.add("after kill -9 a run restarts and resumes by itself", "torchrun", held, measured)
 
 # %% tags=["nbval-ignore-output"]
 (killed,) = [event["time"] for event in events("killed", rank=1) if "killed" in event]
@@ -514,18 +499,6 @@ saved = latest_checkpoint(Path("one/checkpoints"))
 clean = step == STEPS + 3 and saved.name == f"step-{step:06d}"
 print(f"left after step {step}, and that step is saved: {clean}")
 assert clean
-
-# %%
-left = "saved and left after it" if clean else "not saved"
-claims.append(
-    Claim(
-        "SIGTERM ends a run without losing a step",
-        "this course",
-        clean,
-        f"sent in step {STEPS + 3}, {left}",
-        only_if="one process, here; two under torchrun in tests/ftkit/distributed/test_preemption.py",
-    )
-)
 
 # %% [markdown]
 # Notice: torchrun kills after 30 seconds (`--shutdown-timeout`) what has not left, and whoever sent the signal may
@@ -598,7 +571,7 @@ print(
 rough = lost_share(10 * young, WRITE, BETWEEN, RESTART)
 assert best == 1 and close and 0.27 < rough < 0.29 and found[10] < 0.27
 measured = f"simulated, 1 seed: of 7 intervals from 0.1 to 10 times Young's, least is lost at {best:g}"
-claims.append(Claim("save every √(2·C·M) seconds", "Young, 1974", best == 1, measured))
+ledger.add("save every √(2·C·M) seconds", "Young, 1974", best == 1, measured)
 
 # %% [markdown]
 # Notice: far from the least the formula is rough: at 10 times Young's interval it says 28 %.
@@ -699,7 +672,7 @@ check_best_interval(best_interval)
 # - Save every √(2·C·M) seconds.
 
 # %%
-show_claims(claims)
+ledger.show()
 
 # %% [markdown]
 # ## Recall

@@ -43,7 +43,6 @@ COMPARED = 20  # of them are compared with one process's
 BATCH_SIZE = 16  # conversations in a step, over all ranks
 LR = 1e-3  # peak learning rate
 RESERVE_P = 0.3  # child-tuning keeps a gradient entry with this probability
-claims = []  # what this notebook tested, each with its verdict; the recap prints them
 
 # %% [markdown]
 # The run of section 2, where it is explained, begins now and trains while you read. It goes on when you interrupt a
@@ -79,7 +78,7 @@ two_run = start(*two, ranks=RANKS, folder="two")
 # %%
 import torch
 import transformers
-from ftcourse.claims import Claim, show_claims
+from ftcourse.claims import Ledger
 from ftcourse.exercises.fsdp_fine_tune import check_global_loss, check_shard_rows
 from ftcourse.explorers.fsdp import shard_explorer
 from ftcourse.plots import plot_loss, use_course_style
@@ -97,6 +96,8 @@ from ftkit.memory import MemoryPlan, estimate_memory, published_meta_model
 from ftkit.memory.estimate import size
 from ftkit.models import meta_model, resolve_model
 from ftkit.parameters import count_parameters
+
+ledger = Ledger("distributed training")  # the claims tested here; the recap shows them
 
 # %% tags=["nbval-ignore-output"]
 use_course_style()
@@ -219,14 +220,13 @@ print(f"without masks the losses are others: {masked}")
 assert len(metrics("one")) == COMPARED and len(metrics("two")) == STEPS and same and masked
 
 # %%
-claims.append(
-    Claim(
-        "child-tuning under FSDP trains as in one process",
-        "this course, after Wright, transformer_central, 2022",
-        same and masked,
-        f"losses of {COMPARED} steps on 1 and 2 ranks {'within' if same else 'beyond'} 0.0001, 1 seed; "
-        f"{'other' if masked else 'the same'} losses without masks",
-    )
+ledger.add(
+    "child-tuning works under FSDP as in one process",
+    "Wright 2022, transformer_central and its video on child-tuning under FSDP",
+    same and masked,
+    f"losses of {COMPARED} steps on 1 and 2 ranks {'within' if same else 'beyond'} 0.0001; "
+    f"{'other' if masked else 'the same'} losses without masks",
+    seeds=1,
 )
 
 # %% tags=["nbval-ignore-output"]
@@ -302,8 +302,6 @@ pairs = list(zip(in_memory.state_dict().values(), tuned.state_dict().values(), s
 same = all(torch.equal(shards, exported) for shards, exported in pairs)
 print(f"all {len(pairs)} tensors are equal to the bit: {same}")
 assert same
-measured = f"{len(pairs)} tensors, {'all' if same else 'not all'} equal to the bit"
-claims.append(Claim("the export is what the shards hold", "this course", same, measured))
 
 # %%
 chats = load_chat()["test"].select(range(48))
@@ -355,15 +353,6 @@ print(
     f"losses of 4 steps within 0.0001 of one process: {same}; without the child they differ: {other}"
 )
 assert same and other
-measured = f"losses of 4 steps on 2 ranks {'within' if same else 'beyond'} 0.0001 of one process, 1 seed"
-claims.append(
-    Claim(
-        "tensor parallelism, packing and Fisher masks combine without changing the result",
-        "this course",
-        same,
-        measured,
-    )
-)
 
 # %%
 start, ended = (
@@ -461,14 +450,6 @@ assert all(peak < 0.9 * 80e9 for peak in peaks.values())
 off = abs(float(re.search(r"\(([+-][\d.]+)%\)", line)[1])) / 100
 print(f"told and measured peak within 5 %: {off < 0.05}")
 assert off < 0.05
-claims.append(
-    Claim(
-        "the peak of a training step on a rank can be told before the run",
-        "this course",
-        off < 0.05,
-        f"{'within' if off < 0.05 else 'beyond'} 5 % of live tensor bytes: rank 0 of 2 on a CPU, one step",
-    )
-)
 
 # %% tags=["nbval-ignore-output"]
 print(line)
@@ -484,7 +465,7 @@ print(line)
 #   trains.
 
 # %%
-show_claims(claims)
+ledger.show()
 
 # %% [markdown]
 # ## Recall
