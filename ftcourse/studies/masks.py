@@ -166,7 +166,7 @@ def masked_optimizer(model: nn.Module, masks: dict[str, torch.Tensor], lr: float
     return ChildTuningAdamW(groups, lr=lr, mode="task-dependent", gradient_mask=masks)
 
 
-def run_trial(trial: Trial, base: str | None = None) -> dict:
+def run(trial: Trial, base: str | None = None) -> dict:
     """Train; evaluate after every epoch, on validation data for a tuning seed, else on the test split.
 
     Returns the trial, the measures at the end, `curves` (a list by epoch per measure, and "train_loss"), `trained` (the
@@ -183,8 +183,9 @@ def run_trial(trial: Trial, base: str | None = None) -> dict:
         losses.append(loss)
         if len(losses) < steps:
             continue
-        found = {"train_loss": round(sum(losses) / steps, 4)} | scores(task, trial.seed)
+        curves["train_loss"].append(round(sum(losses) / steps, 4))
         losses.clear()
+        found = scores(task, trial.seed)
         for measure, value in found.items():
             curves.setdefault(measure, []).append(value)
     record = {**dataclasses.asdict(trial), **found, "curves": curves, "trained": trained_entries(task.model, optimizer)}
@@ -241,8 +242,8 @@ def starts(task: str) -> dict[Trial, tuple[float, ...]]:
     }
 
 
-BRACKETED = "masks.jsonl"  # checked by a test: every rate bracketed
-CONTROLS = "masks_control.jsonl"  # the untuned control, whose rate is a function of F's
+BRACKETED = data_dir() / "results" / "masks.jsonl"
+CONTROLS = "masks_control.jsonl"  # beside it: the untuned control, whose rate is a function of F's
 
 
 SCORE, LOSS = "test_exact", "test_loss"  # on the test split's questions or statements
@@ -267,7 +268,7 @@ class Tournament:
     """
 
     def __init__(self, path: Path | None = None):
-        path = path or data_dir() / "results" / BRACKETED
+        path = path or BRACKETED
         self.study = BracketedStudy(read_records(path), Trial)
         self._controls = {(r["task"], r["seed"]): r for r in read_records(path.with_name(CONTROLS))}
         self.tasks = tuple(sorted({method.task for method in self.study.methods}))
@@ -352,7 +353,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         parser.error(str(error))
     make_repeatable()
-    make = functools.partial(run_trial, base=given.model)
+    make = functools.partial(run, base=given.model)
     for task in given.tasks:
         seeds = range(given.seeds or SEEDS.get(task, 5))
         run_bracketed(starts(task), make, given.output, task, seeds=seeds, workers=given.workers)

@@ -2,7 +2,6 @@
 
 import json
 import math
-import random
 from itertools import islice
 
 import pytest
@@ -11,7 +10,7 @@ import torch
 from ftcourse.datasets import chat_with_validation, truth_with_validation
 from ftcourse.intervals import interval
 from ftcourse.studies import masks
-from ftcourse.studies.bracketing import TUNING_SEEDS, check_study
+from ftcourse.studies.bracketing import TUNING_SEEDS
 from ftcourse.studies.masks import (
     ADAMW,
     CONTROL,
@@ -31,16 +30,15 @@ from ftcourse.studies.masks import (
     Trial,
     kept,
     prepare,
-    run_trial,
+    run,
 )
 from ftcourse.studies.records import read_records, trial_of
 from ftcourse.studies.tasks import load_task, training_steps
-from ftkit.models import data_dir, load_base
+from ftkit.models import load_base
 from tests import tiny
 
 from .made_up import tournament
 
-STORED = data_dir() / "results" / masks.BRACKETED
 SPARSE = (RANDOM, FISHER, FISHER_MORE, FISHER_LINEAR, MAGNITUDE, LIFT)
 
 
@@ -72,15 +70,15 @@ def one_epoch(monkeypatch):
 @pytest.mark.parametrize("task", ["chat-8", "truth-8"])
 @pytest.mark.parametrize("method", [ADAMW, *PREDICTIONS])
 def test_every_method_runs_on_a_foreign_model_and_repeats(task, method, foreign, one_epoch):
-    record = run_trial(Trial(task, method, 1e-3, 0), foreign)
-    assert record["curves"] == run_trial(Trial(task, method, 1e-3, 0), foreign)["curves"]
+    record = run(Trial(task, method, 1e-3, 0), foreign)
+    assert record["curves"] == run(Trial(task, method, 1e-3, 0), foreign)["curves"]
     assert all(len(curve) == 1 and math.isfinite(curve[0]) for curve in record["curves"].values())
     assert "test_exact" in record and 0 <= record["kept"] <= 1
     assert trial_of(record, Trial) == Trial(task, method, 1e-3, 0)
 
 
 def test_tuning_runs_see_validation_data_alone(foreign, one_epoch):
-    record = run_trial(Trial("chat-8", ADAMW, 1e-3, TUNING_SEEDS[0]), foreign)
+    record = run(Trial("chat-8", ADAMW, 1e-3, TUNING_SEEDS[0]), foreign)
     assert "validation_exact" in record and "kept" not in record and "test_" not in json.dumps(record)
 
 
@@ -151,7 +149,7 @@ def test_the_command_resumes_and_a_line_cut_off_is_done_again(foreign, tmp_path,
         score = {f"{split}_exact": 0.1 + (trial.lr == middle), f"{split}_loss": 1.0}
         return {**trial.__dict__, **score, "curves": {}}
 
-    monkeypatch.setattr(masks, "run_trial", made_up)
+    monkeypatch.setattr(masks, "run", made_up)
     output = tmp_path / "out" / "study.jsonl"
     arguments = ["--tasks", "chat-8", "--seeds", "2", "--model", foreign, "--workers", "1", "--output", str(output)]
     masks.main(arguments)
@@ -214,26 +212,12 @@ def test_a_sign_needs_a_percentage_point_and_an_interval_clear_of_zero(tmp_path)
     assert Prediction(1, "why").sign == study.sign("chat-96", F)
 
 
-@pytest.mark.skipif(not STORED.exists(), reason="python -m ftcourse.studies.masks stores it")
 def test_the_stored_study_is_what_it_promises():
+    """test_stored_studies.py checks its rates and repeats a run."""
     study = Tournament()
     for task in study.tasks:
-        records = [record for record in study.study.records if record["task"] == task]
-        check_study(records, Trial, SEEDS[task])
+        assert study.seeds(task) >= SEEDS[task]
         assert set(study.methods(task)) == {*METHODS[task], CONTROL}
         assert len(study.ends(task, CONTROL)) == study.seeds(task)
         score = sum(study.ends(task, ADAMW)) / study.seeds(task)
         assert (0.5 if task.startswith("truth") else 0.05) < score < 0.95  # it discriminates
-
-
-@pytest.mark.skipif(not STORED.exists(), reason="python -m ftcourse.studies.masks stores it")
-def test_a_stored_run_drawn_at_random_repeats():
-    """One of the quick ones. Processors round otherwise, and training magnifies that, epoch by epoch."""
-    stored = random.choice([r for r in read_records(STORED) if r["task"] == "chat-96"])
-    again = run_trial(trial_of(stored, Trial))
-    other = random.choice([r for r in read_records(STORED) if r["seed"] != stored["seed"]])
-    first = [record["curves"]["train_loss"][0] for record in (stored, again, other)]
-    assert first[1] == pytest.approx(first[0], rel=1e-3), json.dumps(stored)
-    assert first[2] != pytest.approx(first[0], rel=1e-5)
-    loss = "validation_loss" if stored["seed"] in TUNING_SEEDS else "test_loss"
-    assert again[loss] == pytest.approx(stored[loss], rel=0.1), json.dumps(stored)

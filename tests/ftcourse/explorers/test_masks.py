@@ -5,7 +5,7 @@ import statistics
 import ipywidgets
 import pytest
 
-from ftcourse.explorers.child_tuning import LABELS, LOOKS, plot_curves, plot_effects, tournament_explorer
+from ftcourse.explorers.masks import LABELS, LOOKS, plot_curves, plot_effects, tournament_explorer
 from ftcourse.studies.masks import ADAMW, CONTROL, METHODS, PREDICTIONS, F, Tournament
 from tests.ftcourse.studies.made_up import tournament
 
