@@ -1,48 +1,12 @@
-"""Checkers for 03_fisher_masks: Fisher information, one threshold over all tensors, and the bytes of a child."""
+"""Checkers for 03_fisher_masks: one threshold over all tensors, peak memory, and an experiment with its verdict."""
 
 import math
 
 import torch
 
-from . import WrongAnswer, checker, match_known_mistake, require_answer, require_tensor
+from ftcourse.intervals import interval
 
-
-@checker
-def check_fisher(fisher_of) -> str:
-    """Check `fisher_of(gradients)`: (N, …) gradients of N examples to the mean square of each weight's."""
-    generator = torch.Generator().manual_seed(2021)
-    gradients = torch.randn(12, 3, 4, generator=generator) + 0.7
-    given = gradients.clone()
-    answer = require_tensor(fisher_of(given), gradients.shape[1:]).double()
-    if not torch.equal(given, gradients):
-        raise WrongAnswer("your code changes the gradients it was given: build a new tensor instead.")
-    wide = gradients.double()
-    mean, variance = wide.mean(0), wide.var(0, unbiased=False)
-    right = variance + mean**2  # the mean of the squares, by another road
-    if torch.allclose(answer, right, rtol=1e-5):  # float32 sums of a dozen squares: seven digits, less one
-        return "each example's gradient is squared first and averaged afterwards."
-    mistakes = [
-        (
-            mean**2,
-            "you average first and square then: examples that disagree cancel. Square each one first.",
-        ),
-        (12 * right, "that is the sum of the squares: divide by the number of examples."),
-        (right.sqrt(), "that is the root of the mean square: leave the square."),
-        (
-            variance,
-            "that is the variance: do not subtract the mean, a gradient that all agree on counts too.",
-        ),
-        (
-            wide.var(0),
-            "that is the variance: do not subtract the mean, a gradient that all agree on counts too.",
-        ),
-        (wide.abs().mean(0), "that is the mean absolute gradient: square it instead."),
-        (mean, "the squares are missing: opposite gradients cancel."),
-    ]
-    for wrong, hint in mistakes:
-        if torch.allclose(answer, wrong, rtol=1e-5):
-            raise WrongAnswer(hint)
-    raise WrongAnswer("not the mean over the examples (dimension 0) of the squared gradients.")
+from . import WrongAnswer, checker, match_known_mistake, require_answer
 
 
 @checker
@@ -62,7 +26,7 @@ def check_child(child_of) -> str:
     every = sorted((float(x) for score in scores.values() for x in score.flatten()), reverse=True)
     right = {name: score >= every[wanted - 1] for name, score in scores.items()}
     if not _same(masks, right):
-        _name_the_child(masks, scores, right, wanted)
+        _explain(masks, scores, right, wanted)
     try:
         child_of({name: torch.zeros_like(score) for name, score in scores.items()}, reserve_p)
     except ValueError:
@@ -86,19 +50,19 @@ def _masks(answer, scores: dict) -> dict[str, torch.Tensor]:
     return answer
 
 
-def _name_the_child(masks: dict, scores: dict, right: dict, wanted: int) -> None:
+def _explain(masks: dict, scores: dict, right: dict, wanted: int) -> None:
     """Raise `WrongAnswer` for masks that are not right, with the usual mistake that explains them."""
     if _same(masks, {name: score >= _kth_largest(score) for name, score in scores.items()}):
         raise WrongAnswer("every tensor keeps its own tenth: take one threshold for all tensors together.")
     if _same(masks, {name: ~mask for name, mask in right.items()}):
-        raise WrongAnswer("upside down: the child is where the scores are large, not where they are small.")
+        raise WrongAnswer("upside down: the mask keeps large scores, not small ones.")
     kept = sum(int(mask.sum()) for mask in masks.values())
     if kept == wanted - 1 and all(bool((right[name] | ~mask).all()) for name, mask in masks.items()):
-        raise WrongAnswer("one weight is missing: the score at the threshold belongs to the child, so use >=.")
+        raise WrongAnswer("one weight is missing: the score at the threshold is kept, too: use >=.")
     total = sum(mask.numel() for mask in masks.values())
     if kept == wanted:
         raise WrongAnswer(f"{kept} weights are right, but not the ones of largest score.")
-    raise WrongAnswer(f"{wanted} of {total} weights should be in the child, and {kept} are.")
+    raise WrongAnswer(f"{wanted} of {total} weights should be kept, and {kept} are.")
 
 
 def _kth_largest(score: torch.Tensor) -> torch.Tensor:
@@ -110,26 +74,64 @@ def _same(masks: dict, others: dict) -> bool:
 
 
 @checker
-def check_compact_bytes(compact_bytes) -> str:
-    """Check `compact_bytes(weights, reserve_p)`: bytes of a child's two float32 moments and its indices."""
-    for weights, reserve_p in [(1_000_000, 0.1), (70_000, 0.3), (400, 0.8)]:
-        answer = require_answer(compact_bytes(weights, reserve_p))
+def check_peak_bytes(peak_bytes) -> str:
+    """Check `peak_bytes(weights, reserve_p)`: the most that scoring and then training with compact states hold."""
+    for weights, reserve_p in [(1_000_000, 0.1), (1_000_000, 0.6), (64_000, 0.25)]:
+        answer = require_answer(peak_bytes(weights, reserve_p))
         if isinstance(answer, bool) or not isinstance(answer, int | float):
             raise WrongAnswer(f"one number is wanted, and your code returns a {type(answer).__name__}.")
-        child = weights * reserve_p
-        # The child has a whole number of weights, each of twelve bytes: one more or less is allowed.
-        if abs(answer - 12 * child) <= 12:
+        scoring, training = 12 * weights, (8 + 12 * reserve_p) * weights
+        right = max(scoring, training)
+        # The mask keeps a whole number of weights, each with twelve bytes of state: one more or less is allowed.
+        if abs(answer - right) <= 12:
             continue
         hints = {
-            8 * child: "only eight bytes a weight of the child: two moments and an index are twelve.",
-            4 * child: "only four bytes a weight of the child: two moments and an index are twelve.",
-            8 * weights: "that is AdamW's whole state: the child alone has moments.",
-            12 * weights: "that is for every weight: only the share reserve_p is in the child.",
-            8 * child + weights: "a mask has a byte for each weight: the compact state has indices instead.",
-            8 * child + 4 * weights: "only the child's weights have an index, not all of them.",
-            16 * child: "an index takes four bytes here, not eight: a tensor under 2**31 elements needs no more.",
-            12 * child / 4: "that counts numbers, not bytes: each of them takes four.",
+            training: "that is training alone: before it, every weight has a gradient and a score.",
+            scoring: "that is scoring alone: at a larger reserve_p, training holds more.",
+            scoring + training: "scores are gone when training begins: take the larger of the two, not the sum.",
+            4 * weights + 12 * reserve_p * weights: "gradients are missing: each weight has one, in the mask or not.",
+            12 * reserve_p * weights: "those are the optimizer's states alone: weights and gradients are held, too.",
+            8 * weights: "weights and gradients are eight bytes each weight: scores or states come on top.",
+            (8 + 8 * reserve_p) * weights: "two moments and an index are twelve bytes, not eight.",
+            16 * weights: "that is AdamW on all weights: the mask's states are fewer.",
+            right / 4: "that counts numbers, not bytes: each of them takes four.",
         }
-        match_known_mistake(float(answer), hints, rel_tol=1e-6)
-        raise WrongAnswer(f"for {weights:,} weights and reserve_p {reserve_p} it should be {12 * child:,.0f} bytes.")
-    return "twelve bytes for each weight of the child: less than AdamW's eight for all while p < 2/3."
+        match_known_mistake(float(answer), hints, rel_tol=1e-4)
+        raise WrongAnswer(f"for {weights:,} weights and reserve_p {reserve_p} it should be {right:,.0f} bytes.")
+    return "the larger of 12 and 8 + 12 · reserve_p bytes a weight: below a third, scoring sets the peak."
+
+
+@checker
+def check_experiment(experiment, choices: tuple[str, str]) -> str:
+    """Check `experiment()`: losses by mask, a list over the same seeds each, and the verdict that they allow.
+
+    `choices` names the masks, the one that the verdict is about first. The verdict is "better", "worse" or "undecided".
+    """
+    answer = require_answer(experiment())
+    if not isinstance(answer, tuple) or len(answer) != 2 or not isinstance(answer[0], dict):
+        raise WrongAnswer("two things are wanted: a dict of losses by mask, and a verdict.")
+    losses, verdict = answer
+    require_answer(verdict)
+    if set(losses) != set(choices):
+        raise WrongAnswer(f"the losses should be those of {' and '.join(map(repr, choices))}.")
+    one, other = (list(losses[name]) for name in choices)
+    if len(one) != len(other):
+        raise WrongAnswer("both masks need the same seeds: a pair sees the same questions in the same order.")
+    if len(one) < 4:
+        raise WrongAnswer(f"{len(one)} seeds are too few for an interval that says anything: run four or more.")
+    if not all(isinstance(loss, float) and math.isfinite(loss) and loss > 0 for loss in one + other):
+        raise WrongAnswer("each loss should be a finite, positive number.")
+    if len(set(one)) < len(one) or len(set(other)) < len(other) or set(one) & set(other):
+        raise WrongAnswer("some losses are equal to the last digit: does each run use its own seed and its own mask?")
+    found = interval([b - a for a, b in zip(one, other, strict=True)])  # above 0: the first has less loss
+    right = "better" if found.low > 0 else "worse" if found.high < 0 else "undecided"
+    text = f"{found.mean:+.3f} nats per token ({found.low:+.3f} to {found.high:+.3f})"
+    if verdict == right:
+        return f"{choices[1]} has {text} more loss than {choices[0]}, paired by seed: {right}."
+    if verdict not in ("better", "worse", "undecided"):
+        raise WrongAnswer('the verdict should be "better", "worse" or "undecided".')
+    if right == "undecided":
+        raise WrongAnswer(f"the interval of the differences, {text}, contains 0: the means alone decide nothing.")
+    if verdict == "undecided":
+        raise WrongAnswer(f"the interval of the paired differences, {text}, is clear of 0: did you pair them by seed?")
+    raise WrongAnswer(f"the other way round: less loss is better, and {choices[1]} has {text} more.")

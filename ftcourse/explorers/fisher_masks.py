@@ -1,4 +1,4 @@
-"""Where in a model the child of task-dependent child-tuning lies: counted, drawn, and under a slider."""
+"""Where masks lie in a model: counted by part, drawn, compared with each other, and under a slider."""
 
 import re
 from collections.abc import Mapping
@@ -75,6 +75,44 @@ def plot_child_map(parts: Mapping[str, Part], reserve_p: float, *, title: str, a
     ax.set(xticks=range(0, 101, 20), yticks=range(len(shares)), yticklabels=labels)
     ax.set_ylim(len(shares) + 0.4, -0.6)
     return ax
+
+
+def overlap(mask: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> float:
+    """The fraction of a mask's entries that another mask of the same tensors keeps, too."""
+    shared = sum(int((kept & other[name]).sum()) for name, kept in mask.items())
+    return shared / sum(int(kept.sum()) for kept in mask.values())
+
+
+def plot_overlaps(masks: Mapping[str, Mapping[str, torch.Tensor]], *, ax=None):
+    """Of each mask (a row), the per cent of its entries that each other mask (a column) keeps, too; return the Axes.
+
+    `masks`: bool tensors by parameter name, by the label of the mask.
+    """
+    labels = list(masks)
+    ax = ax or new_axes(4.6, 3.8)[1]
+    shared = [[round(100 * overlap(masks[row], masks[column])) for column in labels] for row in labels]
+    ax.imshow(shared, cmap="viridis", vmin=0, vmax=100, aspect="auto")
+    for row, values in enumerate(shared):
+        for column, value in enumerate(values):
+            ax.text(column, row, f"{value} %", ha="center", va="center", color="black" if value > 60 else "white")
+    ax.set(xticks=range(len(labels)), yticks=range(len(labels)), yticklabels=labels)
+    ax.set_xticklabels(labels, rotation=20, ha="right")
+    ax.set_title("entries of the row's mask that are in the column's")
+    return ax
+
+
+def plot_patterns(masks: Mapping[str, torch.Tensor]):
+    """Masks of one matrix side by side, a dark point for each entry that is kept; return the Axes.
+
+    `masks`: one bool matrix by the label of its mask.
+    """
+    axes = new_axes(2.4 * len(masks), 2.8, columns=len(masks))[1]
+    for ax, (label, mask) in zip(axes, masks.items(), strict=True):
+        ax.imshow(mask.numpy(), cmap="Greys", vmin=0, vmax=1, interpolation="nearest")
+        ax.set(title=f"{label}: {mask.float().mean():.0%}", xticks=[], yticks=[], xlabel="inputs", ylabel="outputs")
+        for side in ("top", "right"):
+            ax.spines[side].set_visible(True)
+    return axes
 
 
 class ChildExplorer(Explorer):

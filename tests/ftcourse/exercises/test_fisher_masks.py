@@ -3,32 +3,9 @@
 import pytest
 import torch
 
-from ftcourse.exercises.fisher_masks import check_child, check_compact_bytes, check_fisher
+from ftcourse.exercises.fisher_masks import check_child, check_experiment, check_peak_bytes
 
 from .shown import checker_tests
-
-
-def right_fisher(gradients):
-    return (gradients**2).mean(0)
-
-
-def in_place(gradients):
-    return gradients.square_().mean(0)
-
-
-WRONG_FISHERS = {
-    "average first and square then": lambda g: g.mean(0) ** 2,
-    "sum of the squares": lambda g: (g**2).sum(0),
-    "root of the mean square": lambda g: (g**2).mean(0).sqrt(),
-    "that is the variance": lambda g: g.var(0),
-    "do not subtract the mean": lambda g: g.var(0, unbiased=False),
-    "mean absolute gradient": lambda g: g.abs().mean(0),
-    "squares are missing": lambda g: g.mean(0),
-    "not the mean over the examples": lambda g: (g**4).mean(0),
-    "shape should be": lambda g: (g**2).mean(),
-    "changes the gradients": in_place,
-    "a tensor is wanted": lambda g: right_fisher(g).tolist(),
-}
 
 
 def with_another_error(scores, reserve_p):
@@ -64,7 +41,7 @@ WRONG_CHILDREN = {
         name: score > threshold_of(scores, p) for name, score in scores.items()
     },
     "not the ones of largest score": changed(lambda mask: mask.flatten().flip(0).reshape(mask.shape)),
-    "20 of 200 weights should be in the child, and 40 are": lambda scores, p: right_child(scores, 2 * p),
+    "20 of 200 weights should be kept, and 40 are": lambda scores, p: right_child(scores, 2 * p),
     "a tensor of booleans": changed(torch.Tensor.float),
     "a dict with a mask for each": lambda scores, p: list(right_child(scores, p).values()),
     "its mask should have the shape": changed(torch.flatten),
@@ -77,35 +54,58 @@ WRONG_CHILDREN = {
 }
 
 WRONG_BYTES = {
-    "only eight bytes": lambda n, p: round(8 * p * n),
-    "only four bytes": lambda n, p: round(4 * p * n),
-    "AdamW's whole state": lambda n, p: 8 * n,
-    "for every weight": lambda n, p: 12 * n,
-    "a mask has a byte": lambda n, p: round(8 * p * n) + n,
-    "only the child's weights have an index": lambda n, p: round(8 * p * n) + 4 * n,
-    "not eight": lambda n, p: round(16 * p * n),
-    "counts numbers": lambda n, p: round(3 * p * n),
-    "it should be 1,200,000 bytes": lambda n, p: 12 * (n - p * n),
-    "one number is wanted": lambda n, p: (8 * p * n, 4 * p * n),
-    "it should be 3,840 bytes": lambda n, p: 12 * p * n if p < 0.5 else 8 * n + n,
+    "training alone": lambda n, p: (8 + 12 * p) * n,
+    "scoring alone": lambda n, p: 12 * n,
+    "not the sum": lambda n, p: (20 + 12 * p) * n,
+    "gradients are missing": lambda n, p: (4 + 12 * p) * n,
+    "states alone": lambda n, p: 12 * p * n,
+    "come on top": lambda n, p: 8 * n,
+    "not eight": lambda n, p: (8 + 8 * p) * n,
+    "AdamW on all weights": lambda n, p: 16 * n,
+    "counts numbers": lambda n, p: max(12, 8 + 12 * p) * n / 4,
+    "it should be 12,000,000 bytes": lambda n, p: 20 * n,
+    "one number is wanted": lambda n, p: (12 * n, 8 * n),
+}
+
+RANDOM, LARGEST = [2.0, 2.1, 1.9, 2.05], [1.5, 1.61, 1.38, 1.57]  # the second is better by about 0.5
+CLOSE = [2.01, 1.98, 2.02, 2.003]
+
+
+def result(largest, random, verdict):
+    return lambda: ({"largest": largest, "random": random}, verdict)
+
+
+CHOICES = ("largest", "random")
+
+
+def check_run(experiment):
+    return check_experiment(experiment, CHOICES)
+
+
+WRONG_EXPERIMENTS = {
+    "the other way round": result(LARGEST, RANDOM, "worse"),
+    "did you pair them": result(LARGEST, RANDOM, "undecided"),
+    "means alone decide nothing": result(CLOSE, RANDOM, "better"),
+    'should be "better", "worse" or "undecided"': result(LARGEST, RANDOM, "largest"),
+    "two things are wanted": lambda: {"largest": LARGEST, "random": RANDOM},
+    "should be those of 'largest' and 'random'": lambda: ({"largest": LARGEST}, "better"),
+    "same seeds": result(LARGEST, RANDOM[:3], "better"),
+    "3 seeds are too few": result(LARGEST[:3], RANDOM[:3], "better"),
+    "finite, positive": result([float("nan"), *LARGEST[1:]], RANDOM, "better"),
+    "equal to the last digit": result([1.5] * 4, RANDOM, "better"),
+    "its own mask": result(RANDOM, RANDOM, "undecided"),
 }
 
 EXERCISES = [
-    (check_fisher, right_fisher, WRONG_FISHERS),
     (check_child, right_child, WRONG_CHILDREN),
-    (check_compact_bytes, lambda n, p: 12 * round(p * n), WRONG_BYTES),
+    (check_peak_bytes, lambda n, p: max(12, 8 + 12 * p) * n, WRONG_BYTES),
+    (check_run, result(LARGEST, RANDOM, "better"), WRONG_EXPERIMENTS),
 ]
 
 test_solution, test_stub, test_wrong_answer = checker_tests(EXERCISES)
 
 
 def test_other_roads_to_the_right_answer_are_right():
-    def with_loops(gradients):
-        total = torch.zeros(gradients.shape[1:])
-        for gradient in gradients:
-            total += gradient * gradient
-        return total / len(gradients)
-
     def with_quantile(scores, reserve_p):
         flat = torch.cat([score.flatten() for score in scores.values()])
         if flat.max() == 0:
@@ -113,16 +113,19 @@ def test_other_roads_to_the_right_answer_are_right():
         threshold = flat.quantile(1 - reserve_p, interpolation="higher")
         return {name: score >= threshold for name, score in scores.items()}
 
-    assert check_fisher(with_loops).right
     assert check_child(with_quantile).right
-    assert check_compact_bytes(lambda n, p: int(n * p) * 3 * 4).right
+    assert check_peak_bytes(lambda n, p: max(3 * 4 * n, 4 * n + 4 * n + 3 * 4 * round(n * p))).right
+    assert check_run(result(CLOSE, RANDOM, "undecided")).right
+    assert check_run(result(RANDOM, LARGEST, "worse")).right
 
 
-@pytest.mark.parametrize("check", [check for check, _, _ in EXERCISES])
+def test_an_empty_verdict_is_not_an_attempt():
+    assert check_run(result(LARGEST, RANDOM, ...)).not_attempted
+
+
 @pytest.mark.parametrize("seed", range(2))
-def test_a_verdict_does_not_depend_on_the_global_generator(check, seed):
-    solution = next(solution for other, solution, _ in EXERCISES if other is check)
+def test_a_verdict_does_not_depend_on_the_global_generator(seed):
     torch.manual_seed(seed)
-    first = check(solution)
+    first = check_child(right_child)
     torch.manual_seed(seed + 100)
-    assert check(solution) == first
+    assert check_child(right_child) == first

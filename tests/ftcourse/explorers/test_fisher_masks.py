@@ -6,7 +6,16 @@ import pytest
 import torch
 
 import ftkit
-from ftcourse.explorers.fisher_masks import Part, child_explorer, child_parts, part_of, plot_child_map
+from ftcourse.explorers.fisher_masks import (
+    Part,
+    child_explorer,
+    child_parts,
+    overlap,
+    part_of,
+    plot_child_map,
+    plot_overlaps,
+    plot_patterns,
+)
 from ftcourse.plots import figure_svg
 from ftkit.child_tuning import top_fraction_masks
 from tests.tiny import foreign_model
@@ -109,3 +118,19 @@ def test_pocket_base_has_fifteen_parts():
     parts = child_parts({name: torch.ones(p.shape, dtype=torch.bool) for name, p in model.named_parameters()})
     assert len(parts) == 15
     assert {part.share for part in parts.values()} == {1.0}
+
+
+def test_overlaps_are_counted_and_drawn():
+    first = {"a": torch.tensor([True, True, False, False]), "b": torch.tensor([True, False])}
+    second = {"a": torch.tensor([False, True, True, True]), "b": torch.tensor([True, False])}
+    assert overlap(first, second) == 2 / 3 and overlap(second, first) == 2 / 4
+    ax = plot_overlaps({"first": first, "second": second})
+    assert [text.get_text() for text in ax.texts] == ["100 %", "67 %", "50 %", "100 %"]
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["first", "second"]
+
+
+def test_patterns_show_each_mask_with_its_share():
+    masks = {"all": torch.ones(6, 4, dtype=torch.bool), "half": torch.arange(24).view(6, 4) % 2 == 0}
+    axes = plot_patterns(masks)
+    assert [ax.get_title() for ax in axes] == ["all: 100%", "half: 50%"]
+    assert axes[1].images[0].get_array().tolist() == masks["half"].int().tolist()
