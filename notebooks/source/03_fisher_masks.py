@@ -194,9 +194,7 @@ assert 0.5 < by_halves < 0.9 and abs(shared - by_halves) < 0.1
 # One step of each, keeping half of the entries and without weight decay:
 
 # %%
-weights = linear_weights(
-    base
-)  # the matrices that LoRA adapts by default: four layers of seven
+weights = linear_weights(base)  # what LoRA adapts by default: seven matrices a layer
 
 
 def one_step(make):
@@ -596,12 +594,7 @@ assert "fixed random tenth" in curves.caption
 add_mask_claims(ledger, study)
 
 # %% [markdown]
-# ### Exercise 3 · Run an experiment, and judge it
-#
-# Difficulty ●●●, 12 minutes. LIFT's paper calls the largest weights a poor choice, Super-Tuning's a good one. Are they
-# better than a **random** tenth of the same matrices? Run both on four seeds or more with `held_out_loss`, and return
-# the losses by mask with the verdict on magnitude that the paired interval allows: "better", "worse" or "undecided".
-# Expected: half a minute of training.
+# Now one comparison by yourself. A short training of a mask, judged on validation questions:
 
 
 # %%
@@ -614,6 +607,15 @@ def held_out_loss(masks, seed: int) -> float:
     one.model.eval()
     with torch.no_grad():
         return one.evaluate(one.model, "validation")["validation_loss"]
+
+
+# %% [markdown]
+# ### Exercise 3 · Run an experiment, and judge it
+#
+# Difficulty ●●●, 12 minutes. LIFT's paper calls the largest weights a poor choice, Super-Tuning's a good one. Are they
+# better than a **random** tenth of the same matrices? Run both on four seeds or more with `held_out_loss`, and return
+# the losses by mask with the verdict on magnitude that the paired interval allows: "better", "worse" or "undecided".
+# Expected: half a minute of training.
 
 
 # %% tags=["exercise"]
@@ -673,7 +675,8 @@ check_experiment(experiment, ("magnitude", "random"))
 # **Measured here:** pocket-base, 1.1 million parameters, at most 500 examples, at most 160 steps. Embeddings and LM
 # head are a quarter of it, and the rows of its chat tokens are untrained: masks and LoRA of the linear layers cannot
 # reach those, which no instruct model will hold against you.
-#
+
+# %% [markdown]
 # **From the literature, not measured here:** the largest weights match or exceed LoRA on Llama 3 of 1B and 8B
 # (Super-Tuning); 5 % of the weights after rank reduction exceed full fine-tuning on reasoning tasks (LIFT); a random
 # mask matches LoRA with fewer trained weights (Random Masking).
