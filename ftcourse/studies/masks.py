@@ -36,12 +36,22 @@ from ftcourse.masks import (
 )
 from ftkit.batching import steps_per_epoch
 from ftkit.child_tuning import ChildTuningAdamW, fisher_information, top_fraction_masks
+from ftkit.loss import IGNORE_INDEX, token_losses
 from ftkit.models import data_dir, load_base
 from ftkit.parameters import decay_groups
 
 from .bracketing import TUNING_SEEDS, BracketedStudy, best_learning_rate, run_bracketed, scores
 from .records import make_repeatable, read_records, run_missing, study_parser
-from .tasks import BATCH_SIZE, HEAD, WEIGHT_DECAY, Task, knowledge_by_domain, load_task, training_steps
+from .tasks import (
+    BATCH_SIZE,
+    HEAD,
+    WEIGHT_DECAY,
+    Task,
+    knowledge_by_domain,
+    load_task,
+    next_token_scores,
+    training_steps,
+)
 
 ADAMW, CONTROL = "AdamW", "AdamW at √0.3"
 F, F_FEWER, F_MORE = "F 0.3", "F 0.2", "F 0.5"
@@ -201,6 +211,17 @@ def trained_entries(model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
         state = optimizer.state.get(param, {})
         count += len(state["mask_indices"]) if "mask_indices" in state else param.numel()
     return count
+
+
+def loss_by_place(task: Task) -> tuple[float, float]:
+    """Mean loss, in nats per token, of the last token of the training answers, and of their other tokens."""
+    task.model.eval()
+    with torch.no_grad():
+        logits, labels = next_token_scores(task.model, task.train)
+    counted = labels != IGNORE_INDEX
+    last = counted & (counted.cumsum(1) == counted.sum(1, keepdim=True))
+    losses = token_losses(logits, labels)
+    return losses[last].mean().item(), losses[counted & ~last].mean().item()
 
 
 def kept(model: nn.Module, base: str | None) -> float:

@@ -132,6 +132,23 @@ def test_what_is_kept_is_asked_of_the_trained_weights():
         assert kept(model, None) < 0.05
 
 
+def test_the_last_tokens_loss_is_told_from_the_others():
+    task = load_task("chat-8", 0)
+    last, rest = masks.loss_by_place(task)
+    task.model.eval()
+    by_hand = {"last": [], "rest": []}
+    for row in task.train:
+        with torch.no_grad():
+            logits = task.model(torch.tensor([row["input_ids"]])).logits[0, :-1]
+        places = [n for n, label in enumerate(row["labels"][1:]) if label != -100]
+        for n in places:
+            loss = -logits[n].log_softmax(-1)[row["labels"][n + 1]].item()
+            by_hand["last" if n == places[-1] else "rest"].append(loss)
+    assert last == pytest.approx(sum(by_hand["last"]) / 8, rel=1e-4)
+    assert rest == pytest.approx(sum(by_hand["rest"]) / len(by_hand["rest"]), rel=1e-4)
+    assert last > 2 * rest  # the token that ends a turn is new to the base model
+
+
 def test_predictions_are_of_every_method_but_adamw():
     assert set(PREDICTIONS) == {*METHODS["chat-96"], CONTROL} - {ADAMW}
     assert all(p.sign in (-1, 0, 1) and len(p.why.split()) > 5 for p in PREDICTIONS.values())
