@@ -91,7 +91,8 @@ def plot_effects(
         if predicted:
             text = f"expected: {SIGNS[PREDICTIONS[method].sign]}"
             ax.annotate(text, (1.02, place), xycoords=("axes fraction", "data"), va="center", fontsize=9)
-    ax.set(title=task, xlabel=f"difference from AdamW, {unit}", yticks=range(len(rows)), ylim=(len(rows) - 0.5, -0.5))
+    ax.set(title=f"{task}: {UNITS[measure].rpartition(' (')[0]}", xlabel=f"difference from AdamW, {unit}")
+    ax.set(yticks=range(len(rows)), ylim=(len(rows) - 0.5, -0.5))
     ax.set_yticklabels([LABELS[method] for method in rows])
     ax.grid(axis="x", color="#dddddd")
     ax.set_axisbelow(True)

@@ -26,7 +26,8 @@ def test_effects_are_drawn_with_what_was_expected(tmp_path):
     notes = [text.get_text() for text in ax.texts]
     assert len(notes) == len(labels) and notes[place] == "expected: no difference"
     assert len(plot_effects(study, "chat-96", [ADAMW, F, CONTROL]).get_yticklabels()) == 2
-    assert "nats" in plot_effects(study, "chat-96", [F], "test_loss").get_xlabel()
+    other = plot_effects(study, "chat-96", [F], "test_loss")
+    assert "nats" in other.get_xlabel() and other.get_title() == "chat-96: loss on new questions"
 
 
 def test_curves_are_means_over_seeds(tmp_path):
