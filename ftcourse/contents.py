@@ -16,6 +16,7 @@ CONTENTS = {  # part -> notebook -> its topic in a word or two; a notebook witho
     "Which weights move": {
         "01_gradient_masks": "gradient masks",
         "02_child_tuning": "child-tuning",
+        "02b_inside_the_optimizer": "inside the optimizer",
         "03_fisher_masks": "Fisher masks",
         "04_freezing": "freezing",
     },
