@@ -1,98 +1,123 @@
-"""Checkers for 02_child_tuning: AdamW's steady step under a gradient mask, and one mask for an accumulated step."""
+"""Checkers for 02_child_tuning: the learning rate that keeps the mean update, and a fair comparison over seeds."""
 
 import math
 
 import torch
 
-from . import WrongAnswer, checker, match_known_mistake, require_answer, require_tensor
+from ftcourse.intervals import Interval, interval
+from ftkit.child_tuning import ChildTuningAdamW
+
+from . import WrongAnswer, checker, match_known_mistake, require_answer
+
+STEPS = 400  # of a measurement
+TRIED = ((0.001, 0.3, 0.5), (0.002, 0.5, 0.1), (0.01, 0.2, 1.0))  # lr, old p, new p
 
 
 @checker
-def check_steady_step(steady_step) -> str:
-    """Check `steady_step(lr, reserve_p, drift, noise)`: task-free child-tuning's mean step with AdamW."""
-    # No two of the mistakes below come to the same number at either of these points.
-    for lr, p, drift, noise in ((0.02, 0.3, 0.7, 0.0), (0.01, 0.3, 0.5, 1.2), (0.03, 0.6, -0.4, 0.9)):
-        answer = require_answer(steady_step(lr, p, drift, noise))
+def check_matched_lr(matched_lr) -> str:
+    """Check `matched_lr(lr, old_p, new_p)`: the learning rate that keeps task-free child-tuning's mean update."""
+    for lr, old_p, new_p in TRIED:
+        answer = require_answer(matched_lr(lr, old_p, new_p))
         try:
             answer = float(answer)
         except (TypeError, ValueError):
-            raise WrongAnswer(f"a number is wanted, and your code returns a {type(answer).__name__}.") from None
-        # The reference, from the definition: an entry is drift + noise or drift - noise, each half of the
-        # time, kept with chance p and then divided by it.
-        outcomes = [(p / 2, (drift + noise) / p), (p / 2, (drift - noise) / p), (1 - p, 0.0)]
-        mean = sum(chance * value for chance, value in outcomes)
-        size = math.sqrt(sum(chance * value**2 for chance, value in outcomes))
-        right = lr * mean / size
-        if math.isclose(answer, right, rel_tol=1e-3):
-            continue
-        match_known_mistake(answer, _steady_mistakes(lr, p, drift, noise), rel_tol=1e-3)
-        where = f"lr {lr}, reserve_p {p}, drift {drift}, noise {noise}"
-        raise WrongAnswer(f"{where}: {right:.4f} is expected, and yours is {answer:.4f}.")
-    return "lr · √p · drift / sqrt(drift² + noise²): the gradient mask lowers the drift by √p, whatever the noise."
-
-
-def _steady_mistakes(lr: float, p: float, drift: float, noise: float) -> dict[float, str]:
-    """What the usual mistakes come to, with their hints."""
-    size = math.sqrt(drift**2 + noise**2)
-    root, sign = math.sqrt(p), math.copysign(1.0, drift)
-    mistakes = {
-        lr * drift / size: "that is AdamW's step without a gradient mask: the amplifier does not restore it.",
-        lr
-        * p
-        * drift
-        / size: "√p is wanted, not p: a share p of the squares is kept, but each is amplified by 1 / p².",
-        lr * drift / size / root: "upside down: the step shrinks with reserve_p, it does not grow.",
-        lr * drift: "that is plain gradient descent: AdamW divides by the root of the mean square.",
-        lr * p * drift: "that is plain gradient descent without the amplifier: AdamW divides by the size.",
-        lr * root * drift: "AdamW divides by the gradient's size too, so its unit cancels.",
-        root * drift / size: "lr is missing.",
-    }
-    if noise:
-        mistakes |= {
-            lr * root * sign: "that leaves the noise out: the mean square holds the variance as well.",
-            lr * root * drift / noise: "the mean square is noise² plus drift², not noise² alone.",
-            lr * root * drift / (abs(drift) + noise): "add squares: the mean square is drift² + noise².",
-            lr * root * drift / size**2: "the root is missing: AdamW divides by sqrt(v).",
+            raise WrongAnswer(f"return a number; your code returns a {type(answer).__name__}.") from None
+        ratio = old_p / new_p
+        mistakes = {
+            lr: "the mean update changes with reserve_p: at an unchanged rate it would grow by √(new_p / old_p).",
+            lr * ratio: "the mean update is proportional to √reserve_p, not to reserve_p: 1/p cancels in Adam.",
+            lr / math.sqrt(ratio): "upside down: a larger reserve_p needs a lower learning rate.",
+            lr / ratio: "upside down, and the square root is missing.",
+            math.sqrt(ratio): "lr is missing.",
+            lr * math.sqrt(old_p): "that is the rate of the control, AdamW; the new run has a reserve_p, too.",
         }
-    return mistakes
+        if new_p < 1:  # at 1 the last mistake is the answer
+            match_known_mistake(answer, mistakes, rel_tol=1e-3)
+        before, after = measured_update(lr, old_p), measured_update(answer, new_p)
+        # A mean over 2,000 weights and 200 steps varies by under 1 %.
+        if not math.isclose(before, after, rel_tol=0.03):
+            match_known_mistake(answer, mistakes, rel_tol=1e-3)
+            where = f"lr {lr}, old_p {old_p}, new_p {new_p}"
+            raise WrongAnswer(f"{where}: the mean update was {before:.2g}; with your answer it is {after:.2g}.")
+    return "measured, the mean update stays within 3 %: keep lr · √reserve_p constant."
+
+
+def measured_update(lr: float, reserve_p: float) -> float:
+    """Mean update per step of 2,000 weights with a constant gradient, in the second half of a run."""
+    weight = torch.nn.Parameter(torch.zeros(2_000))
+    optimizer = ChildTuningAdamW([("weight", weight)], lr=lr, weight_decay=0, reserve_p=reserve_p)
+    weight.grad = torch.ones_like(weight)
+    for step in range(STEPS):
+        if step == STEPS // 2:
+            start = weight.detach().clone()
+        optimizer.step()
+    return (start - weight.detach()).mean().item() / (STEPS - STEPS // 2)
 
 
 @checker
-def check_accumulated_child(accumulated_child) -> str:
-    """Check `accumulated_child(micro_gradients, reserve_p, generator)`: one gradient mask for their sum."""
-    reserve_p, shape, micro_batches = 0.3, (40, 50), 4
-    generator = torch.Generator().manual_seed(2021)
-    # Every entry of every micro-gradient is above zero, so a zero in the result means "dropped".
-    gradients = [torch.rand(shape, generator=generator) + 0.5 for _ in range(micro_batches)]
-    given = [gradient.clone() for gradient in gradients]
-    result = require_tensor(accumulated_child(given, reserve_p, generator), shape)
-    if not all(torch.equal(*pair) for pair in zip(given, gradients, strict=True)):
-        raise WrongAnswer("your code changes the gradients it was given: build new tensors instead.")
-    total = sum(gradients)
-    ratio = result / total
-    kept = ratio != 0
-    share = kept.float().mean().item()
-    if share == 1:
-        raise WrongAnswer("every entry survived: the gradient mask was not applied.")
-    # Five standard errors of a share over 2,000 draws: 0.051.
-    escaped = (1 - reserve_p) ** micro_batches
-    if abs(share - (1 - escaped)) < 0.051:
-        raise WrongAnswer(f"{share:.0%} survived: you drew a mask for each micro-batch. Sum first, then draw one.")
-    if abs(share - reserve_p) > 0.051:
-        raise WrongAnswer(f"about {reserve_p:.0%} of the entries should survive, and {share:.1%} did.")
-    mistakes = {
-        1.0: "the amplifier is missing: divide the kept entries by reserve_p.",
-        reserve_p: "you multiplied by reserve_p: the kept entries must grow, so divide by it.",
-        1 / reserve_p / micro_batches: "that is the mean of the micro-gradients: their sum is wanted.",
-        1 / reserve_p**micro_batches: "you amplified once per micro-batch: amplify once per step.",
+def check_compare(compare, score, seeds=(0, 1)) -> str:
+    """Check `compare(score, seeds)`: the interval of "F" minus "control" per seed, and who has the lower loss.
+
+    It is tried on made-up scores whose answer is known, then on `score(method, seed)` of the notebook.
+    """
+    for case, (losses, expected) in _made_up().items():
+        calls: list[tuple[str, int]] = []
+
+        def recorded(method, seed, losses=losses, calls=calls):
+            if method not in losses:
+                raise WrongAnswer(f'there is no method {method!r}: they are "F" and "control".')
+            calls.append((method, seed))
+            return losses[method][seed]
+
+        found, verdict = _pair(require_answer(compare(recorded, range(len(losses["F"])))))
+        gaps = [f - control for f, control in zip(losses["F"], losses["control"], strict=True)]
+        if len(set(calls)) < 2 * len(gaps):
+            raise WrongAnswer("train both methods with every seed that is given.")
+        right = interval(gaps)
+        if not _close(found, right):
+            if _close(found, Interval(-right.mean, -right.high, -right.low)):
+                raise WrongAnswer("the sign is reversed: take F's loss minus the control's.")
+            raise WrongAnswer("the interval should be that of the differences per seed: F's loss minus the control's.")
+        if verdict != expected:
+            opposite = {"F": "control", "control": "F"}.get(expected)
+            if verdict == opposite:
+                raise WrongAnswer(f"{case}: these are losses, and the lower one is better.")
+            if expected == "inconclusive":
+                raise WrongAnswer(f"{case}: the interval holds zero, so the two methods are not distinguished.")
+            raise WrongAnswer(
+                f"{case}: the whole interval is on one side of zero, so there is a difference: {expected}."
+            )
+    found, verdict = _pair(compare(score, seeds))
+    return (
+        f"on pocket-base with {len(seeds)} seeds, F's loss minus its control's is {found.mean:+.3f} nats "
+        f"({found.low:+.3f} to {found.high:+.3f}): {verdict}."
+    )
+
+
+def _pair(answer) -> tuple[Interval, str]:
+    if not isinstance(answer, tuple) or len(answer) != 2:
+        raise WrongAnswer("return two things: the interval, and the verdict.")
+    found, verdict = map(require_answer, answer)
+    if not isinstance(found, Interval):
+        raise WrongAnswer(f"the first should be what interval(…) returns, and is a {type(found).__name__}.")
+    if verdict not in ("F", "control", "inconclusive"):
+        raise WrongAnswer(f'the verdict should be "F", "control" or "inconclusive", and is {verdict!r}.')
+    return found, verdict
+
+
+def _close(one: Interval, other: Interval) -> bool:
+    pairs = ((one.mean, other.mean), (one.low, other.low), (one.high, other.high))
+    return all(math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-9) for a, b in pairs)
+
+
+def _made_up() -> dict[str, tuple[dict[str, list[float]], str]]:
+    """Losses by method and seed, and the verdict; the seeds differ far more than the methods."""
+    hard = [0.4, 1.9, 0.7, 1.2]  # some seeds draw harder data
+    better = {"F": [loss - gap for loss, gap in zip(hard, (0.10, 0.12, 0.09, 0.11), strict=True)], "control": hard}
+    worse = {"F": better["control"], "control": better["F"]}
+    equal = {"F": [loss + gap for loss, gap in zip(hard, (0.05, -0.06, 0.02, -0.03), strict=True)], "control": hard}
+    return {
+        "F is about 0.1 lower with every seed": (better, "F"),
+        "F is about 0.1 higher with every seed": (worse, "control"),
+        "F is sometimes lower, sometimes higher": (equal, "inconclusive"),
     }
-    match_known_mistake(ratio[kept].mean().item(), mistakes, rel_tol=1e-3)
-    if not torch.allclose(ratio[kept], torch.tensor(1 / reserve_p)):
-        raise WrongAnswer("a kept entry should be the sum over all micro-batches, divided by reserve_p.")
-    poisoned = [torch.full(shape, torch.inf), *gradients[1:]]
-    if accumulated_child(poisoned, reserve_p, generator).isnan().any():
-        raise WrongAnswer("inf * 0 is NaN: a dropped entry still poisons the result. Choose with torch.where.")
-    twins = [accumulated_child(gradients, reserve_p, torch.Generator().manual_seed(7)) for _ in range(2)]
-    if not torch.equal(*twins):
-        raise WrongAnswer("two generators with the same seed gave different masks: draw from the one given.")
-    return f"{share:.1%} of 2,000 entries survive, each with the sum of all {micro_batches} micro-batches."

@@ -1,110 +1,113 @@
 """The checkers of 02_child_tuning: a solution is right, a stub is not solved, each mistake gets its hint."""
 
-import math
+import statistics
 
 import pytest
 import torch
 
-from ftcourse.exercises.child_tuning import check_accumulated_child, check_steady_step
-from ftkit.child_tuning import ChildTuningAdamW
+from ftcourse.exercises import child_tuning
+from ftcourse.exercises.child_tuning import check_compare, check_matched_lr, measured_update
+from ftcourse.intervals import Interval, interval
 
 from .shown import checker_tests
 
 
-def right_step(lr, p, drift, noise):
-    return lr * math.sqrt(p) * drift / math.sqrt(drift**2 + noise**2)
+def right_lr(lr, old_p, new_p):
+    return lr * (old_p / new_p) ** 0.5
 
 
-WRONG_STEPS = {
-    "the amplifier does not restore it": lambda lr, p, d, n: lr * d / math.hypot(d, n),
-    "√p is wanted, not p": lambda lr, p, d, n: lr * p * d / math.hypot(d, n),
-    "upside down": lambda lr, p, d, n: lr * d / math.hypot(d, n) / p**0.5,
-    "that is plain gradient descent: AdamW": lambda lr, p, d, n: lr * d,
-    "plain gradient descent without": lambda lr, p, d, n: lr * p * d,
-    "so its unit cancels": lambda lr, p, d, n: lr * p**0.5 * d,
-    "lr is missing": lambda lr, p, d, n: right_step(1, p, d, n),
-    "leaves the noise out": lambda lr, p, d, n: lr * p**0.5 * math.copysign(1, d),
-    "not noise² alone": lambda lr, p, d, n: lr * p**0.5 * d / (n or abs(d)),
-    "add squares": lambda lr, p, d, n: lr * p**0.5 * d / (abs(d) + n),
-    "the root is missing": lambda lr, p, d, n: lr * p**0.5 * d / (d * d + n * n) ** (1 if n else 0.5),
-    "is expected, and yours is": lambda lr, p, d, n: 2 * right_step(lr, p, d, n),
-    "a number is wanted": lambda lr, p, d, n: [right_step(lr, p, d, n)],
-    "raised ZeroDivisionError": lambda lr, p, d, n: lr * d / n,
+WRONG_RATES = {
+    "changes with reserve_p": lambda lr, old, new: lr,
+    "proportional to √reserve_p": lambda lr, old, new: lr * old / new,
+    "upside down: a larger": lambda lr, old, new: lr * (new / old) ** 0.5,
+    "the square root is missing": lambda lr, old, new: lr * new / old,
+    "lr is missing": lambda lr, old, new: (old / new) ** 0.5,
+    "the rate of the control": lambda lr, old, new: lr * old**0.5,
+    "with your answer it is": lambda lr, old, new: 1.5 * right_lr(lr, old, new),
+    "returns a list": lambda lr, old, new: [lr],
+    "raised ZeroDivisionError": lambda lr, old, new: lr / 0,
 }
 
 
-def child(gradient, p, rng, scale=None):
-    keep = torch.rand(gradient.shape, generator=rng) < p
-    return torch.where(keep, gradient * (1 / p if scale is None else scale), 0.0)
+def verdict(found):
+    return "F" if found.high < 0 else "control" if found.low > 0 else "inconclusive"
 
 
-def right_child(micro, p, rng):
-    return child(sum(micro), p, rng)
+def gaps(score, seeds):
+    return [score("F", seed) - score("control", seed) for seed in seeds]
 
 
-def in_place(micro, p, rng):
-    for other in micro[1:]:
-        micro[0] += other
-    return child(micro[0], p, rng)
+def right_compare(score, seeds):
+    found = interval(gaps(score, seeds))
+    return found, verdict(found)
 
 
-WRONG_CHILDREN = {
-    "a mask for each micro-batch": lambda micro, p, rng: sum(child(g, p, rng) for g in micro),
-    "the amplifier is missing": lambda micro, p, rng: child(sum(micro), p, rng, scale=1),
-    "multiplied by reserve_p": lambda micro, p, rng: child(sum(micro), p, rng, scale=p),
-    "the mean of the micro-gradients": lambda micro, p, rng: child(sum(micro) / len(micro), p, rng),
-    "amplify once per step": lambda micro, p, rng: child(sum(micro), p, rng, scale=p ** -len(micro)),
-    "sum over all micro-batches": lambda micro, p, rng: child(micro[-1], p, rng),
-    "changes the gradients": in_place,
-    "every entry survived": lambda micro, p, rng: sum(micro) / p,
-    "should survive": lambda micro, p, rng: child(sum(micro), 1 - p, rng, scale=1 / p),
-    "inf * 0 is NaN": lambda micro, p, rng: (torch.rand(40, 50, generator=rng) < p) * sum(micro) / p,
-    "draw from the one given": lambda micro, p, rng: torch.where(torch.rand(40, 50) < p, sum(micro) / p, 0.0),
-    "shape should be": lambda micro, p, rng: right_child(micro, p, rng).flatten(),
-    "a tensor is wanted": lambda micro, p, rng: right_child(micro, p, rng).tolist(),
+def unpaired(score, seeds):
+    """Two means whose spread is that of the seeds: the usual mistake."""
+    one, other = ([score(method, seed) for seed in seeds] for method in ("F", "control"))
+    half = 2 * (statistics.variance(one) + statistics.variance(other)) ** 0.5
+    gap = statistics.fmean(one) - statistics.fmean(other)
+    found = Interval(gap, gap - half, gap + half)
+    return found, verdict(found)
+
+
+def turned(score, seeds):
+    found = interval([-gap for gap in gaps(score, seeds)])
+    return found, verdict(found)
+
+
+def with_verdict(judge):
+    return lambda score, seeds: (interval(gaps(score, seeds)), judge(interval(gaps(score, seeds))))
+
+
+OPPOSITE = {"F": "control", "control": "F", "inconclusive": "inconclusive"}
+WRONG_COMPARISONS = {
+    "differences per seed": unpaired,
+    "sign is reversed": turned,
+    "the lower one is better": with_verdict(lambda found: OPPOSITE[verdict(found)]),
+    "holds zero": with_verdict(lambda found: "F" if found.mean < 0 else "control"),
+    "so there is a difference": with_verdict(lambda found: "inconclusive"),
+    'should be "F"': with_verdict(lambda found: "yes"),
+    "return two things": lambda score, seeds: interval(gaps(score, seeds)),
+    "what interval(…) returns": lambda score, seeds: (statistics.fmean(gaps(score, seeds)), "inconclusive"),
+    "every seed": lambda score, seeds: right_compare(score, seeds[:2]),
+    "no method": lambda score, seeds: right_compare(lambda method, seed: score(method.lower(), seed), seeds),
 }
 
-EXERCISES = [
-    (check_steady_step, right_step, WRONG_STEPS),
-    (check_accumulated_child, right_child, WRONG_CHILDREN),
-]
+
+def judged(compare):
+    return check_compare(compare, lambda method, seed: 0.5 + 0.1 * seed + 0.01 * (method == "F"))
+
+
+EXERCISES = [(check_matched_lr, right_lr, WRONG_RATES), (judged, right_compare, WRONG_COMPARISONS)]
 
 test_solution, test_stub, test_wrong_answer = checker_tests(EXERCISES)
 
 
-def test_other_roads_to_the_right_answer_are_right():
-    def with_bernoulli(micro, p, rng):
-        total = torch.stack(micro).sum(dim=0)
-        keep = torch.bernoulli(torch.full(total.shape, p), generator=rng).bool()
-        return (total / p).masked_fill(~keep, 0.0)
-
-    def masked_before_the_sum(micro, p, rng):
-        keep = torch.rand(micro[0].shape, generator=rng) < p
-        return sum(torch.where(keep, gradient / p, 0.0) for gradient in micro)
-
-    assert check_accumulated_child(with_bernoulli).right
-    assert check_accumulated_child(masked_before_the_sum).right
-    assert check_steady_step(lambda *args: torch.tensor(right_step(*args))).right
+def test_another_road_to_the_right_rate_is_right():
+    assert check_matched_lr(lambda *args: torch.tensor(right_lr(*args))).right
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_a_verdict_does_not_depend_on_the_global_generator(seed):
-    torch.manual_seed(seed)
-    first = check_accumulated_child(right_child)
-    torch.manual_seed(seed + 100)
-    assert check_accumulated_child(right_child) == first
+@pytest.mark.parametrize("p", [0.1, 0.5, 1.0])
+def test_what_the_checker_measures_is_the_derivation(p):
+    assert measured_update(0.01, p) == pytest.approx(0.01 * p**0.5, rel=0.01)
 
 
-def test_what_the_checker_calls_right_is_what_the_optimizer_does():
-    lr, p, drift, noise = 0.01, 0.3, 0.5, 1.2
-    generator = torch.Generator().manual_seed(0)
-    weight = torch.nn.Parameter(torch.zeros(4_000))
-    optimizer = ChildTuningAdamW([("weight", weight)], lr=lr, weight_decay=0, reserve_p=p)
-    for step in range(400):
-        weight.grad = drift + noise * torch.randn(weight.shape, generator=generator)
-        if step == 200:
-            start = weight.detach().clone()
-        optimizer.step()
-    measured = (start - weight.detach()).mean().item() / 200
-    # v averages a few hundred squares, so its root is a little below what it comes to: by 1 % here.
-    assert measured == pytest.approx(right_step(lr, p, drift, noise), rel=0.03)
+def test_the_praise_holds_what_the_learners_experiment_found():
+    runs = []
+
+    def score(method, seed):
+        runs.append((method, seed))
+        return {"F": (0.50, 0.61), "control": (0.55, 0.60)}[method][seed]
+
+    message = check_compare(right_compare, score).message
+    assert "-0.020 nats" in message and message.endswith("inconclusive.")
+    assert sorted(runs) == [("F", 0), ("F", 1), ("control", 0), ("control", 1)]
+
+
+def test_unpaired_intervals_cannot_solve_the_made_up_cases():
+    """The made-up seeds differ so much that only paired differences show what is there."""
+    for losses, expected in child_tuning._made_up().values():
+        found = unpaired(lambda method, seed, losses=losses: losses[method][seed], range(4))[1]
+        assert found == "inconclusive" or found == expected
+    assert {expected for _, expected in child_tuning._made_up().values()} == {"F", "control", "inconclusive"}
