@@ -20,8 +20,8 @@ Prompt = str | list[dict[str, str]]  # plain text to complete, or messages that 
 @dataclass(frozen=True)
 class Answer:
     text: str
-    stopped: bool  # by a stop token; False where max_new_tokens truncated the answer
-    tokens: int
+    stopped: bool  # by a stop token or a stop string; False where max_new_tokens truncated the answer
+    tokens: int  # without the stop token, but with those of a stop string
 
 
 def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -45,9 +45,17 @@ def generate_answers(
     *,
     max_new_tokens: int = 48,
     batch_size: int = 64,
+    stop_strings: Sequence[str] = (),
 ) -> list[Answer]:
-    """Answer every prompt greedily, in left-padded batches; the model's mode is restored."""
+    """Answer every prompt greedily, in left-padded batches; the model's mode is restored.
+
+    An answer also ends before the first of `stop_strings`, such as "\\nQ:" for a base model on a page of questions.
+    Raises ValueError for an empty stop string.
+    """
+    if not all(stop_strings):
+        raise ValueError("an empty stop string ends every answer at once: leave it out")
     stops = stop_token_ids(model, tokenizer)
+    until = {"stop_strings": list(stop_strings), "tokenizer": tokenizer} if stop_strings else {}
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else stops[0]
     encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
     # Sorted by length, because similar lengths need the least padding.
@@ -67,12 +75,26 @@ def generate_answers(
                 do_sample=False,
                 eos_token_id=stops,
                 pad_token_id=pad,
+                **until,
             )[:, width:]
             for i, new in zip(rows, output.tolist(), strict=True):
-                cut = next((k for k, token in enumerate(new) if token in stops), None)
-                text = tokenizer.decode(new[:cut], skip_special_tokens=True).strip()
-                answers[i] = Answer(text, stopped=cut is not None, tokens=len(new[:cut]))
+                answers[i] = _read_answer(tokenizer, new, stops, stop_strings)
     return [answers[i] for i in range(len(encoded))]
+
+
+def _read_answer(
+    tokenizer: PreTrainedTokenizerBase, new: list[int], stops: Sequence[int], stop_strings: Sequence[str]
+) -> Answer:
+    """The answer in a row of new tokens, which goes on with padding where it stopped before others of its batch."""
+    cut = next((k for k, token in enumerate(new) if token in stops), None)
+    text = tokenizer.decode(new[:cut], skip_special_tokens=True)
+    found = [text.index(stop) for stop in stop_strings if stop in text]
+    if not found:
+        return Answer(text.strip(), stopped=cut is not None, tokens=len(new[:cut]))
+    # The fewest tokens whose text contains a stop string: what follows is padding.
+    texts = (tokenizer.decode(new[:k], skip_special_tokens=True) for k in range(1, len(new) + 1))
+    tokens = next(k for k, each in enumerate(texts, start=1) if any(stop in each for stop in stop_strings))
+    return Answer(text[: min(found)].strip(), stopped=True, tokens=tokens)
 
 
 def stream_answer(
