@@ -66,7 +66,7 @@ def write_lm_eval_task(
     until: Sequence[str],
     max_new_tokens: int = 48,
 ) -> Path:
-    """Write held-out questions as a task of EleutherAI's lm-evaluation-harness (0.4 or later): NAME.yaml and NAME.jsonl.
+    """Write held-out questions as a task of EleutherAI's lm-evaluation-harness, 0.4 or later: NAME.yaml, NAME.jsonl.
 
     Its score is exact match with white space and case as they are; it generates greedily and asks without examples.
     `lm_eval --tasks NAME --include_path FOLDER --apply_chat_template` runs it in the model's chat template.
@@ -114,7 +114,7 @@ def write_lm_eval_task(
 
 @dataclass(frozen=True)
 class Preference:
-    """How often two models' answers won a comparison by pairs, and the 95 % interval (Wilson 1927) of the first's share.
+    """How often each of two models won a comparison by pairs, and the 95 % interval (Wilson 1927) of the first's share.
 
     Ties do not count in the share.
     """
