@@ -48,7 +48,7 @@ class Trial:
 
 FULL, FULL_SHORT, FULL_LONG = (Trial("full", steps, 0.0, -1) for steps in (STEPS, SHORT, LONG))
 LORA = Trial("lora", STEPS, 0.0, -1)
-STARTS = dict.fromkeys((FULL, FULL_SHORT, FULL_LONG), (3.5e-4, 1e-3, 3e-3)) | {LORA: (2e-3, 6e-3, 1.8e-2)}
+STARTS = dict.fromkeys((FULL, FULL_SHORT, FULL_LONG), (3.5e-4, 1e-3, 3e-3)) | {LORA: (2e-3, 6e-3, 1e-2, 1.8e-2)}
 
 
 def invented_capitals(n: int, seed: int = 0) -> list[Fact]:
