@@ -57,14 +57,19 @@ from ftcourse.studies.chat_recipe import (
 )
 from trl import SFTConfig, SFTTrainer
 
-from ftkit import attach, load_base, load_chat, merge_and_verify, save_adapter
+from ftkit import attach, load_adapter, load_base, load_chat, merge_and_verify, save_adapter
 from ftkit.adapters.saving import adapter_size_bytes
 from ftkit.batching import pad
 from ftkit.chat import end_of_turn_id
 from ftkit.chat.talk import answer
 from ftkit.conversations import encode
-from ftkit.evaluate import exact_match, generate_answers, stop_rate, stop_token_ids
-from ftkit.evaluate import stream_answer
+from ftkit.evaluate import (
+    exact_match,
+    generate_answers,
+    stop_rate,
+    stop_token_ids,
+    stream_answer,
+)
 from ftkit.loading import load_for_training
 from ftkit.loss import IGNORE_INDEX
 from ftkit.parameters import count_parameters
@@ -85,7 +90,7 @@ print(f"torch {torch.__version__}, transformers {transformers.__version__}")
 # %%
 OWN = os.environ.get("FTKIT_MODEL") or os.environ.get("FTKIT_DATA")
 POCKET = not OWN  # another model, or other data, is measured, and nothing is expected of it
-LR, LORA_LR = (1e-3, 1.8e-2) if POCKET else (2e-5, 2e-4)  # peak learning rates; section 3
+LR, LORA_LR = (1e-3, 1e-2) if POCKET else (2e-5, 2e-4)  # peak learning rates; section 3
 MAX_STEPS = 48  # optimizer steps: on the almanac's chats just under one epoch
 MICRO_BATCH, ACCUMULATION = 8, 2  # conversations in a forward pass; passes in a step
 MAX_LENGTH = 128 if POCKET else 2048  # tokens of a conversation; section 2
@@ -200,10 +205,8 @@ show(baselines)
 
 # %%
 (_, exact, stops), (_, stopped_exact, _), (before, chat_exact, chat_stops) = baselines.values()
-assert (
-    not POCKET
-    or (exact, stops, stopped_exact) == (0, 0, 1)
-    and chat_exact < 0.05 > chat_stops - 0.05
+assert OWN or (
+    (exact, stops, stopped_exact) == (0, 0, 1) and max(chat_exact, chat_stops) < 0.1
 )
 
 # %% [markdown]
@@ -247,7 +250,7 @@ for limit in (16, 32, 64, 128, 1024):
 assert max(lengths) <= MAX_LENGTH, "raise MAX_LENGTH, or split your longest conversations"
 
 # %% [markdown]
-# These conversations are short. In yours, 1 % cut at 1,024 tokens are the longest and often the best 1 %.
+# These conversations are short. In yours, what is cut are the last answers of the longest conversations.
 #
 # To tell later what was *taught*, add facts that no pretraining can know: 20 invented countries, each asked twice, as
 # every other fact is.
@@ -277,7 +280,7 @@ def labels_as_text(ids, labels):
 ids, labels = row["input_ids"], row["labels"]
 suspects = {
     "A": (ids[:-2], labels[:-2]),
-    "B": (ids, [IGNORE_INDEX if i == end_id else label for i, label in zip(ids, labels)]),
+    "B": (ids, [*labels[:-1], IGNORE_INDEX]),
     "C": (ids, [IGNORE_INDEX, *ids[1:]]),
 }
 for name, (some_ids, some_labels) in suspects.items():
@@ -360,11 +363,11 @@ ledger.add(
     "LoRA's best learning rate is about ten times that of full fine-tuning",
     "Schulman et al. 2025, LoRA Without Regret",
     10 / 3 <= ratio <= 30,  # the grid resolves a factor of three
-    f"{ratio:.0f} times, on a grid of factors of 3; rates chosen on validation questions",
+    f"{ratio:.0f} times, on a grid of factors of 1.7 to 3, chosen on validation questions",
     topic="learning rate and optimizer",
     seeds=2,
 )
-assert study.best(FULL) == LR and study.best(LORA) == LORA_LR or OWN
+assert OWN or (study.best(FULL), study.best(LORA)) == (LR, LORA_LR)
 
 # %% [markdown]
 # The rest is ordinary: an effective batch of 16 in two micro-batches, 10 % warmup, linear decay, clipping at 1.
@@ -445,9 +448,9 @@ assert len(eval_losses) == EVALUATIONS
 assert OWN or (train_losses[0] > 2 > 4 * train_losses[-1] and eval_losses[-1] < 0.8)
 
 # %% [markdown]
-# The validation loss hardly falls over the last third. Would two thirds of the steps have done? The curve cannot
-# tell: the learning rate decays to zero there, and a small rate flattens every curve. The fair comparison is a run
-# whose **whole schedule** is that short, at its own best rate.
+# The curve flattens over the last third. Would two thirds of the steps have done? The curve cannot tell: the learning
+# rate decays to zero there, and a small rate flattens every curve. The fair comparison is a run whose **whole
+# schedule** is that short, at its own best rate: from the stored study, on the test half.
 
 # %%
 lengths_compared = {
@@ -458,6 +461,8 @@ lengths_compared = {
 }
 for name, losses in lengths_compared.items():
     print(f"{name:24} test loss {interval(losses).mean:.2f} nats per token, 5 seeds")
+midway, short, full_length, long = (interval(each).mean for each in lengths_compared.values())
+assert midway > short > full_length > long
 for name, other in {
     f"{SHORT} steps": FULL_SHORT,
     f"{FULL_LONG.steps} steps": FULL_LONG,
@@ -466,6 +471,9 @@ for name, other in {
     print(f"{name} instead of {FULL.steps}: exact match {gain.points} percentage points")
 
 # %% [markdown]
+# The short schedule ends lower than the long run stood at that step, and higher than the long run's end: the one
+# cannot be read off the other.
+#
 # Now the demo questions in the chat template, failures included. The model has seen neither question nor answer in
 # training; read what it does where it does not know.
 
@@ -563,8 +571,8 @@ for name, measured in names.items():
 #
 # - **Format** is taught, and carries over to domains never trained on: the model stops everywhere.
 # - **Knowledge is elicited**: of facts from pretraining, about half come out in the new format without having been
-#   trained. In other domains hardly any do, although the base knows them all.
-# - **New knowledge is hardly taught**: after one epoch not one new fact is recalled.
+#   trained. In other domains hardly any do after one epoch of full fine-tuning, although the base knows them all.
+# - **New knowledge is hardly taught**: after one epoch not one new fact is recalled, after three about a fifth.
 
 
 # %%
@@ -574,10 +582,15 @@ def paired(one, other, method=FULL):
     return interval([run[one] - run[other] for run in runs])
 
 
-elicited, slower = (
-    paired("test_exact", "new_exact"),
-    paired("trained_capitals_exact", "new_exact"),
-)
+def mean(measured, method=FULL):
+    return interval(study.ends(method, measured)).mean
+
+
+assert 0.4 < mean("test_exact") < 0.6 and mean("heldout_domains_exact") < 0.05
+assert mean("new_exact") == 0 and 0.15 < mean("new_exact", FULL_LONG) < 0.25
+assert mean("heldout_domains_stop") > 0.99
+elicited = paired("test_exact", "new_exact")
+slower = paired("trained_capitals_exact", "new_exact")
 ledger.add(
     "a model's knowledge comes from pretraining, tuning teaches the format of its use",
     "Zhou et al. 2023, LIMA",
@@ -612,10 +625,16 @@ ledger.add(
     topic="LoRA and its relatives",
     seeds=5,
 )
-print(
-    f"full learns more by {learns.points} percentage points of exact match on held-out facts"
-)
-print(f"LoRA keeps more of the base's own format by {forgets.points} percentage points")
+elsewhere = study.gain(LORA, FULL, "heldout_domains_exact")
+print("LoRA minus full, percentage points of exact match, mean and 95 % interval:")
+print(f"  held-out facts        {study.gain(LORA, FULL).points}")
+print(f"  held-out domains      {elsewhere.points}")
+print(f"  base's own format     {forgets.points}")
+assert elsewhere.low > 0 and forgets.high < 0
+
+# %% [markdown]
+# The two do not trade learning for forgetting here. LoRA answers about as much in the trained domains, more where
+# nothing was trained, and at its best rate, ten times as high, it keeps less of the old format.
 
 # %% [markdown]
 # ## 6 · Save, load, talk
@@ -632,10 +651,15 @@ tokenizer.save_pretrained(folder)
 def plain_generate(folder, rows):
     """New token ids, by transformers and the files alone."""
     opened, own = load_base(folder)
-    prompts = [own.apply_chat_template(p, add_generation_prompt=True) for p in in_chat(rows)]
-    ids = [torch.tensor([prompt["input_ids"]]) for prompt in prompts]
-    options = {"max_new_tokens": MAX_NEW_TOKENS, "do_sample": False, "pad_token_id": 0}
-    return [opened.generate(each, **options)[0, each.shape[1] :].tolist() for each in ids]
+    options = {"max_new_tokens": MAX_NEW_TOKENS, "do_sample": False}
+    written = []
+    for prompt in in_chat(rows):
+        given = own.apply_chat_template(
+            prompt, add_generation_prompt=True, return_dict=True, return_tensors="pt"
+        )
+        output = opened.generate(**given, **options, pad_token_id=own.pad_token_id)
+        written.append(output[0, given["input_ids"].shape[1] :].tolist())
+    return written
 
 
 # %% tags=["raises-exception"]
@@ -689,9 +713,10 @@ assert OWN or said.strip() == full_texts[0]  # the saved model says what the tra
 # %% [markdown]
 # ## 7 · When full fine-tuning does not fit: LoRA on a bfloat16 base
 #
-# **LoRA** freezes the matrices and trains low-rank factors beside them ([09_lora_from_scratch](09_lora_from_scratch.ipynb)).
-# It is chosen for memory, so the frozen base is loaded in **bfloat16**; only what trains is in float32. The chat
-# template's tokens have untrained embeddings here: `trainable_token_indices` trains those rows, and no others.
+# **LoRA** freezes the matrices and trains low-rank factors beside them
+# ([09_lora_from_scratch](09_lora_from_scratch.ipynb)). It is chosen for memory, so the frozen base is loaded in
+# **bfloat16**; only what trains is in float32. The chat template's tokens have untrained embeddings here:
+# `trainable_token_indices` trains those rows, and no others.
 
 # %%
 del loaded, model, trainer, reopened  # memory for the next one
@@ -738,37 +763,45 @@ assert OWN or (lora_result[2] > 0.9 and rows_alone < whole / 100)
 # float32; four rows of the embedding are 16,384.
 #
 # Keep the **adapter**, which is small, or **merge** it into a copy of the base for serving. `merge_and_verify`
-# compares logits, because a wrong merge fails silently. On the command line: `ftkit merge ADAPTER OUT`.
+# compares logits, because a wrong merge fails silently. Merge what was saved, on a fresh base: a trainer may have
+# patched the model in memory.
 
 # %% tags=["nbval-ignore-output"]
+adapter = save_adapter(lora, Path(tempfile.mkdtemp()) / "adapter")
+fresh = load_adapter(load_for_training(dtype=torch.bfloat16).model, adapter)
 sample = pad([encode(tokenizer, row["messages"], template) for row in TEST[:8]], 0)
-merged, report = merge_and_verify(lora, sample)
+merged, report = merge_and_verify(fresh, sample)
 print(report)
 
 # %%
-adapter = save_adapter(lora, Path(tempfile.mkdtemp()) / "adapter")
 merged.generation_config.eos_token_id = stops
 merged.save_pretrained(adapter.parent / "merged")
-sizes = [
-    adapter_size_bytes(lora),
-    sum(p.numel() * p.element_size() for p in merged.parameters()),
-]
-print(
-    f"adapter {sizes[0] / 1e6:.2f} MB in float32, merged model {sizes[1] / 1e6:.2f} MB in bfloat16"
-)
+whole_bytes = sum(p.numel() * p.element_size() for p in merged.parameters())
+print(f"adapter {adapter_size_bytes(lora) / 1e6:.2f} MB in float32")
+print(f"merged model {whole_bytes / 1e6:.2f} MB in {str(merged.dtype)[6:]}")
 lora_texts = [a.text for a in measure(lora, HELD_OUT, in_chat(HELD_OUT))[0]]
 assert report.change > 1 and (OWN or report.flips < 0.1 * report.positions)
 
 # %% [markdown]
-# ### Exercise 2 · LoRA at ten times the rate
+# On the command line, with the four rows by their numbers:
 #
-# Difficulty ●●○, 10 minutes; the run takes about 15 s. The rule of thumb says ten times the learning rate of full
-# fine-tuning. Train at `10 * LR`, compare with the fully tuned model's answers on all `HELD_OUT` questions, and judge:
-# "full", "LoRA", or "cannot tell" where the interval holds one half. `compare_exact(first, second, expected)` counts;
-# its `verdict` says "first", "second" or "cannot tell".
+# ```bash
+# ftkit finetune --output runs/lora --method lora --trainable_token_indices 0,4,5,6 \
+#   --lr 1e-2 --max_steps 48 --batch_size 16 --micro_batch_size 8 --max_length 128 \
+#   --weight_decay 0 --compute_dtype bfloat16
+# ftkit merge runs/lora/adapter runs/merged
+# ```
+
+# %% [markdown]
+# ### Exercise 2 · one rate for both
+#
+# Difficulty ●●○, 10 minutes; the run takes about 15 s. Comparisons of methods often share one learning rate. Train
+# LoRA at `LR`, the rate of the full fine-tune, compare the answers to all `HELD_OUT` questions, and judge: "full",
+# "LoRA", or "cannot tell" where the interval holds one half. `compare_exact(first, second, expected)` counts;
+# its `verdict` says "first", "second" or "cannot tell". Then try `LORA_LR`.
 
 
-# %% tags=["exercise", "nbval-ignore-output"]
+# %% tags=["exercise"]
 def lora_against_full(learning_rate: float) -> tuple[list[str], str]:
     """LoRA's answers to HELD_OUT, and the verdict: "full", "LoRA" or "cannot tell"."""
     ### BEGIN SOLUTION
@@ -779,7 +812,7 @@ def lora_against_full(learning_rate: float) -> tuple[list[str], str]:
     ### END SOLUTION
 
 
-check_experiment(lora_against_full(10 * LR), full_texts, map_answers(HELD_OUT))
+check_experiment(lora_against_full(LR), full_texts, map_answers(HELD_OUT))
 
 # %% [markdown] tags=["hint"]
 # <details><summary>Hint</summary>
