@@ -3,7 +3,7 @@
     python -m ftcourse.studies.chat_recipe
 
 Among the chats are facts that the base model cannot know. Learning rates are bracketed on one half of the held-out
-questions and tested on the other. A run that is in the output is not repeated. Half an hour on one core.
+questions and tested on the other. A run that is in the output is not repeated. Ten minutes on one core.
 """
 
 import random

@@ -34,7 +34,9 @@ from pathlib import Path
 import torch
 import yaml
 from datasets import Dataset, concatenate_datasets
-from ftcourse.almanac import faq_prompt
+
+# %% tags=["hide-input"]
+from ftcourse.almanac import faq_prompt  # the course's own: data, pictures, stored runs
 from ftcourse.claims import Ledger
 from ftcourse.evaluation import compare_exact, write_lm_eval_task
 from ftcourse.exercises.full_fine_tune import check_diagnose, check_experiment, check_judge
@@ -55,6 +57,8 @@ from ftcourse.studies.chat_recipe import (
     stored,
     trained_facts,
 )
+
+# %%
 from trl import SFTConfig, SFTTrainer
 
 from ftkit import attach, load_adapter, load_base, load_chat, merge_and_verify, save_adapter
@@ -914,7 +918,7 @@ print(
 # %% [markdown]
 # ## What transfers
 #
-# **Measured here**, on pocket-base: 1.1 million parameters, 1,024 tokens of vocabulary of which the chat template's
+# **Measured here**, on pocket-base: 1.0 million parameters, 1,024 tokens of vocabulary of which the chat template's
 # are untrained, embedding and head a quarter of all weights, five seeds. That format carries over, that new facts are
 # learnt slowly, and that a decayed curve is no plateau, should hold for you. The best rates, the stop string's 100 %,
 # and how little is elicited should not.
