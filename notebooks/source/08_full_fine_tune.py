@@ -270,9 +270,8 @@ print(
 )
 
 # %% [markdown]
-# ### Exercise 1 · a diagnosis
-#
-# Difficulty ●●○, 8 minutes. Three data sets come from three tools, with one question and one answer each:
+# Three tools prepare this conversation, and each has a fault. Tokens in brackets are in the loss. **Predict** what a
+# model learns from each.
 
 
 # %%
@@ -291,7 +290,9 @@ for name, (some_ids, some_labels) in suspects.items():
     print(f"{name}: {labels_as_text(some_ids, some_labels)}")
 
 # %% [markdown]
-# Tokens in brackets are in the loss. Write a function that names the fault of such an example: "truncated", "end
+# ### Exercise 1 · a diagnosis
+#
+# Difficulty ●●○, 8 minutes. Write a function that names the fault of one question and its answer: "truncated", "end
 # masked", "question in the loss", or "healthy". `end` closes a turn, `assistant` opens the answer. Expected: correct
 # on 24 examples that you have not seen.
 
@@ -734,7 +735,9 @@ def train_lora(learning_rate):
     """The model with a trained adapter, for `measure`."""
     torch.manual_seed(SEED)
     base = load_for_training(dtype=torch.bfloat16).model
-    lora = attach(base, "lora", r=8, lora_alpha=16, trainable_token_indices=chat_tokens)
+    tied = base.config.tie_word_embeddings  # TRL's fused loss reads a tied head past its rows
+    rows = None if tied else chat_tokens
+    lora = attach(base, "lora", r=8, lora_alpha=16, trainable_token_indices=rows)
     trainer = SFTTrainer(
         model=lora,
         args=recipe(MAX_STEPS, learning_rate),
