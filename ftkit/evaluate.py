@@ -47,12 +47,8 @@ def generate_answers(
     batch_size: int = 64,
     stop_strings: Sequence[str] = (),
 ) -> list[Answer]:
-    """Answer every prompt greedily, in left-padded batches; the model's mode is restored.
-
-    An answer also ends before the first of `stop_strings`, such as "\\nQ:" for a base model on a page of questions.
-    Raises ValueError for an empty stop string.
-    """
-    if not all(stop_strings):
+    """Answer prompts greedily in left-padded batches, up to a stop token or a stop string; restores the model's mode."""
+    if "" in stop_strings:
         raise ValueError("an empty stop string ends every answer at once: leave it out")
     stops = stop_token_ids(model, tokenizer)
     until = {"stop_strings": list(stop_strings), "tokenizer": tokenizer} if stop_strings else {}
@@ -78,23 +74,14 @@ def generate_answers(
                 **until,
             )[:, width:]
             for i, new in zip(rows, output.tolist(), strict=True):
-                answers[i] = _read_answer(tokenizer, new, stops, stop_strings)
+                cut = next((k for k, token in enumerate(new) if token in stops), None)
+                text = tokenizer.decode(new[:cut], skip_special_tokens=True)
+                end = min((text.index(stop) for stop in stop_strings if stop in text), default=None)
+                if end is not None:  # padding follows the fewest tokens that contain a stop string
+                    texts = (tokenizer.decode(new[:k], skip_special_tokens=True) for k in range(len(new) + 1))
+                    cut = next(k for k, each in enumerate(texts) if any(stop in each for stop in stop_strings))
+                answers[i] = Answer(text[:end].strip(), stopped=cut is not None, tokens=len(new[:cut]))
     return [answers[i] for i in range(len(encoded))]
-
-
-def _read_answer(
-    tokenizer: PreTrainedTokenizerBase, new: list[int], stops: Sequence[int], stop_strings: Sequence[str]
-) -> Answer:
-    """The answer in a row of new tokens, which goes on with padding where it stopped before others of its batch."""
-    cut = next((k for k, token in enumerate(new) if token in stops), None)
-    text = tokenizer.decode(new[:cut], skip_special_tokens=True)
-    found = [text.index(stop) for stop in stop_strings if stop in text]
-    if not found:
-        return Answer(text.strip(), stopped=cut is not None, tokens=len(new[:cut]))
-    # The fewest tokens whose text contains a stop string: what follows is padding.
-    texts = (tokenizer.decode(new[:k], skip_special_tokens=True) for k in range(1, len(new) + 1))
-    tokens = next(k for k, each in enumerate(texts, start=1) if any(stop in each for stop in stop_strings))
-    return Answer(text[: min(found)].strip(), stopped=True, tokens=tokens)
 
 
 def stream_answer(
