@@ -47,7 +47,7 @@ def generate_answers(
     batch_size: int = 64,
     stop_strings: Sequence[str] = (),
 ) -> list[Answer]:
-    """Answer prompts greedily in left-padded batches, up to a stop token or a stop string; restores the model's mode."""
+    """Answer prompts greedily in left-padded batches, up to a stop token or stop string; restores the model's mode."""
     if "" in stop_strings:
         raise ValueError("an empty stop string ends every answer at once: leave it out")
     stops = stop_token_ids(model, tokenizer)
