@@ -20,8 +20,8 @@ Prompt = str | list[dict[str, str]]  # plain text to complete, or messages that 
 @dataclass(frozen=True)
 class Answer:
     text: str
-    stopped: bool  # by a stop token; False where max_new_tokens truncated the answer
-    tokens: int
+    stopped: bool  # by a stop token or a stop string; False where max_new_tokens truncated the answer
+    tokens: int  # without the stop token, but with those of a stop string
 
 
 def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -45,9 +45,13 @@ def generate_answers(
     *,
     max_new_tokens: int = 48,
     batch_size: int = 64,
+    stop_strings: Sequence[str] = (),
 ) -> list[Answer]:
-    """Answer every prompt greedily, in left-padded batches; the model's mode is restored."""
+    """Answer prompts greedily in left-padded batches, up to a stop token or stop string; restores the model's mode."""
+    if "" in stop_strings:
+        raise ValueError("an empty stop string ends every answer at once: leave it out")
     stops = stop_token_ids(model, tokenizer)
+    until = {"stop_strings": list(stop_strings), "tokenizer": tokenizer} if stop_strings else {}
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else stops[0]
     encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
     # Sorted by length, because similar lengths need the least padding.
@@ -67,11 +71,16 @@ def generate_answers(
                 do_sample=False,
                 eos_token_id=stops,
                 pad_token_id=pad,
+                **until,
             )[:, width:]
             for i, new in zip(rows, output.tolist(), strict=True):
                 cut = next((k for k, token in enumerate(new) if token in stops), None)
-                text = tokenizer.decode(new[:cut], skip_special_tokens=True).strip()
-                answers[i] = Answer(text, stopped=cut is not None, tokens=len(new[:cut]))
+                text = tokenizer.decode(new[:cut], skip_special_tokens=True)
+                end = min((text.index(stop) for stop in stop_strings if stop in text), default=None)
+                if end is not None:  # padding follows the fewest tokens that contain a stop string
+                    texts = (tokenizer.decode(new[:k], skip_special_tokens=True) for k in range(len(new) + 1))
+                    cut = next(k for k, each in enumerate(texts) if any(stop in each for stop in stop_strings))
+                answers[i] = Answer(text[:end].strip(), stopped=cut is not None, tokens=len(new[:cut]))
     return [answers[i] for i in range(len(encoded))]
 
 

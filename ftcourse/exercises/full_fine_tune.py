@@ -1,79 +1,102 @@
-"""Checkers for 08_full_fine_tune: labels with a loss mask, the stop rate, and the loss per unmasked token."""
+"""Checkers for 08_full_fine_tune: a diagnosis of labels, the verdict of an experiment, a judge that has no side."""
 
-import math
+import random
+from collections.abc import Sequence
 
+from ftcourse.evaluation import compare_exact
 from ftkit.loss import IGNORE_INDEX
 
-from . import WrongAnswer, checker, match_known_mistake, require_answer
+from . import NotAttempted, WrongAnswer, checker, require_answer
+
+USER, ASSISTANT, END = 4, 5, 6
+DIAGNOSES = ("healthy", "truncated", "end masked", "question in the loss")
+
+
+def faulty_example(fault: str, question: Sequence[int], answer: Sequence[int]) -> tuple[list[int], list[int]]:
+    """`input_ids` and `labels` of one question and one answer, with one of the faults in DIAGNOSES."""
+    prompt = [0, USER, *question, END, ASSISTANT]
+    ids = [*prompt, *answer, END]
+    labels = [IGNORE_INDEX] * len(prompt) + [*answer, END]
+    if fault == "truncated":  # the template's end is cut off
+        ids, labels = ids[:-2], labels[:-2]
+    elif fault == "end masked":
+        labels[-1] = IGNORE_INDEX
+    elif fault == "question in the loss":
+        labels[1 : len(prompt)] = ids[1 : len(prompt)]
+    return ids, labels
 
 
 @checker
-def check_build_labels(build_labels) -> str:
-    """Check `build_labels(input_ids, assistant_mask)`: the ids where the mask is 1, else IGNORE_INDEX."""
-    input_ids = [0, 4, 17, 9, 6, 5, 31, 12, 6, 2, 2]
-    assistant_mask = [0, 0, 0, 0, 0, 0, 1, 1, 1, 0, 0]
-    expected = [IGNORE_INDEX] * 6 + [31, 12, 6] + [IGNORE_INDEX] * 2
-    given = list(input_ids)
-    labels = require_answer(build_labels(given, list(assistant_mask)))
-    if given != input_ids:
-        raise WrongAnswer("your code changes input_ids: build a new list instead.")
-    labels = list(labels)
-    if len(labels) != len(input_ids):
-        raise WrongAnswer(
-            f"there should be a label for each of the {len(input_ids)} tokens, and you return {len(labels)}."
-        )
-    if labels == input_ids:
-        raise WrongAnswer("every token is learnt from, the user's too: use the assistant mask.")
-    if labels == [i if m else 0 for i, m in zip(input_ids, assistant_mask, strict=True)]:
-        raise WrongAnswer("0 is a token like any other: write IGNORE_INDEX (-100) where nothing is to be learnt.")
-    if labels == [IGNORE_INDEX if m else i for i, m in zip(input_ids, assistant_mask, strict=True)]:
-        raise WrongAnswer("upside down: the assistant's tokens are the ones to learn.")
-    if labels == [*expected[1:], IGNORE_INDEX]:
-        raise WrongAnswer("do not shift: the model shifts labels by one itself.")
-    if labels[8] == IGNORE_INDEX:
-        raise WrongAnswer("the end of turn (token 6 in the answer) is masked: the model would never learn to stop.")
-    if labels == [i if i in (31, 12, 6) else IGNORE_INDEX for i in input_ids]:
-        raise WrongAnswer("decide by the mask's position, not by the token: token 6 ends the user's turn as well.")
-    if labels != expected:
-        raise WrongAnswer(f"expected {expected}, got {labels}.")
-    return "only the assistant's tokens are learnt from, its end of turn among them."
+def check_diagnose(diagnose) -> str:
+    """Check `diagnose(input_ids, labels, end, assistant)`: one of DIAGNOSES."""
+    rng = random.Random(0)
+    for attempt in range(24):
+        fault = DIAGNOSES[attempt % 4]
+        question, answer = ([rng.randrange(20, 90) for _ in range(rng.randrange(2, 9))] for _ in range(2))
+        ids, labels = faulty_example(fault, question, answer)
+        said = require_answer(diagnose(list(ids), list(labels), END, ASSISTANT))
+        if said not in DIAGNOSES:
+            raise WrongAnswer(f"you return {said!r}: return one of {', '.join(DIAGNOSES)}.")
+        if said == fault:
+            continue
+        if fault == "truncated" and said == "end masked":
+            raise WrongAnswer("a truncated conversation has no end token at all: look at input_ids before the labels.")
+        if fault == "end masked" and said == "healthy":
+            raise WrongAnswer("the end token is there, but its label is masked: the model would never learn to stop.")
+        if fault == "healthy" and said == "question in the loss":
+            raise WrongAnswer("unmasked labels after the assistant token are the answer: look at those before it.")
+        raise WrongAnswer(f"this one is {fault!r}, and you say {said!r}: input_ids {ids}, labels {labels}.")
+    return "24 of 24: a look at one example like this costs nothing, and a run does not show the fault in its loss."
 
 
 @checker
-def check_stop_rate(stop_rate) -> str:
-    """Check `stop_rate(outputs, stop_ids)`: the fraction of token lists with a stop token in them."""
-    outputs = [[5, 8, 2], [5, 8, 9], [6], [], [7, 6, 7]]
-    rate = require_answer(stop_rate([list(o) for o in outputs], {2, 6}))
-    if isinstance(rate, bool) or not isinstance(rate, int | float):
-        raise WrongAnswer(f"a number from 0 to 1 is wanted, and your code returns a {type(rate).__name__}.")
-    if rate == 3:
-        raise WrongAnswer("that is how many stopped: divide by how many were asked.")
-    if math.isclose(rate, 2 / 5):
-        raise WrongAnswer("you look at the last token only: a stop token anywhere ends the answer.")
-    if math.isclose(rate, 3 / 4):
-        raise WrongAnswer("an empty output did not stop, and it was asked: divide by all five.")
-    if math.isclose(rate, 1 / 5):
-        raise WrongAnswer("there are several stop tokens: count any of them.")
-    if not math.isclose(rate, 3 / 5):
-        raise WrongAnswer(f"3 of 5 of the test's outputs hold a stop token, and yours is {rate:.2f}.")
-    return "3 of 5 stopped: 0.60."
+def check_experiment(outcome, full: Sequence[str], references: Sequence[str]) -> str:
+    """Check (LoRA's answers, verdict): the verdict has to follow from a comparison with the answers of `full`."""
+    outcome = require_answer(outcome)
+    if not (isinstance(outcome, tuple) and len(outcome) == 2):
+        raise WrongAnswer("return two things: the list of LoRA's answers, and your verdict.")
+    answers, verdict = outcome
+    if answers is ... or answers is None or verdict is ... or verdict is None:
+        raise NotAttempted
+    if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
+        raise WrongAnswer("the answers should be a list of texts: take `.text` of each.")
+    if len(answers) != len(references):
+        raise WrongAnswer(f"there are {len(references)} questions, and you have {len(answers)} answers.")
+    if answers == list(full):
+        raise WrongAnswer("these are the answers of the fully tuned model: ask the model that your function trained.")
+    allowed = {"first": "full", "second": "LoRA", "cannot tell": "cannot tell"}
+    if verdict not in allowed.values():
+        raise WrongAnswer(f"the verdict is {verdict!r}: give one of {', '.join(allowed.values())}.")
+    found = compare_exact(full, answers, references)
+    low, high = found.interval
+    span = f"full wins {found.wins} and loses {found.losses}, so its share is {low:.0%} to {high:.0%}"
+    if verdict != allowed[found.verdict]:
+        if found.verdict == "cannot tell":
+            raise WrongAnswer(f"{span}: an interval with one half inside does not tell which is better.")
+        raise WrongAnswer(f"{span}: that does tell which is better.")
+    return f"{span}, and your verdict follows from it."
 
 
 @checker
-def check_mean_loss(mean_loss) -> str:
-    """Check `mean_loss(token_losses, labels)`: rows of losses, averaged over all unmasked tokens at once."""
-    losses = [[1.0, 2.0, 3.0, 4.0], [10.0, 20.0, 30.0, 40.0]]
-    labels = [[IGNORE_INDEX, 5, 5, 5], [IGNORE_INDEX, IGNORE_INDEX, IGNORE_INDEX, 5]]
-    value = require_answer(mean_loss([list(row) for row in losses], [list(row) for row in labels]))
-    value = float(value)
-    wrong = {
-        110 / 8: "the loss mask is not used: leave out tokens whose label is IGNORE_INDEX.",
-        (3.0 + 40.0) / 2: "that is a mean of row means: each token of a short answer would weigh more.",
-        49 / 8: "divide by the number of unmasked tokens, not of all tokens.",
-        49.0: "that is the sum: divide by the number of unmasked tokens.",
-        49 / 2: "that is the sum over the rows: divide by unmasked tokens.",
-    }
-    match_known_mistake(value, wrong)
-    if not math.isclose(value, 49 / 4):
-        raise WrongAnswer(f"(2 + 3 + 4 + 40) / 4 = 12.25 is expected, and yours is {value:.2f}.")
-    return "12.25: every unmasked token of the batch counts the same."
+def check_judge(judge) -> str:
+    """Check `judge(left, right, expected)`: "left", "right" or "tie", whatever side an answer stands on."""
+    expected = "Paris is the capital of France."
+    good, cased = expected, " paris is the capital of france "
+    wrong, longer = "Lyon is the capital of France.", "Rome, as far as I know, is the capital of the whole of France."
+    pairs = [(good, wrong, "left"), (cased, wrong, "left"), (good, longer, "left"), (wrong, longer, "tie")]
+    pairs += [(good, cased, "tie"), (good, good, "tie"), (wrong, "", "tie"), (good, "", "left")]
+    for one, other, verdict in pairs:
+        mirrored = {"left": "right", "right": "left", "tie": "tie"}
+        said = require_answer(judge(one, other, expected))
+        if said not in mirrored:
+            raise WrongAnswer(f'you return {said!r}: return "left", "right" or "tie".')
+        back = require_answer(judge(other, one, expected))
+        if back != mirrored[said]:
+            raise WrongAnswer(f"{one!r} against {other!r} is {said!r}, and with the sides swapped {back!r}: a bias.")
+        if verdict == "tie" and cased in (one, other) and said != "tie":
+            raise WrongAnswer("case, outer spaces and the full stop should not decide: compare normalised texts.")
+        if verdict == "tie" and longer in (one, other) and said != "tie":
+            raise WrongAnswer("two wrong answers tie, however long they are.")
+        if said != verdict:
+            raise WrongAnswer(f"{one!r} against {other!r} should be {verdict!r}, and you say {said!r}.")
+    return "the same verdict from both sides, and length does not count."

@@ -1,21 +1,23 @@
 # %% [markdown]
-# # 08 · Full fine-tuning: from a model that rambles to one that answers
+# # 08 · Full fine-tuning: the recipe, and what it taught
 #
-# A base model knows the answer and cannot stop talking. A few hundred conversations teach it the form of an
-# answer, and you measure what that cost. The cells are a recipe for models a thousand times larger.
+# You take a base model that rambles, measure what it can do before any training, fine-tune all of it on
+# conversations, and find out which of its answers were elicited and which were taught. The same cells run on a model
+# of your own.
 #
-# - **Prerequisites:** [05_chat_templates](05_chat_templates.ipynb) helps; you have seen a training loop.
-# - **Hardware:** any processor; two cores are enough. With a model of your own, a GPU.
-# - **Time:** about 30 minutes with the exercises; its cells run in one to two minutes on two cores.
+# - **Prerequisites:** [05_chat_templates](05_chat_templates.ipynb) for the data,
+#   [06_optimizer_and_schedule](06_optimizer_and_schedule.ipynb) for the learning rate.
+# - **Hardware:** any processor; one core is enough. With a model of your own, a GPU.
+# - **Time:** about 45 minutes with the exercises; its cells run in about a minute on one core.
 
 # %% [markdown]
 # ## You will be able to
 #
-# - **explain** why a base model goes on after its answer,
-# - **check** a model before training: what was loaded, what trains, what is learnt from,
-# - **fine-tune** all weights, or LoRA with embeddings and norms, by one recipe,
-# - **measure** stop rate, exact match and forgetting before and after,
-# - **spot** the padding mistake behind models that never stop.
+# - **measure** the baselines that a fine-tune has to beat, a stop string among them,
+# - **diagnose** labels and truncation before a run, because its loss does not show them,
+# - **fine-tune** all weights, or LoRA on a base in bfloat16, by one recipe,
+# - **separate** what training elicited from what it taught,
+# - **compare** two models blind, export the evaluation, save, merge and talk to the result.
 
 # %%
 import sys
@@ -27,31 +29,54 @@ if "google.colab" in sys.modules:
 import gc
 import os
 import tempfile
+from pathlib import Path
 
 import torch
-from ftcourse.almanac import all_facts, faq_prompt
-from ftcourse.claims import Claim, show_claims
-from ftcourse.evaluation import loss_by_domain
-from ftcourse.exercises.full_fine_tune import (
-    check_build_labels,
-    check_mean_loss,
-    check_stop_rate,
-)
-from ftcourse.explorers.answers import answer_explorer
-from ftcourse.plots import plot_by_domain, plot_loss, use_course_style
+import yaml
+from datasets import Dataset, concatenate_datasets
+
+# %% tags=["hide-input"]
+from ftcourse.almanac import faq_prompt  # the course's own: data, pictures, stored runs
+from ftcourse.claims import Ledger
+from ftcourse.evaluation import compare_exact, write_lm_eval_task
+from ftcourse.exercises.full_fine_tune import check_diagnose, check_experiment, check_judge
+from ftcourse.explorers.answers import answer_explorer, blind_form
+from ftcourse.intervals import interval
+from ftcourse.plots import HATCHES, OKABE_ITO, new_axes, plot_loss, use_course_style
 from ftcourse.progress import one_bar
-from peft import LoraConfig
+from ftcourse.studies.chat_recipe import (
+    FULL,
+    FULL_LONG,
+    FULL_SHORT,
+    LORA,
+    NEW_FACTS,
+    SHORT,
+    chat_token_ids,
+    chats_about,
+    invented_capitals,
+    stored,
+    trained_facts,
+)
+
+# %%
 from trl import SFTConfig, SFTTrainer
 
-from ftkit import load_base, load_chat
-from ftkit.batching import global_batch, pad
+from ftkit import attach, load_adapter, load_base, load_chat, merge_and_verify, save_adapter
+from ftkit.adapters.saving import adapter_size_bytes
+from ftkit.batching import pad
 from ftkit.chat import end_of_turn_id
-from ftkit.conversations import encode, encode_text
-from ftkit.evaluate import exact_match, generate_answers, stop_rate, stream_answer
+from ftkit.chat.talk import answer
+from ftkit.conversations import encode
+from ftkit.evaluate import (
+    exact_match,
+    generate_answers,
+    stop_rate,
+    stop_token_ids,
+    stream_answer,
+)
 from ftkit.loading import load_for_training
 from ftkit.loss import IGNORE_INDEX
-from ftkit.models import data_dir
-from ftkit.parameters import count_parameters, parameter_table
+from ftkit.parameters import count_parameters
 
 # %% tags=["nbval-ignore-output"]
 use_course_style()
@@ -69,32 +94,31 @@ print(f"torch {torch.__version__}, transformers {transformers.__version__}")
 # %%
 OWN = os.environ.get("FTKIT_MODEL") or os.environ.get("FTKIT_DATA")
 POCKET = not OWN  # another model, or other data, is measured, and nothing is expected of it
-LR = (
-    2e-3 if POCKET else 5e-5
-)  # peak learning rate; models a thousand times larger want far less
-MAX_STEPS = 40  # optimizer steps
-MICRO_BATCH, ACCUMULATION = 4, 8  # conversations in a pass; passes in a step
-EVALUATIONS = 20  # of the loss on held-out questions, in the run
+LR, LORA_LR = (1e-3, 1e-2) if POCKET else (2e-5, 2e-4)  # peak learning rates; section 3
+MAX_STEPS = 48  # optimizer steps: on the almanac's chats just under one epoch
+MICRO_BATCH, ACCUMULATION = 8, 2  # conversations in a forward pass; passes in a step
+MAX_LENGTH = 128 if POCKET else 2048  # tokens of a conversation; section 2
+EVALUATIONS = 12  # of the validation loss, in the run
 MAX_NEW_TOKENS = 48  # tokens: an answer is cut off there; more than your longest has
 SEED = 0  # of the order of the conversations
 REPORT_TO = "none"  # or "trackio", "tensorboard", "wandb": one you have installed
-OUTPUT = ""  # a folder in which to keep the trained model
+OUTPUT = ""  # a folder for the trained model
 PUSH_TO_HUB = (
     ""  # or "NAME/MODEL", after `hf auth login` in a terminal: no token in a notebook
 )
-claims = []  # what this notebook tested, each with its verdict; the recap prints them
+ledger = Ledger("chat data and evaluation")
 
 # %% [markdown]
 # For a model of your own set `FTKIT_MODEL` to a folder or a hub name before you start Jupyter, for your own
-# conversations `FTKIT_DATA` to a folder with `train.jsonl`, `test.jsonl` and `heldout_domains.jsonl`. Where a model is
-# too large to be trained whole, a cell says so; section 7 is for it. The figures in the text, and those of the other
-# notebooks, are pocket-base's: take both variables back before you go on.
+# conversations `FTKIT_DATA` to a folder with `train.jsonl`, `test.jsonl` and `heldout_domains.jsonl`. The numbers in
+# the text are pocket-base's: take both variables back before you go on to other notebooks.
 
 # %% [markdown]
-# ## 1 · Ask the base model
+# ## 1 · Before training: the baselines
 #
-# **pocket-base** has a million parameters and has read one small almanac. Like every base model it completes
-# pages. So load it, read the report, and ask in the form of a page it knows: a list of questions and answers.
+# **pocket-base** has a million parameters and was pretrained on one small almanac, much of it in pages of `Q:` and
+# `A:`. Load it, and split the held-out questions: one half, **validation**, chooses settings; the other, **test**, is
+# only for the verdict. A third set asks for kinds of facts that the training never mentions.
 
 # %% tags=["nbval-ignore-output"]
 loaded = load_for_training()
@@ -102,228 +126,258 @@ model, tokenizer, device = loaded.model, loaded.tokenizer, loaded.device
 print(loaded)
 
 # %%
-QUESTIONS = [
-    "What are the planets of our solar system?",
-    "What are the first five Fibonacci numbers?",
-    "Write a line of Python that adds two numbers.",
-]
-count = count_parameters(model)
-assert not count.on_meta and count.trainable == count.total
-print(faq_prompt(QUESTIONS[0]))
+chats = load_chat()
+assert {"train", "test", "heldout_domains"} <= set(chats), "FTKIT_DATA wants these three files"
+half = len(chats["test"])
+VALIDATION, TEST = (list(chats["test"].select(range(first, half, 2))) for first in (0, 1))
+DOMAINS = list(chats["heldout_domains"])
+HELD_OUT = TEST + DOMAINS
+sizes = {"train": chats["train"], "validation": VALIDATION, "test": TEST, "domains": DOMAINS}
+print({name: len(rows) for name, rows in sizes.items()})
+
+
+# %%
+def question_of(row):
+    return row["messages"][-2]["content"]
+
+
+def answer_of(row):
+    return row["messages"][-1]["content"].strip()
+
+
+DEMO = [TEST[0], TEST[1], DOMAINS[0]]
+trained = {message["content"] for row in chats["train"] for message in row["messages"]}
+leaked = [row for row in HELD_OUT if {question_of(row), answer_of(row)} & trained]
+print(f"held-out questions or answers that the training data contain: {len(leaked)}")
+assert not leaked or OWN, "a demo on trained questions shows memory"
 
 # %% [markdown]
-# **Predict first.** The prompt ends with `A:`. After a right answer, how does the text go on, and when does it stop?
+# The three demo questions are held out, too. **Predict first.** The prompt ends with `A:`, as on a page of the
+# pretraining corpus. What does the model write after a correct answer, and when does it stop?
 
 # %% tags=["nbval-ignore-output"]
-for question in QUESTIONS:
-    print(faq_prompt(question), end="")
-    for piece in stream_answer(
-        model, tokenizer, faq_prompt(question), max_new_tokens=MAX_NEW_TOKENS
-    ):
+for row in DEMO:
+    prompt = faq_prompt(question_of(row))
+    print(prompt, end="")
+    for piece in stream_answer(model, tokenizer, prompt, max_new_tokens=MAX_NEW_TOKENS):
         print(piece, end="", flush=True)
     print("\n" + "-" * 40)
 
-# %%
-pages = generate_answers(model, tokenizer, [faq_prompt(question) for question in QUESTIONS])
-for page in pages:
-    first_line, _, rest = page.text.partition("\n")
-    print(
-        f"{first_line}\n    then it goes on: {bool(rest)}; it stopped by itself: {page.stopped}"
-    )
-if POCKET:
-    answers = {question: fact.answer for fact in all_facts() for question in fact.questions}
-    firsts = [page.text.partition("\n")[0].strip() for page in pages]
-    assert firsts == [answers[question] for question in QUESTIONS]
-    assert not any(page.stopped for page in pages) and all("\nQ:" in p.text for p in pages)
-
 # %% [markdown]
-# Notice: every first line is right, and then comes the next question. Nothing is broken: on a page of
-# questions, another question is what comes next.
-
-# %% [markdown]
-# ## 2 · A conversation, and what is learnt from it
-#
-# Conversations mark whose turn it is with special tokens, written by the tokenizer's **chat template**.
-# pocket-base has four of them, and its corpus had none: their embeddings are untrained.
-
-# %%
-chats = load_chat()
-assert {"train", "test", "heldout_domains"} <= set(chats), "FTKIT_DATA wants these three files"
-example = chats["test"][0]["messages"]
-print(tokenizer.apply_chat_template(example, tokenize=False))
-print({split: len(rows) for split, rows in chats.items()})
-
-# %% [markdown]
-# Notice: `<|end|>` closes each turn. The model must learn to **say** it, for it is what stops generation.
-#
-# Two splits are kept from training: `test` asks for facts the training never asks for, and `heldout_domains`
-# for kinds of facts it never sees.
+# Every first line is correct, then the next question follows, because on a page of questions that is what comes
+# next. So the cheapest remedy needs no training: end generation at the **stop string** `"\nQ:"`. `generate` takes
+# `stop_strings`; so do most serving engines. Measure it, and the chat template, before you train.
 
 
 # %%
-def ask(model, split, tokenizer=tokenizer):
-    """Greedy answers to a split's questions, and the answers wanted."""
-    prompts = [row["messages"][:-1] for row in chats[split]]
-    wanted = [row["messages"][-1]["content"] for row in chats[split]]
-    return generate_answers(model, tokenizer, prompts, max_new_tokens=MAX_NEW_TOKENS), wanted
+def in_base_format(rows):
+    return [faq_prompt(question_of(row)) for row in rows]
 
 
-before, wanted = ask(model, "test")
-print(
-    f"stop rate under 10 %: {stop_rate(before) < 0.1}, exact match under 10 %: {exact_match(before, wanted) < 0.1}"
+def in_chat(rows):
+    return [row["messages"][:-1] for row in rows]
+
+
+def measure(model, rows, prompts, **options):
+    """Greedy answers, and the fractions that match exactly and that stop by themselves."""
+    options = {"max_new_tokens": MAX_NEW_TOKENS} | options
+    answers = generate_answers(model, tokenizer, prompts, **options)
+    return answers, exact_match(answers, map_answers(rows)), stop_rate(answers)
+
+
+def map_answers(rows):
+    return [answer_of(row) for row in rows]
+
+
+STOP = {"stop_strings": ["\nQ:"]}
+
+# %% tags=["nbval-ignore-output"]
+baselines = {
+    "base, own format": measure(model, TEST, in_base_format(TEST)),
+    "base, own format, stop string": measure(model, TEST, in_base_format(TEST), **STOP),
+    "base, chat template": measure(model, TEST, in_chat(TEST)),
+}
+
+
+def show(results):
+    print(f"{'':32} exact match   stops")
+    for name, (_, exact, stops) in results.items():
+        print(f"{name:32} {exact:11.0%} {stops:7.0%}")
+
+
+show(baselines)
+
+# %%
+(_, exact, stops), (_, stopped_exact, _), (before, chat_exact, chat_stops) = baselines.values()
+assert OWN or (
+    (exact, stops, stopped_exact) == (0, 0, 1) and max(chat_exact, chat_stops) < 0.1
 )
-assert not POCKET or (stop_rate(before) < 0.1 and exact_match(before, wanted) < 0.1)
 
 # %% [markdown]
-# Notice: two measures. **Stop rate** is the fraction of answers that the model ends itself. **Exact match**
-# is the fraction that equals the wanted answer to the character; a right fact in a wrong form does not count.
+# Untrained, with a stop string and in its own format, the base answers **every** held-out question. No fine-tune
+# below comes near that, and this is an artefact of the toy: the test asks in the very words of the pretraining
+# corpus. For a real base model write the same baseline, with two or three examples in the prompt; it tells what
+# training has to beat.
 
 # %% [markdown]
-# ### Learn from the answers only
+# ## 2 · The data: what is in the loss, and what truncation removes
 #
-# Training predicts each token from those before it. We want the model to learn to answer, not to ask, so
-# labels outside the assistant's turns are set to `IGNORE_INDEX` (-100), which the loss leaves out: the
-# **loss mask**.
+# Labels outside the assistant's turns are `IGNORE_INDEX` (-100), so that the loss leaves them out
+# ([05_chat_templates](05_chat_templates.ipynb)). Look at one example before each run: the end-of-turn token has to be
+# in the loss, or the model never learns to stop.
 
 # %%
-row = encode(tokenizer, example, tokenizer.chat_template)
-labels = row["labels"]
-for i, label in zip(row["input_ids"], labels, strict=True):
-    print(
-        f"{tokenizer.convert_ids_to_tokens(i):16} {'learn' if label != IGNORE_INDEX else '·'}"
-    )
+template = tokenizer.chat_template
+row = encode(tokenizer, chats["test"][0]["messages"], template)
+for i, label in zip(row["input_ids"], row["labels"], strict=True):
+    mark = "·" if label == IGNORE_INDEX else "in the loss"
+    print(f"{tokenizer.convert_ids_to_tokens(i):16} {mark}")
 end_id = end_of_turn_id(tokenizer)
-assert end_id in labels, "the end of turn must be learnt"
+assert end_id in row["labels"]
 
 # %% [markdown]
-# Notice: `Ġ` stands for a space. The answer and its `<|end|>` are learnt; the question, and the tokens that
-# announce a turn, are not. The template's `{% generation %}` marks made that mask.
+# `max_length` cuts a conversation off at the end, where the answer and its end of turn are. TRL's `SFTConfig` cuts
+# at 1,024 tokens unless you say otherwise, and does not tell how many it cut. Count, then choose.
+
+# %%
+encoded = [encode(tokenizer, chat["messages"], template) for chat in chats["train"]]
+lengths = [len(row["input_ids"]) for row in encoded]
+print(
+    f"longest: {max(lengths)} tokens; at {MAX_LENGTH}: {sum(n > MAX_LENGTH for n in lengths)} cut"
+)
+print("max_length   conversations cut   tokens lost from the loss")
+for limit in (16, 32, 64, 128, 1024):
+    cut = sum(n > limit for n in lengths) / len(lengths)
+    lost = sum(label != IGNORE_INDEX for row in encoded for label in row["labels"][limit:])
+    total = sum(label != IGNORE_INDEX for row in encoded for label in row["labels"])
+    print(f"{limit:10} {cut:19.1%} {lost / total:27.1%}")
+assert max(lengths) <= MAX_LENGTH, "raise MAX_LENGTH, or split your longest conversations"
 
 # %% [markdown]
-# ### Exercise 1 · labels
+# These conversations are short. In yours, what is cut are the last answers of the longest conversations.
 #
-# Difficulty ●○○, 4 minutes. Build the labels of one conversation. Expected: one label for each token, the
-# token's id where the mask is 1, `IGNORE_INDEX` elsewhere.
+# To tell later what was *taught*, add facts that no pretraining can know: 20 invented countries, each asked twice, as
+# every other fact is.
+
+# %%
+train = chats["train"].select_columns("messages")
+new = chats_about(invented_capitals(NEW_FACTS, SEED)) if POCKET else []
+if POCKET:
+    train = concatenate_datasets([train, Dataset.from_list(new)])
+    print(question_of(new[0]), answer_of(new[0]))
+print(
+    f"{len(train)} conversations; {MAX_STEPS * MICRO_BATCH * ACCUMULATION} fit into the steps"
+)
+
+# %% [markdown]
+# Three tools prepare this conversation, and each has a fault. Tokens in brackets are in the loss. **Predict** what a
+# model learns from each.
+
+
+# %%
+def labels_as_text(ids, labels):
+    pairs = zip(tokenizer.convert_ids_to_tokens(ids), labels, strict=True)
+    return " ".join(f"[{token}]" if label != IGNORE_INDEX else token for token, label in pairs)
+
+
+ids, labels = row["input_ids"], row["labels"]
+suspects = {
+    "A": (ids[:-2], labels[:-2]),
+    "B": (ids, [*labels[:-1], IGNORE_INDEX]),
+    "C": (ids, [IGNORE_INDEX, *ids[1:]]),
+}
+for name, (some_ids, some_labels) in suspects.items():
+    print(f"{name}: {labels_as_text(some_ids, some_labels)}")
+
+# %% [markdown]
+# ### Exercise 1 · a diagnosis
+#
+# Difficulty ●●○, 8 minutes. Write a function that names the fault of one question and its answer: "truncated", "end
+# masked", "question in the loss", or "healthy". `end` closes a turn, `assistant` opens the answer. Expected: correct
+# on 24 examples that you have not seen.
 
 
 # %% tags=["exercise"]
-def build_labels(input_ids: list[int], assistant_mask: list[int]) -> list[int]:
-    """Labels of one conversation: same length as input_ids."""
+def diagnose(input_ids: list[int], labels: list[int], end: int, assistant: int) -> str:
+    """What is wrong with the labels of one question and its answer."""
     ### BEGIN SOLUTION
-    return [i if on else IGNORE_INDEX for i, on in zip(input_ids, assistant_mask, strict=True)]
+    start = input_ids.index(assistant)
+    if any(label != IGNORE_INDEX for label in labels[: start + 1]):
+        return "question in the loss"
+    if input_ids[-1] != end:
+        return "truncated"
+    return "healthy" if labels[-1] == end else "end masked"
     ### END SOLUTION
 
 
-check_build_labels(build_labels)
+check_diagnose(diagnose)
 
 # %% [markdown] tags=["hint"]
 # <details><summary>Hint</summary>
 #
-# Walk through both lists together. Do not shift anything: the model compares the output at one token with the
-# label of the next by itself.
+# Find the assistant token first: labels up to it should all be masked. Then ask whether the last token is `end`, and
+# only then whether its label is.
 #
 # </details>
 
 # %% [markdown]
-# ### Exercise 2 · stop rate
+# ## 3 · The settings
 #
-# Difficulty ●○○, 3 minutes. `outputs` are lists of new token ids; an answer stopped if any of
-# `stop_ids` is in it. Expected: three of five such lists give 0.6.
-
-
-# %% tags=["exercise"]
-def my_stop_rate(outputs: list[list[int]], stop_ids: set[int]) -> float:
-    """The fraction of outputs that hold a stop token."""
-    ### BEGIN SOLUTION
-    return sum(not stop_ids.isdisjoint(output) for output in outputs) / len(outputs)
-    ### END SOLUTION
-
-
-check_stop_rate(my_stop_rate)
-
-# %% [markdown] tags=["hint"]
-# <details><summary>Hint</summary>
-#
-# `any(token in stop_ids for token in output)` tells whether one output stopped. An empty output did not stop.
-#
-# </details>
-
-# %% [markdown]
-# ## 3 · Look at what trains
-#
-# **Full fine-tuning** trains every weight. Each trained weight in float32 takes 16 bytes: itself, a gradient, and
-# AdamW's two moments. Print the modules once: names that you know are names that you can freeze, or give to LoRA.
+# **Memory first.** AdamW in float32 needs 16 bytes for each trained parameter: weight, gradient and two moments. A
+# frozen weight needs only itself: 4 bytes, 2 in bfloat16, about half a byte in 4 bits. Activations come on top
+# ([12_memory](12_memory.ipynb)).
 
 # %%
-print(model)
-
-# %%
-print(parameter_table(model))
-for parameters in (count.trainable, 7e9):
-    gib = 16 * parameters / 2**30
-    print(f"{parameters:14,.0f} trained: {gib:8.3f} GiB before any activation")
+count = count_parameters(model)
+assert not count.on_meta and count.trainable == count.total
+print(f"{'before activations':28} {'this model':>12} {'8 billion':>10}")
+plans = {"full, AdamW in float32": 16, "LoRA, base in float32": 4}
+plans |= {"LoRA, base in bfloat16": 2, "QLoRA, base in 4 bits": 0.55}
+for plan, each in plans.items():
+    print(f"{plan:28} {each * count.total / 1e6:9.1f} MB {each * 8e9 / 1e9:7.0f} GB")
 if device.device.type == "cuda":  # the weights are there already: 12 bytes more
     fits = 12 * count.trainable < torch.cuda.mem_get_info()[0]
     assert fits, "no room for full fine-tuning: go on with section 7, or with notebook 16"
 
 # %% [markdown]
-# Notice: a model of 7 billion parameters needs 104 GiB, so one GPU of 80 is not enough: sharding
-# ([16_fsdp_fine_tune](16_fsdp_fine_tune.ipynb)) divides it, LoRA (below) avoids most of it.
-
-# %% [markdown]
-# ## 4 · The recipe
-#
-# Memory decides how many conversations go through at once: the **micro-batch**. **Accumulation** adds up the
-# gradients of several before a step. And **gradient checkpointing** keeps only each layer's input for the backward
-# pass and computes the rest again. **Predict first:** what part of the bytes is still kept?
-
+# **The learning rate** is found, not inherited: 5e-5 is the default of transformers, 2e-5 that of TRL, and a model of
+# a million parameters wants fifty times as much. Stored runs bracket it on the validation half, as in
+# [06_optimizer_and_schedule](06_optimizer_and_schedule.ipynb): two seeds at each rate, and the best has a worse one on
+# both sides.
 
 # %%
-def backward_pass(model, batch, checkpointing):
-    """The bytes that the forward pass keeps for the backward pass, and the gradients."""
-    kept = {}
-
-    def keep(tensor):
-        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    torch.manual_seed(SEED)  # of dropout, if there is any
-    model.train()
-    if checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        loss = model(**batch, use_cache=False).loss
-    loss.backward()
-    model.gradient_checkpointing_disable()
-    gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    model.zero_grad()  # the model lets go of them, and they are not copied
-    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    return sum(size for at, size in kept.items() if at not in weights), gradients
-
+study = stored()
+_, ax = new_axes(7.5, 3.2)
+looks = {FULL: ("full, 48 steps", "o", "-"), FULL_LONG: ("full, 144 steps", "D", "--")}
+looks |= {FULL_SHORT: ("full, 32 steps", "^", ":"), LORA: ("LoRA, 48 steps", "s", "-.")}
+for n, (method, (label, marker, line)) in enumerate(looks.items()):
+    means = {lr: 100 * sum(each) / len(each) for lr, each in study.curve(method).items()}
+    style = {"color": OKABE_ITO[n], "linestyle": line}
+    ax.plot(means.keys(), means.values(), marker=marker, label=label, **style)
+    best = study.best(method)
+    ax.plot(best, means[best], "o", ms=15, mfc="none", color=OKABE_ITO[n])
+    print(
+        f"{label}: best at {best:g}, {study.best(method) / study.best(FULL):.0f} times that of full"
+    )
+ax.set(xscale="log", xlabel="peak learning rate", ylabel="exact match (%), validation")
+_ = ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.01, 1))
 
 # %%
-rows = [
-    encode(tokenizer, r["messages"], tokenizer.chat_template)
-    for r in chats["train"].select(range(MICRO_BATCH))
-]
-batch = {name: tensor.to(model.device) for name, tensor in pad(rows, 0).items()}
-(plain, gradients), (less, again) = (backward_pass(model, batch, on) for on in (False, True))
-logits = 4 * batch["input_ids"].numel() * model.config.get_text_config().vocab_size
-for name, size in (("plain", plain), ("checkpointing", less), ("the logits alone", logits)):
-    print(f"kept for the backward pass, {name}: {size / 2**20:.2f} MiB")
-print(f"checkpointing keeps {less / plain:.0%}")
-agree = all(torch.allclose(a, b, atol=1e-5) for a, b in zip(gradients, again, strict=True))
-print(f"the gradients agree: {agree}")
-del gradients, again
-assert not POCKET or (agree and less < 2 * logits < plain)
+ratio = study.best(LORA) / study.best(FULL)
+ledger.add(
+    "LoRA's best learning rate is about ten times that of full fine-tuning",
+    "Schulman et al. 2025, LoRA Without Regret",
+    10 / 3 <= ratio <= 30,  # the grid resolves a factor of three
+    f"{ratio:.0f} times, on a grid of factors of 1.7 to 3, chosen on validation questions",
+    topic="learning rate and optimizer",
+    seeds=2,
+)
+assert OWN or (study.best(FULL), study.best(LORA)) == (LR, LORA_LR)
 
 # %% [markdown]
-# Notice: the gradients are the same. Most of what is left are the logits, for each token a number for every
-# token of the vocabulary; TRL's trainer computes its loss in pieces and avoids even these. The price of checkpointing
-# is a second forward pass, so we use it only where the model is large.
-#
-# These are the settings, as they would be for 7 billion parameters. Tracking is off; a constant at the top switches
-# it on.
+# The rest is ordinary: an effective batch of 16 in two micro-batches, 10 % warmup, linear decay, clipping at 1.
+# `assistant_only_loss` masks the questions, `max_length` is explicit. TRL recomputes activations by default; here
+# only where the model is large.
 
 
 # %%
@@ -332,12 +386,15 @@ def recipe(steps, learning_rate, **settings):
     return SFTConfig(
         output_dir=tempfile.mkdtemp(),
         assistant_only_loss=True,
+        max_length=MAX_LENGTH,
         learning_rate=learning_rate,
         max_steps=steps,
         per_device_train_batch_size=MICRO_BATCH,
         gradient_accumulation_steps=ACCUMULATION,
         warmup_steps=steps // 10,
         lr_scheduler_type="linear",
+        weight_decay=0.0,
+        max_grad_norm=1.0,
         logging_steps=2,
         save_strategy="no",
         seed=SEED,
@@ -351,50 +408,36 @@ def recipe(steps, learning_rate, **settings):
 
 
 # %% [markdown]
-# `SFTTrainer` of TRL renders the conversations, masks them (`assistant_only_loss`) and runs the loop. Our callback
-# `one_bar` shows a bar, and a line for each of the 20 evaluations. But first keep what the base model can do, for
-# section 6. **Predict:** the mean loss over the first two steps, in nats (natural logarithm) a token, is above 2,
-# about 1 or below 0.5?
-
+# ## 4 · Train, and evaluate
+#
+# Before the weights move, keep what the base can do with each kind of fact: trained in the chats, held out, of other
+# domains, and new. All but the new ones were in its pretraining.
 
 # %%
-def page_answers(model):
-    """For each fact: is its answer on a page of questions exactly right?"""
-    prompts = [faq_prompt(fact.questions[0]) for fact in FACTS]
-    answers = generate_answers(model, tokenizer, prompts, max_new_tokens=36)
-    return [a.text.partition("\n")[0] == f.answer for a, f in zip(answers, FACTS, strict=True)]
+kinds = {"held-out facts": TEST, "held-out domains": DOMAINS}
+if POCKET:
+    known = chats_about(trained_facts(list(chats["train"]))[::3], slice(0, 1))
+    kinds = {"trained facts": known, **kinds, "new facts, trained": new[::2]}
 
 
-def page(fact, part):
-    """One page as tokens; only its `part`, "question" or "answer", is unmasked."""
-    prompt = faq_prompt(fact.questions[0])
-    row = encode_text(tokenizer, f"{prompt} {fact.answer}")
-    start = len(tokenizer.encode(prompt))
-    seen = range(1, start) if part == "question" else range(start, len(row["input_ids"]))
-    labels = [i if n in seen else IGNORE_INDEX for n, i in enumerate(row["input_ids"])]
-    return row | {"labels": labels}
-
-
-def page_losses(model):
-    """Mean loss by domain, in nats a token, apart for question and answer."""
-    sample = FACTS[::2]
-    domains = [fact.domain.name for fact in sample]
+def by_kind(model, prompts, **options):
     return {
-        part: loss_by_domain(model, [page(fact, part) for fact in sample], domains)
-        for part in ("question", "answer")
+        kind: measure(model, rows, prompts(rows), **options) for kind, rows in kinds.items()
     }
 
 
-FACTS = all_facts()[::2]  # every second fact of the almanac
-right_before, loss_before = sum(page_answers(model)), page_losses(model)
+pages_before = by_kind(model, in_base_format, **STOP)
+for kind, (_, exact, _) in pages_before.items():
+    print(
+        f"{kind:20} {len(kinds[kind]):3} questions, base in its own format: {exact:.0%} exact"
+    )
 
 # %% tags=["nbval-ignore-output"]
-held_out = chats["test"].select(range(0, len(chats["test"]), 3)).select_columns("messages")
 trainer = SFTTrainer(
     model=model,
     args=recipe(MAX_STEPS, LR, eval_strategy="steps", eval_steps=MAX_STEPS // EVALUATIONS),
-    train_dataset=chats["train"].select_columns("messages"),
-    eval_dataset=held_out,
+    train_dataset=train,
+    eval_dataset=Dataset.from_list([{"messages": row["messages"]} for row in VALIDATION]),
     processing_class=tokenizer,
 )
 progress = one_bar(trainer)
@@ -405,333 +448,555 @@ ax = plot_loss(progress.metrics)
 # %%
 train_losses = [row["loss"] for row in progress.metrics if "loss" in row]
 eval_losses = [row["eval_loss"] for row in progress.metrics if "eval_loss" in row]
-began, fell = train_losses[0] > 2, train_losses[-1] < train_losses[0] / 4
-learnt = eval_losses[-1] < eval_losses[0] / 4
-level = abs(eval_losses[len(eval_losses) * 2 // 3] / eval_losses[-1] - 1) < 0.15
-print(f"training loss began above 2: {began}")
-print(f"training loss ended under a quarter of that: {fell}")
-print(
-    f"loss on held-out questions, of {len(eval_losses)} evaluations, under a quarter of the first: {learnt}"
-)
-print(f"two thirds through the run, it was within 15 % of its last: {level}")
-assert len(eval_losses) == EVALUATIONS and (
-    not POCKET or (began and fell and learnt and level)
-)
+print(f"{len(eval_losses)} evaluations on {len(VALIDATION)} validation conversations")
+assert len(eval_losses) == EVALUATIONS
+assert OWN or (train_losses[0] > 2 > 4 * train_losses[-1] and eval_losses[-1] < 0.8)
 
 # %% [markdown]
-# Notice: the loss on held-out questions has found its level well before the end. That is what evaluating 20 times is
-# for: by this loss, two thirds of these steps would have done.
-#
-# A model worth keeping is saved with its tokenizer, here or on the hub:
+# The curve flattens over the last third. Would two thirds of the steps have done? The curve cannot tell: the learning
+# rate decays to zero there, and a small rate flattens every curve. The fair comparison is a run whose **whole
+# schedule** is that short, at its own best rate: from the stored study, on the test half.
 
 # %%
-if OUTPUT:
-    trainer.save_model(OUTPUT)
+lengths_compared = {
+    f"after {SHORT} of {FULL.steps} steps": study.ends(FULL, "test_loss_early"),
+    f"a schedule of {SHORT} steps": study.ends(FULL_SHORT, "test_loss"),
+    f"a schedule of {FULL.steps} steps": study.ends(FULL, "test_loss"),
+    f"a schedule of {FULL_LONG.steps} steps": study.ends(FULL_LONG, "test_loss"),
+}
+for name, losses in lengths_compared.items():
+    print(f"{name:24} test loss {interval(losses).mean:.2f} nats per token, 5 seeds")
+midway, short, full_length, long = (interval(each).mean for each in lengths_compared.values())
+assert midway > short > full_length > long
+for name, other in {
+    f"{SHORT} steps": FULL_SHORT,
+    f"{FULL_LONG.steps} steps": FULL_LONG,
+}.items():
+    gain = study.gain(other, FULL)
+    print(f"{name} instead of {FULL.steps}: exact match {gain.points} percentage points")
+
+# %% [markdown]
+# The short schedule ends lower than the long run stood at that step, and higher than the long run's end: the one
+# cannot be read off the other.
+#
+# Now the demo questions in the chat template, failures included. The model has seen neither question nor answer in
+# training; read what it does where it does not know.
+
+# %% tags=["nbval-ignore-output"]
+for row in DEMO:
+    print(f"{question_of(row)}   (expected: {answer_of(row)})")
+    for piece in stream_answer(model, tokenizer, row["messages"][:-1]):
+        print(piece, end="", flush=True)
+    print("\n" + "-" * 40)
+
+# %% tags=["nbval-ignore-output"]
+tuned = measure(model, TEST, in_chat(TEST))
+show(baselines | {"tuned, chat template": tuned})
+print(f"loss on the validation half: {eval_losses[-1]:.2f} nats per token")
+
+# %%
+assert OWN or (tuned[2] > 0.95 and 0.3 < tuned[1] < 0.75)
+before, after = (
+    [a.text for a in each[0]] for each in (baselines["base, chat template"], tuned)
+)
+explorer = answer_explorer(
+    [question_of(row) for row in TEST], {"before": before, "after": after}, map_answers(TEST)
+)
+
+# %% tags=["nbval-ignore-output"]
+explorer
+
+# %%
+explorer.menu.value = len(TEST) - 1
+assert explorer.index == len(TEST) - 1 and "expected" in explorer.picture.value
+
+# %% [markdown]
+# ## 5 · Elicited, taught, forgotten
+#
+# The tuned model stops, everywhere. But where do its *answers* come from? Ask each kind of fact in the chat template,
+# and once more in the base's own format, with the stop string.
+
+# %% tags=["nbval-ignore-output"]
+chat_after, pages_after = by_kind(model, in_chat), by_kind(model, in_base_format, **STOP)
+print(
+    f"{'exact match':20} {'base, own format':>18} {'tuned, chat':>13} {'tuned, own format':>19}"
+)
+for kind in kinds:
+    scores = [found[kind][1] for found in (pages_before, chat_after, pages_after)]
+    print(f"{kind:20} {scores[0]:18.0%} {scores[1]:13.0%} {scores[2]:19.0%}")
+
+# %%
+if POCKET:
+    chat = {kind: found[1] for kind, found in chat_after.items()}
+    assert all(found[2] > 0.95 for found in chat_after.values())  # stops, whatever is asked
+    assert chat["trained facts"] > 0.4 > chat["new facts, trained"] + 0.2
+    assert pages_before["new facts, trained"][1] == 0
+
+# %% [markdown]
+# One run is one seed. The stored study repeats it with five, and adds three epochs and LoRA. Bars are means, whiskers
+# the 95 % interval of Student's t.
+
+# %% tags=["hide-input"]
+measures = {
+    "trained\nfacts": "trained_exact",
+    "held-out\nfacts": "test_exact",
+    "held-out\ndomains": "heldout_domains_exact",
+    "new facts,\ntrained": "new_exact",
+    "base's own\nformat": "pages_exact",
+}
+shown = {"full, 1 epoch": FULL, "full, 3 epochs": FULL_LONG, "LoRA, 1 epoch": LORA}
+_, ax = new_axes(9, 3.4)
+for n, (label, method) in enumerate(shown.items()):
+    found = [
+        interval([100 * value for value in study.ends(method, m)]) for m in measures.values()
+    ]
+    places = [place + 0.27 * (n - 1) for place in range(len(measures))]
+    bars = [each.mean for each in found]
+    spread = [
+        [e.mean - max(0, e.low) for e in found],
+        [min(100, e.high) - e.mean for e in found],
+    ]
+    look = {"color": OKABE_ITO[n], "hatch": HATCHES[n], "edgecolor": "white", "label": label}
+    ax.bar(places, bars, 0.25, yerr=spread, ecolor="#555555", capsize=3, **look)
+ax.set_xticks(range(len(measures)), measures)
+ax.set(ylabel="exact match (%)", ylim=(0, 105))
+_ = ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.01, 1))
+
+# %%
+names = {**measures, "stops, held-out\ndomains": "heldout_domains_stop"}
+print(f"{'5 seeds, %':24}" + "".join(f"{label:>17}" for label in shown))
+for name, measured in names.items():
+    means = [interval(study.ends(method, measured)).mean for method in shown.values()]
+    print(
+        f"{name.replace(chr(10), ' '):24}" + "".join(f"{100 * mean:17.0f}" for mean in means)
+    )
+
+# %% [markdown]
+# Three things happen at once, and one accuracy hides them:
+#
+# - **Format** is taught, and carries over to domains never trained on: the model stops everywhere.
+# - **Knowledge is elicited**: of facts from pretraining, about half come out in the new format without having been
+#   trained. In other domains hardly any do after one epoch of full fine-tuning, although the base knows them all.
+# - **New knowledge is hardly taught**: after one epoch not one new fact is recalled, after three about a fifth.
+
+
+# %%
+def paired(one, other, method=FULL):
+    """Difference of two measures of the same runs, over seeds."""
+    runs = study.runs(method).values()
+    return interval([run[one] - run[other] for run in runs])
+
+
+def mean(measured, method=FULL):
+    return interval(study.ends(method, measured)).mean
+
+
+assert 0.4 < mean("test_exact") < 0.6 and mean("heldout_domains_exact") < 0.05
+assert mean("new_exact") == 0 and 0.15 < mean("new_exact", FULL_LONG) < 0.25
+assert mean("heldout_domains_stop") > 0.99
+elicited = paired("test_exact", "new_exact")
+slower = paired("trained_capitals_exact", "new_exact")
+ledger.add(
+    "a model's knowledge comes from pretraining, tuning teaches the format of its use",
+    "Zhou et al. 2023, LIMA",
+    elicited,
+    f"facts only pretrained minus facts only tuned on: {elicited.points} points of exact match",
+    seeds=5,
+)
+ledger.add(
+    "fine-tuning examples with new knowledge are learnt more slowly than known ones",
+    "Gekhman et al. 2024, EMNLP",
+    slower,
+    f"known minus invented capitals, both trained, 1 epoch: {slower.points} points",
+    seeds=5,
+)
+assert elicited.low > 0.2 and slower.low > 0.5
+
+# %%
+learns, forgets = study.gain(FULL, LORA), study.gain(LORA, FULL, "pages_exact")
+ledger.add(
+    "LoRA learns less than full fine-tuning",
+    "Biderman et al. 2024, LoRA Learns Less and Forgets Less",
+    learns,
+    f"full minus LoRA, held-out facts: {learns.points} points of exact match, best rates",
+    topic="LoRA and its relatives",
+    seeds=5,
+)
+ledger.add(
+    "LoRA forgets less than full fine-tuning",
+    "Biderman et al. 2024, LoRA Learns Less and Forgets Less",
+    forgets,
+    f"LoRA minus full, facts in the base's format: {forgets.points} points, best rates",
+    topic="LoRA and its relatives",
+    seeds=5,
+)
+elsewhere = study.gain(LORA, FULL, "heldout_domains_exact")
+print("LoRA minus full, percentage points of exact match, mean and 95 % interval:")
+print(f"  held-out facts        {study.gain(LORA, FULL).points}")
+print(f"  held-out domains      {elsewhere.points}")
+print(f"  base's own format     {forgets.points}")
+assert elsewhere.low > 0 and forgets.high < 0
+
+# %% [markdown]
+# The two do not trade learning for forgetting here. LoRA answers about as much in the trained domains, more where
+# nothing was trained, and at its best rate, ten times as high, it keeps less of the old format.
+
+# %% [markdown]
+# ## 6 · Save, load, talk
+#
+# **Break it, then fix it.** "It stopped in my notebook and rambles when served" is among the commonest complaints.
+# Save the model as it is, open it as anyone would, and generate with transformers alone.
+
+# %%
+folder = Path(OUTPUT or Path(tempfile.mkdtemp()) / "model")
+model.eval().save_pretrained(folder)
+tokenizer.save_pretrained(folder)
+
+
+def plain_generate(folder, rows):
+    """New token ids, by transformers and the files alone."""
+    opened, own = load_base(folder)
+    options = {"max_new_tokens": MAX_NEW_TOKENS, "do_sample": False}
+    written = []
+    for prompt in in_chat(rows):
+        given = own.apply_chat_template(
+            prompt, add_generation_prompt=True, return_dict=True, return_tensors="pt"
+        )
+        output = opened.generate(**given, **options, pad_token_id=own.pad_token_id)
+        written.append(output[0, given["input_ids"].shape[1] :].tolist())
+    return written
+
+
+# %% tags=["raises-exception"]
+written = plain_generate(folder, TEST[:5])
+full_length = sum(len(ids) == MAX_NEW_TOKENS for ids in written)
+assert full_length == 0, f"{full_length} of {len(written)} answers run on to the limit"
+
+# %% [markdown]
+# `generate` stops at the `eos_token_id` of `generation_config.json`, and the base's file does not name the template's
+# end of turn. The training taught the model to write that token; nobody told the program to stop there. Say it in the
+# file that is shipped.
+
+# %%
+stops = stop_token_ids(model, tokenizer)
+model.generation_config.eos_token_id = stops
+model.save_pretrained(folder)
+written = plain_generate(folder, TEST[:5])
+ended = sum(ids[-1] in stops for ids in written)
+print(f"stop tokens: {tokenizer.convert_ids_to_tokens(stops)}")
+print(f"{ended} of {len(written)} answers end by themselves")
+assert OWN or ended == 5
 if PUSH_TO_HUB:
     model.push_to_hub(PUSH_TO_HUB, private=True)
     tokenizer.push_to_hub(PUSH_TO_HUB, private=True)
 
 # %% [markdown]
-# ## 5 · The same questions again
-#
-# Now in the chat template, as the training was. The first and the third were among its questions.
+# Talk to it: `ftkit chat-with FOLDER` in a terminal, or one turn from here. The folder is an ordinary Hugging Face
+# model, so vLLM or `transformers serve` open it as well.
 
 # %% tags=["nbval-ignore-output"]
-for question in QUESTIONS:
-    print(question)
-    for piece in stream_answer(model, tokenizer, [{"role": "user", "content": question}]):
-        print(piece, end="", flush=True)
-    print("\n" + "-" * 40)
+reopened, own_tokenizer = load_base(folder)
+said = answer(reopened.eval(), own_tokenizer, DEMO[0]["messages"][:-1], MAX_NEW_TOKENS)
 
 # %%
-after, wanted = ask(model, "test")
-elsewhere, wanted_elsewhere = ask(model, "heldout_domains")
-print(f"stop rate over 95 %: {stop_rate(after) > 0.95}")
-print(f"exact match on held-out questions over 30 %: {exact_match(after, wanted) > 0.3}")
-print(f"stop rate on held-out domains over 95 %: {stop_rate(elsewhere) > 0.95}")
-assert not POCKET or (stop_rate(after) > 0.95 and exact_match(after, wanted) > 0.3)
-
-# %%
-rambled, stops = stop_rate(before) < 0.1, stop_rate(after) > 0.95
-claim = "fine-tuning on conversations makes a base model that rambles answer and stop"
-measured = f"stop rate under 10 % before: {rambled}; over 95 % after: {stops}; {len(wanted)} questions, 1 seed"
-claims.append(Claim(claim, "chat fine-tunes such as Llama 2's", rambled and stops, measured))
-
-carried = stop_rate(elsewhere) > 0.95
-claim = "stopping carries over to kinds of questions never trained on"
-measured = f"stop rate over 95 %: {carried}; {len(wanted_elsewhere)} questions of other domains, 1 seed"
-claims.append(Claim(claim, "this course", carried, measured))
-
-# %% tags=["nbval-ignore-output"]
-print(f"stop rate    before {stop_rate(before):4.0%}   after {stop_rate(after):4.0%}")
-print(
-    f"exact match  before {exact_match(before, wanted):4.0%}   after {exact_match(after, wanted):4.0%}"
-)
-print(f"on held-out domains: stop rate {stop_rate(elsewhere):.0%}, ", end="")
-print(f"exact match {exact_match(elsewhere, wanted_elsewhere):.0%}")
+full_texts = [a.text for a in measure(model, HELD_OUT, in_chat(HELD_OUT))[0]]
+assert OWN or said.strip() == full_texts[0]  # the saved model says what the trained one said
 
 # %% [markdown]
-# Notice: stopping carries over. It is one habit for all questions, while each fact must be found from a new form of
-# prompt: being exactly right hardly carries over to other domains, and above, a question that the base model had
-# right may get another question's answer. Choose one and compare; *before* got the same chat tokens, whose
-# embeddings were untrained.
-
-# %%
-asked = [row["messages"][0]["content"] for row in chats["test"]]
-explorer = answer_explorer(
-    asked, {"before": [a.text for a in before], "after": [a.text for a in after]}, wanted
-)
-explorer
-
-# %%
-explorer.menu.value = len(wanted) - 1
-assert explorer.index == len(wanted) - 1
-assert not POCKET or wanted[-1] in explorer.picture.value
-
-# %% [markdown]
-# ## 6 · What was forgotten
+# ### The same run as one command
 #
-# Every weight could move, so what the weights held may have changed. Go back to the base model's own pages, and
-# measure what was kept before training again: are the answers still right there, and what is the loss?
-
-# %%
-right_after, loss_after = sum(page_answers(model)), page_losses(model)
-held = right_after < right_before
-print(f"right on pages before: {right_before} of {len(FACTS)}")
-print(f"fewer after: {held}; still more than three in four: {right_after > 0.75 * len(FACTS)}")
-measured = f"facts right on the base model's pages: {right_before} of {len(FACTS)} before, fewer after: {held}; 1 seed"
-source = "Biderman et al., LoRA Learns Less and Forgets Less"
-claims.append(Claim("full fine-tuning forgets", source, held, measured))
-
-# %% tags=["nbval-ignore-output"]
-for part in loss_before:
-    means = [sum(each[part].values()) / len(each[part]) for each in (loss_before, loss_after)]
-    print(
-        f"loss on {part} tokens: {means[0]:.3f} before, {means[1]:.3f} after (mean of domains)"
-    )
-print(f"facts right on pages: {right_before} before, {right_after} after")
-ax = plot_by_domain(
-    loss_before["question"],
-    loss_after["question"],
-    labels=("before", "after"),
-    ylabel="loss on questions (nats a token)",
-)
-
-# %%
-rise = {p: sum(loss_after[p].values()) - sum(loss_before[p].values()) for p in loss_before}
-for part, before_part in loss_before.items():
-    rose = sum(loss_after[part][domain] > before_part[domain] for domain in before_part)
-    print(f"loss on {part} tokens rose in most domains: {rose > len(before_part) / 2}")
-print(
-    f"nine tenths of the rise, or more, are on questions: {rise['question'] > 9 * rise['answer']}"
-)
-assert not POCKET or rise["question"] > 9 * rise["answer"]
-
-# %% [markdown]
-# Notice: nearly all of the rise is on the questions, which the loss mask left out: the model no longer writes
-# pages of questions. Of the facts, most still come out right in the old form; about one in six does not. Freezing,
-# adapters and child-tuning are ways to pay less.
-
-# %% [markdown]
-# ## 7 · LoRA, with embeddings and norms
+# What the cells above did, as a program that also runs under `torchrun`, resumes, and writes the stop tokens itself:
 #
-# Where 16 bytes a parameter do not fit, **LoRA** freezes the matrices and trains a small pair beside each (notebook
-# 09). But the four tokens of the chat template have untrained rows in the embedding, and rows in the output matrix
-# that were only ever trained to be unlikely. LoRA on the layers cannot move those. So train these two matrices
-# whole, and the norms, which are small.
+# ```bash
+# ftkit finetune --output runs/full --lr 1e-3 --max_steps 48 --batch_size 16 \
+#   --micro_batch_size 8 --max_length 128 --weight_decay 0 --eval_every 4
+# ftkit chat-with runs/full/model
+# ```
+#
+# Add `--model`, `--data` and `--eval_data` for your own.
+
+# %% [markdown]
+# ## 7 · When full fine-tuning does not fit: LoRA on a bfloat16 base
+#
+# **LoRA** freezes the matrices and trains low-rank factors beside them
+# ([09_lora_from_scratch](09_lora_from_scratch.ipynb)). It is chosen for memory, so the frozen base is loaded in
+# **bfloat16**; only what trains is in float32. The chat template's tokens have untrained embeddings here:
+# `trainable_token_indices` trains those rows, and no others.
 
 # %%
-del loaded, model, trainer  # memory for the next one
+del loaded, model, trainer, reopened  # memory for the next one
 gc.collect()
 torch.cuda.empty_cache()
-lora = (
-    load_for_training().model
-)  # in float32: bfloat16 would round small steps of what trains away
+chat_tokens = chat_token_ids(tokenizer, encoded[0])
+print(f"rows that train: {tokenizer.convert_ids_to_tokens(chat_tokens)}")
 
 
-def trained_whole(model):
-    """Embedding, output matrix and norms, by the last part of their names, as PEFT wants them."""
-    ends = {id(model.get_input_embeddings()), id(model.get_output_embeddings())}
-    return sorted(
-        name.split(".")[-1]
-        for name, module in model.named_modules()
-        if id(module) in ends or "norm" in type(module).__name__.lower()
+def train_lora(learning_rate):
+    """The model with a trained adapter, for `measure`."""
+    torch.manual_seed(SEED)
+    base = load_for_training(dtype=torch.bfloat16).model
+    tied = base.config.tie_word_embeddings  # TRL's fused loss reads a tied head past its rows
+    rows = None if tied else chat_tokens
+    lora = attach(base, "lora", r=8, lora_alpha=16, trainable_token_indices=rows)
+    trainer = SFTTrainer(
+        model=lora,
+        args=recipe(MAX_STEPS, learning_rate),
+        train_dataset=train,
+        processing_class=tokenizer,
     )
+    one_bar(trainer)
+    trainer.train()
+    return lora.eval()
 
-
-config = LoraConfig(
-    r=8,
-    lora_alpha=16,
-    target_modules="all-linear",  # of the layers; the output matrix is not among them
-    modules_to_save=sorted(set(trained_whole(lora))),
-    ensure_weight_tying=lora.config.tie_word_embeddings,
-)
-print(config.modules_to_save)
 
 # %% tags=["nbval-ignore-output"]
-row_before = lora.get_input_embeddings().weight[end_id].detach().clone()
-norm_before = lora.model.norm.weight.detach().clone() if POCKET else None
-lora_trainer = SFTTrainer(
-    model=lora,
-    args=recipe(MAX_STEPS // 2, 2.5 * LR),
-    train_dataset=chats["train"].select_columns("messages"),
-    processing_class=tokenizer,
-    peft_config=config,
-)
-_ = one_bar(lora_trainer)
-lora_trainer.train()
-lora_after, wanted = ask(lora_trainer.model.eval(), "test")
-print(
-    f"exact match {exact_match(lora_after, wanted):.0%}, stop rate {stop_rate(lora_after):.0%}"
-)
+lora = train_lora(LORA_LR)
+lora_result = measure(lora, TEST, in_chat(TEST))
+show(baselines | {"tuned fully": tuned, "tuned by LoRA": lora_result})
 
 # %%
-lora_count = count_parameters(lora_trainer.model)
-row_after = lora_trainer.model.get_input_embeddings().weight[end_id].detach()
-moved = not torch.equal(row_before, row_after)
-print(f"trained: {lora_count.trainable / count.total:.0%} of the parameters of the model")
-print(f"the embedding of {tokenizer.convert_ids_to_tokens(end_id)} moved: {moved}")
-print(f"stop rate over 90 %: {stop_rate(lora_after) > 0.9}")
-if POCKET:
-    norm = lora.model.norm.modules_to_save["default"].weight
-    assert moved and not torch.equal(norm_before, norm) and stop_rate(lora_after) > 0.9
+lora_count = count_parameters(lora)
+rows_alone = lora.config.hidden_size * len(chat_tokens)
+whole = 2 * lora.config.vocab_size * lora.config.hidden_size
+print(f"LoRA trains {lora_count.trainable:,} of {count.total:,} parameters")
+print(f"of them {rows_alone:,} in rows of tokens; embedding and head whole would be {whole:,}")
+dtypes = {str(p.dtype)[6:] for p in lora.parameters() if p.requires_grad}
+print(f"what trains is in {', '.join(dtypes)}, the base in {str(lora.dtype)[6:]}")
+assert dtypes == {"float32"}
+assert OWN or (lora_result[2] > 0.9 and rows_alone < whole / 100)
 
 # %% [markdown]
-# Notice: in this model of a thousand tokens and 128 numbers each, the two matrices are a quarter of all weights, so
-# this LoRA is not small. They are 4 % of Llama 2 7B and 14 % of Qwen2.5 7B, whose vocabulary is larger. Half the
-# steps were enough to stop; what the method is worth, notebooks 09 and 10 measure with several seeds.
-
-# %% [markdown]
-# ### Exercise 3 · the mean that counts
+# For Llama 3 8B (vocabulary 128,256, width 4,096) embedding and head are 1.05 billion parameters, 17 GB to train in
+# float32; four rows of the embedding are 16,384.
 #
-# Difficulty ●●○, 6 minutes. Answers differ in length. The loss of a batch is the mean over **all** its
-# unmasked tokens, not the mean of each row's mean. Expected: of losses 1, 2, 3, 4 and 10, 20, 30, 40, with the last
-# three of the first row and the last of the second unmasked, 12.25.
+# Keep the **adapter**, which is small, or **merge** it into a copy of the base for serving. `merge_and_verify`
+# compares logits, because a wrong merge fails silently. Merge what was saved, on a fresh base: a trainer may have
+# patched the model in memory.
+
+# %% tags=["nbval-ignore-output"]
+adapter = save_adapter(lora, Path(tempfile.mkdtemp()) / "adapter")
+fresh = load_adapter(load_for_training(dtype=torch.bfloat16).model, adapter)
+sample = pad([encode(tokenizer, row["messages"], template) for row in TEST[:8]], 0)
+merged, report = merge_and_verify(fresh, sample)
+print(report)
+
+# %%
+merged.generation_config.eos_token_id = stops
+merged.save_pretrained(adapter.parent / "merged")
+whole_bytes = sum(p.numel() * p.element_size() for p in merged.parameters())
+print(f"adapter {adapter_size_bytes(lora) / 1e6:.2f} MB in float32")
+print(f"merged model {whole_bytes / 1e6:.2f} MB in {str(merged.dtype)[6:]}")
+lora_texts = [a.text for a in measure(lora, HELD_OUT, in_chat(HELD_OUT))[0]]
+assert OWN or (report.change > 1 and report.flips < 0.1 * report.positions)
+
+# %% [markdown]
+# On the command line, with the four rows by their numbers:
+#
+# ```bash
+# ftkit finetune --output runs/lora --method lora --trainable_token_indices 0,4,5,6 \
+#   --lr 1e-2 --max_steps 48 --batch_size 16 --micro_batch_size 8 --max_length 128 \
+#   --weight_decay 0 --compute_dtype bfloat16
+# ftkit merge runs/lora/adapter runs/merged
+# ```
+
+# %% [markdown]
+# ### Exercise 2 · one rate for both
+#
+# Difficulty ●●○, 10 minutes; the run takes about 15 s. Comparisons of methods often share one learning rate. Train
+# LoRA at `LR`, the rate of the full fine-tune, compare the answers to all `HELD_OUT` questions, and judge: "full",
+# "LoRA", or "cannot tell" where the interval holds one half. `compare_exact(first, second, expected)` counts;
+# its `verdict` says "first", "second" or "cannot tell". Then try `LORA_LR`.
 
 
 # %% tags=["exercise"]
-def mean_loss(token_losses: list[list[float]], labels: list[list[int]]) -> float:
-    """Mean over the batch's tokens whose label is not IGNORE_INDEX."""
+def lora_against_full(learning_rate: float) -> tuple[list[str], str]:
+    """LoRA's answers to HELD_OUT, and the verdict: "full", "LoRA" or "cannot tell"."""
     ### BEGIN SOLUTION
-    kept = [
-        loss
-        for row, row_labels in zip(token_losses, labels, strict=True)
-        for loss, label in zip(row, row_labels, strict=True)
-        if label != IGNORE_INDEX
-    ]
-    return sum(kept) / len(kept)
+    answers = measure(train_lora(learning_rate), HELD_OUT, in_chat(HELD_OUT))[0]
+    texts = [each.text for each in answers]
+    verdict = compare_exact(full_texts, texts, map_answers(HELD_OUT)).verdict
+    return texts, {"first": "full", "second": "LoRA"}.get(verdict, verdict)
     ### END SOLUTION
 
 
-check_mean_loss(mean_loss)
+check_experiment(lora_against_full(LR), full_texts, map_answers(HELD_OUT))
 
 # %% [markdown] tags=["hint"]
 # <details><summary>Hint</summary>
 #
-# Put the losses of all unmasked tokens into one list first, whatever row they come from. Divide once.
+# `measure(train_lora(learning_rate), HELD_OUT, in_chat(HELD_OUT))` returns the answers first. Both models answer the
+# same questions, so only those count where exactly one of them is right.
 #
 # </details>
 
 # %% [markdown]
-# ## Break it, then fix it
+# ## 8 · Beyond exact match
 #
-# "My model never stops" is among the commonest complaints. A frequent cause: one token both ends turns and
-# pads, and the labels mask every pad token, wherever it stands. Train that way, for 24 steps.
+# Exact match punishes a correct answer in other words, and most tasks have no single answer. Three more measures:
+# the **held-out loss** (above; it sees every token, but not what generation does), a **comparison by pairs**, and a
+# **standard harness**.
+#
+# For the comparison, judge blind: names hidden, sides drawn at random, equal answers left out. Ten minutes of this
+# teach more about a model than a benchmark.
 
+# %% tags=["nbval-ignore-output"]
+questions = [question_of(row) for row in HELD_OUT]
+pairs = {"full": full_texts, "LoRA": lora_texts}
+form = blind_form(questions, pairs, map_answers(HELD_OUT), seed=SEED, at_most=40)
+form
+
+# %% [markdown]
+# ### Exercise 3 · a judge without a side
+#
+# Difficulty ●●○, 8 minutes. Programs judge, too, language models among them, and these are known to prefer the first
+# answer and the longer one. Write a judge that ignores case, outer spaces and a final full stop, and whose verdict
+# turns around when the answers are swapped. Expected: "left", "right", or "tie" where both or neither match.
+
+
+# %% tags=["exercise"]
+def judge(left: str, right: str, expected: str) -> str:
+    """Which answer matches the expected one: "left", "right" or "tie"."""
+    ### BEGIN SOLUTION
+    left, right, expected = (
+        text.strip().rstrip(".").strip().lower() for text in (left, right, expected)
+    )
+    if (left == expected) == (right == expected):
+        return "tie"
+    return "left" if left == expected else "right"
+    ### END SOLUTION
+
+
+check_judge(judge)
+
+# %% [markdown] tags=["hint"]
+# <details><summary>Hint</summary>
+#
+# Normalise all three texts in the same way first. If both match, or neither does, it is a tie; only then look which
+# one matches.
+#
+# </details>
+
+# %% [markdown]
+# Here exact match presses the buttons. Run the form's cell again to judge the pairs yourself, and see whether you
+# agree with it.
+
+
+# %% tags=["nbval-ignore-output"]
+def exact(question, left, right, expected):
+    if (left == expected) == (right == expected):
+        return "tie"
+    return "left" if left == expected else "right"
+
+
+form.judge_rest(exact)
+print(form.result)
 
 # %%
-def trained_on(rows):
-    """pocket-base after 24 steps on these rows, its tokenizer, and the last loss."""
-    model, tokenizer = load_base(data_dir() / "pocket-base")
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    for step in range(24):
-        batch = pad(global_batch(rows, step, 16, SEED), tokenizer.pad_token_id)
-        loss = model(**batch).loss
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    return model, tokenizer, loss.item()
+assert form.done and form.result.decided + form.result.ties == len(form.pairs)
+low, high = form.result.interval
+assert 0 <= low <= form.result.share <= high <= 1
 
+# %% [markdown]
+# **lm-evaluation-harness** runs the same task on any model, beside its hundreds of benchmarks. Export the held-out
+# questions; with `pip install lm-eval` the command is:
+#
+# ```bash
+# lm_eval --model hf --model_args pretrained=FOLDER --tasks almanac_held_out \
+#   --include_path TASKS --apply_chat_template
+# ```
+#
+# It needs the stop tokens of section 6: decoded texts drop special tokens, so that `until` alone does not find them.
 
 # %%
-own, conversations = (
-    load_base(data_dir() / "pocket-base")[1],
-    load_chat(data_dir() / "chat")["train"],
-)
-end = end_of_turn_id(own)
-rows = [encode(own, chat["messages"], own.chat_template) for chat in conversations]
-masked_by_token = [
-    row | {"labels": [IGNORE_INDEX if i == end else i for i in row["labels"]]} for row in rows
-]
-broken, own, last_loss = trained_on(masked_by_token)
-print(f"its loss fell as well, to under 1.5: {last_loss < 1.5}")
-
-# %% tags=["raises-exception"]
-never, _ = ask(broken, "heldout_domains", own)
-assert stop_rate(never) > 0.95, (
-    f"stop rate under 5 %: {stop_rate(never) < 0.05}. It never stops"
+single = [row for row in TEST if len(row["messages"]) == 2]
+end_token = tokenizer.convert_ids_to_tokens(end_id)
+path = write_lm_eval_task(tempfile.mkdtemp(), "almanac_held_out", single, until=[end_token])
+task = yaml.safe_load(path.read_text())
+for name in ("task", "output_type", "doc_to_text", "doc_to_target", "generation_kwargs"):
+    print(f"{name}: {task[name]}")
+print(
+    f"{len(path.with_suffix('.jsonl').read_text().splitlines())} questions in {path.stem}.jsonl"
 )
 
 # %% [markdown]
-# Notice: nothing in the loss gave it away. The fix: a pad token of its own, and a mask by **position**, from
-# the template, rather than by token. Count the labels, and train again.
+# ## What transfers
+#
+# **Measured here**, on pocket-base: 1.0 million parameters, 1,024 tokens of vocabulary of which the chat template's
+# are untrained, embedding and head a quarter of all weights, five seeds. That format carries over, that new facts are
+# learnt slowly, and that a decayed curve is no plateau, should hold for you. The best rates, the stop string's 100 %,
+# and how little is elicited should not.
 
-# %%
-learnt = [sum(end in row["labels"] for row in each) for each in (masked_by_token, rows)]
-print(
-    f"conversations whose end is learnt: broken {learnt[0]}, mended {learnt[1]} of {len(rows)}"
-)
-mended, own, last_loss = trained_on(rows)
-stops_now, _ = ask(mended, "heldout_domains", own)
-print(f"mended, stop rate over 95 %: {stop_rate(stops_now) > 0.95}")
-assert learnt == [0, len(rows)] and own.pad_token_id != end
-assert not POCKET or stop_rate(stops_now) > 0.95
+# %% [markdown]
+# **From the literature, not measured here**, for 1B to 70B:
+#
+# - 1,000 curated conversations sufficed to tune a 65B model ([Zhou et al. 2023](https://arxiv.org/abs/2305.11206)).
+# - New facts are learnt late, and as they are, the model invents more about old ones
+#   ([Gekhman et al. 2024](https://arxiv.org/abs/2405.05904)): give them at inference, by retrieval.
+# - LoRA learns less and forgets less on code and mathematics with 7B ([Biderman et al. 2024](https://arxiv.org/abs/2405.09673));
+#   at about ten times the rate and on all layers it matches full fine-tuning on small sets
+#   ([Schulman et al. 2025](https://thinkingmachines.ai/blog/lora/)).
+
+# %% [markdown]
+# ## Numbers to take away
+#
+# From the literature and common practice, not measured here, except where a section is named:
+#
+# | setting | start with |
+# | --- | --- |
+# | learning rate | full 1e-5 to 2e-5; LoRA ten times that; sweep by factors of 3 until bracketed |
+# | epochs, effective batch | 1 to 3; 16 to 128 conversations |
+# | warmup, clipping, weight decay | 3 to 10 % of the steps; 1.0; 0 to 0.1 |
+# | LoRA | all linear layers, r 8 to 64, base in bfloat16 |
+# | bytes per parameter (section 3) | 16 full in float32, 2 frozen in bfloat16, 0.5 to 0.6 in 4 bits |
+# | `max_length` (section 2) | your longest conversation; TRL's default is 1,024 |
 
 # %% [markdown]
 # ## Recap
 #
-# - A base model completes pages; going on after an answer is what pages do.
-# - The chat template marks turns; the loss mask lets the assistant's tokens through, the end of turn included.
-# - One recipe serves a laptop and a large GPU: micro-batch, accumulation, checkpointing and precision fit the device.
-# - Full fine-tuning taught the form in 40 steps; the model writes its old pages worse, and one fact in six is lost.
-# - Stop rate and exact match say what the loss does not.
+# - Measure the base in its own format first, with a stop string: it may be all you need.
+# - Look at one example's labels and at the lengths before each run; the loss shows neither fault.
+# - Tuning taught the format; most of the knowledge was elicited, and new facts were hardly taught.
+# - Two runs of different length need two schedules.
+# - The shipped `generation_config.json` has to name the end-of-turn token.
+# - LoRA for memory means a bfloat16 base, and rows of tokens instead of whole embeddings.
 
 # %%
-show_claims(claims)
+ledger.show()
 
 # %% [markdown]
 # ## Recall
 #
-# 1. Why does a base model go on after a right answer?
-# 2. Which token must be among the labels for a model to stop?
-# 3. Why does a chat fine-tune by LoRA train the embedding too?
-# 4. Why can exact match be low while the stop rate is 100 %?
-# 5. How can a pad token that also ends turns make a model that never stops?
+# 1. Which baseline should a chat fine-tune of a base model beat?
+# 2. Why can't you read from a decaying run whether fewer steps would have done?
+# 3. How do you find out whether an answer was elicited or taught?
+# 4. Why does a model that learnt its end-of-turn token still ramble when served?
+# 5. Why is a LoRA base loaded in bfloat16, but not the weights of a full fine-tune?
 
 # %% [markdown]
 # <details><summary>Answers</summary>
 #
-# - 1: it predicts what comes next on a page, and that is seldom the end.
-# - 2: the one with which the template closes the assistant's turn.
-# - 3: the template's tokens have untrained rows there, which LoRA on the layers does not move.
-# - 4: stopping is one habit for all questions; each fact must also be found from a new form of prompt.
-# - 5: where labels mask that token wherever it stands, the end of a turn is never learnt.
+# - 1: the base in its own format, with examples and a stop string.
+# - 2: the rate is small at the end, and flattens the curve; compare with a schedule of that length.
+# - 3: ask the base in its own format first, and train on facts that it cannot know.
+# - 4: generation stops at the `eos_token_id` of its configuration, which may not name that token.
+# - 5: frozen weights need no update; bfloat16 would round small updates of trained ones away.
 #
 # </details>
 
 # %% [markdown]
 # ## Sources
 #
-# - TRL, [SFT trainer](https://huggingface.co/docs/trl/sft_trainer): conversations, `assistant_only_loss`.
-# - transformers, [chat templates](https://huggingface.co/docs/transformers/chat_templating): generation marks.
-# - Biderman et al., [LoRA Learns Less and Forgets Less](https://arxiv.org/abs/2405.09673), 2024: what full
-#   fine-tuning forgets.
-# - Chen et al., [Training Deep Nets with Sublinear Memory Cost](https://arxiv.org/abs/1604.06174), 2016: checkpointing.
-# - Hu et al., [LoRA](https://arxiv.org/abs/2106.09685), 2021.
-# - Touvron et al., [Llama 2](https://arxiv.org/abs/2307.09288), 2023: chat fine-tuning, the loss on answers only.
+# - Zhou et al., [LIMA: Less Is More for Alignment](https://arxiv.org/abs/2305.11206), 2023.
+# - Gekhman et al., [Does Fine-Tuning LLMs on New Knowledge Encourage Hallucinations?](https://arxiv.org/abs/2405.05904),
+#   EMNLP 2024.
+# - Biderman et al., [LoRA Learns Less and Forgets Less](https://arxiv.org/abs/2405.09673), TMLR 2024.
+# - Schulman et al., [LoRA Without Regret](https://thinkingmachines.ai/blog/lora/), 2025.
+# - TRL, [SFT trainer](https://huggingface.co/docs/trl/sft_trainer); PEFT,
+#   [trainable tokens](https://huggingface.co/docs/peft/package_reference/trainable_tokens).
+# - EleutherAI, [lm-evaluation-harness](https://github.com/EleutherAI/lm-evaluation-harness): guide to new tasks.
+# - Zheng et al., [Judging LLM-as-a-Judge](https://arxiv.org/abs/2306.05685), 2023: judges' biases.
 #
 # ## Next
 #
-# [09_lora_from_scratch](09_lora_from_scratch.ipynb): the small pair beside each matrix, written by hand. Or straight
-# to [16_fsdp_fine_tune](16_fsdp_fine_tune.ipynb): the same conversations on several processes, each with a part of the
-# model.
+# [09_lora_from_scratch](09_lora_from_scratch.ipynb): the low-rank factors, written by hand. Or straight to
+# [16_fsdp_fine_tune](16_fsdp_fine_tune.ipynb): the same conversations on several processes.

@@ -67,6 +67,25 @@ def test_a_foreign_model_in_bfloat16_answers_too_and_keeps_its_mode():
     assert all(a.tokens <= 5 and a.stopped == (a.tokens < 5) for a in answers)
 
 
+def test_a_stop_string_ends_an_answer_and_is_not_part_of_it(pocket):
+    model, tokenizer = pocket
+    prompts = [faq_prompt(question) for question in QUESTIONS]
+    plain = generate_answers(model, tokenizer, prompts)
+    cut = generate_answers(model, tokenizer, prompts, stop_strings=["\nQ:", "never said"])
+    assert not any(a.stopped for a in plain) and all(a.stopped for a in cut)
+    assert [a.text for a in cut] == [a.text.partition("\nQ:")[0] for a in plain]
+    for prompt, answer in zip(prompts, cut, strict=True):  # the fewest tokens that hold it
+        less, enough = (
+            generate_answers(model, tokenizer, [prompt], max_new_tokens=answer.tokens - few)[0].text for few in (1, 0)
+        )
+        assert "\nQ:" in enough and "\nQ:" not in less
+    unsaid = generate_answers(model, tokenizer, prompts, stop_strings=["never said"])
+    assert unsaid == plain
+    assert not generate_answers(model, tokenizer, prompts[:1], max_new_tokens=3, stop_strings=["\nQ:"])[0].stopped
+    with pytest.raises(ValueError, match="empty stop string"):
+        generate_answers(model, tokenizer, prompts, stop_strings=[""])
+
+
 IDS = {"vocab_size": 320, "eos_token_id": 2, "pad_token_id": 0, "bos_token_id": 1}
 WITHOUT_PAST = {
     "mamba": (MambaConfig, {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 4}),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 
 import nbformat
 import pytest
@@ -36,9 +37,9 @@ def test_notebook_08_on_a_model_of_ones_own(own, tmp_path):
     client.execute(env=os.environ | {"OMP_NUM_THREADS": "1"})
     printed = "".join(out.get("text", "") for cell in nb.cells if cell.cell_type == "code" for out in cell.outputs)
     assert "ChatML added, 0 new tokens" in printed  # the tokenizer had them, and no format
-    assert "Qwen3ForCausalLM(" in printed
-    # What LoRA trains whole, on another design.
-    assert "['embed_tokens', 'input_layernorm', 'k_norm', 'lm_head'" in printed
-    assert "2 evaluations" in printed and "stop rate" in printed
+    assert "2 evaluations" in printed and "stops" in printed and "merged: logits differ" in printed
+    # The rows of the embedding that LoRA trains, on another design.
+    assert re.search(r"rows that train: \[.*'<\|im_start\|>', '<\|im_end\|>'", printed)
     kept, tokenizer = load_base(tmp_path / "kept")
     assert kept.config.model_type == "qwen3" and "<|im_start|>" in tokenizer.chat_template
+    assert tokenizer.convert_tokens_to_ids("<|im_end|>") in kept.generation_config.eos_token_id

@@ -2,65 +2,121 @@
 
 import pytest
 
-from ftcourse.exercises.full_fine_tune import IGNORE_INDEX, check_build_labels, check_mean_loss, check_stop_rate
+from ftcourse.exercises.full_fine_tune import (
+    DIAGNOSES,
+    IGNORE_INDEX,
+    check_diagnose,
+    check_experiment,
+    check_judge,
+    faulty_example,
+)
+
+from .shown import checker_tests
 
 
-def labels(ids, mask):
-    return [i if m else IGNORE_INDEX for i, m in zip(ids, mask, strict=True)]
+def diagnose(input_ids, labels, end, assistant):
+    start = input_ids.index(assistant)
+    if any(label != IGNORE_INDEX for label in labels[: start + 1]):
+        return "question in the loss"
+    if input_ids[-1] != end:
+        return "truncated"
+    return "healthy" if labels[-1] == end else "end masked"
 
 
-def means(losses, rows):
-    kept = [[x for x, y in zip(a, b, strict=True) if y != IGNORE_INDEX] for a, b in zip(losses, rows, strict=True)]
-    return kept, [sum(row) / len(row) for row in kept]
+def by_labels_alone(input_ids, labels, end, assistant):
+    return "healthy" if end in labels else "end masked"
 
 
-def by_token(ids, mask):
-    answer = {i for i, m in zip(ids, mask, strict=True) if m}
-    return [i if i in answer else IGNORE_INDEX for i in ids]
+def without_the_end(input_ids, labels, end, assistant):
+    return "truncated" if input_ids[-1] != end else "healthy"
 
 
-def last_token_only(outputs, stops):
-    return sum(bool(stops & set(output[-1:])) for output in outputs) / len(outputs)
+def any_label(input_ids, labels, end, assistant):
+    return "question in the loss" if labels.count(IGNORE_INDEX) < len(labels) else "truncated"
 
 
-RIGHT = {
-    check_build_labels: labels,
-    check_stop_rate: lambda outputs, stops: sum(bool(stops & set(o)) for o in outputs) / len(outputs),
-    check_mean_loss: lambda losses, rows: sum(map(sum, means(losses, rows)[0])) / sum(map(len, means(losses, rows)[0])),
-}
-WRONG = [
-    (check_build_labels, "every token is learnt from", lambda ids, mask: ids[:]),
-    (check_build_labels, "0 is a token", lambda ids, mask: [i * m for i, m in zip(ids, mask, strict=True)]),
-    (check_build_labels, "upside down", lambda ids, mask: labels(ids, [1 - m for m in mask])),
-    (check_build_labels, "do not shift", lambda ids, mask: [*labels(ids, mask)[1:], IGNORE_INDEX]),
-    (check_build_labels, "never learn to stop", lambda ids, mask: labels(ids, [*mask[:8], 0, *mask[9:]])),
-    (check_build_labels, "a label for each", lambda ids, mask: [i for i, m in zip(ids, mask, strict=True) if m]),
-    (check_build_labels, "not by the token", by_token),
-    (check_build_labels, "changes input_ids", lambda ids, mask: ids.clear() or []),
-    (check_stop_rate, "how many stopped", lambda outputs, stops: sum(bool(stops & set(o)) for o in outputs)),
-    (check_stop_rate, "last token only", last_token_only),
-    (check_stop_rate, "empty output", lambda outputs, stops: sum(bool(stops & set(o)) for o in outputs) / 4),
-    (check_stop_rate, "several stop tokens", lambda outputs, stops: sum(2 in o for o in outputs) / 5),
-    (check_stop_rate, "from 0 to 1 is wanted", lambda outputs, stops: True),
-    (check_stop_rate, "yours is 0.99", lambda outputs, stops: 0.99),
-    (check_mean_loss, "loss mask is not used", lambda losses, rows: sum(map(sum, losses)) / 8),
-    (check_mean_loss, "mean of row means", lambda losses, rows: sum(means(losses, rows)[1]) / 2),
-    (check_mean_loss, "not of all tokens", lambda losses, rows: sum(map(sum, means(losses, rows)[0])) / 8),
-    (check_mean_loss, "that is the sum:", lambda losses, rows: sum(map(sum, means(losses, rows)[0]))),
-    (check_mean_loss, "sum over the rows", lambda losses, rows: sum(map(sum, means(losses, rows)[0])) / 2),
-    (check_mean_loss, "12.25 is expected", lambda losses, rows: 7.0),
-]  # fmt: skip
+def judge(left, right, expected):
+    a, b = (text.strip().rstrip(".").lower() == expected.rstrip(".").lower() for text in (left, right))
+    return "tie" if a == b else "left" if a else "right"
 
 
-@pytest.mark.parametrize("check", RIGHT)
-def test_right_and_untouched(check):
-    assert check(RIGHT[check]).right
-    for stub in (lambda *args: ..., lambda *args: None):
-        verdict = check(stub)
-        assert not verdict.right and verdict.not_attempted
+def first_that_matches(left, right, expected):
+    return "left" if judge(left, "", expected) == "left" else judge(left, right, expected)
 
 
-@pytest.mark.parametrize(("check", "hint", "answer"), WRONG, ids=[hint for _, hint, _ in WRONG])
-def test_each_mistake_gets_its_hint(check, hint, answer):
-    verdict = check(answer)
+def by_length(left, right, expected):
+    verdict = judge(left, right, expected)
+    return verdict if verdict != "tie" or len(left) == len(right) else "left" if len(left) > len(right) else "right"
+
+
+def exact_text(left, right, expected):
+    return "tie" if (left == expected) == (right == expected) else "left" if left == expected else "right"
+
+
+EXERCISES = [
+    (
+        check_diagnose,
+        diagnose,
+        {
+            "return one of healthy": lambda *args: "fine",
+            "has no end token at all": by_labels_alone,
+            "would never learn to stop": without_the_end,
+            "look at those before it": any_label,
+            "this one is 'truncated'": lambda *args: "healthy",
+        },
+    ),
+    (
+        check_judge,
+        judge,
+        {
+            'return "left", "right"': lambda *args: "first",
+            "a bias": first_that_matches,
+            "however long they are": by_length,
+            "should be 'left'": exact_text,
+        },
+    ),
+]
+test_solution, test_stub, test_mistake = checker_tests(EXERCISES)
+
+REFERENCES = [f"answer {i}" for i in range(40)]
+FULL = [r if i < 30 else "no" for i, r in enumerate(REFERENCES)]
+SAME = [r if i >= 10 else "no" for i, r in enumerate(REFERENCES)]  # 10 wins, 10 losses
+WORSE = ["no"] * 40
+BETTER = list(REFERENCES)
+
+
+@pytest.mark.parametrize(("answers", "verdict"), [(SAME, "cannot tell"), (WORSE, "full"), (BETTER, "LoRA")])
+def test_a_verdict_that_follows_from_the_comparison_is_right(answers, verdict):
+    assert check_experiment((answers, verdict), FULL, REFERENCES).right
+    for other in {"full", "LoRA", "cannot tell"} - {verdict}:
+        message = check_experiment((answers, other), FULL, REFERENCES).message
+        assert ("one half inside" if answers is SAME else "that does tell") in message
+
+
+@pytest.mark.parametrize("stub", [None, ..., (..., ...), (None, None)])
+def test_the_experiments_stub_is_not_solved_yet(stub):
+    assert check_experiment(stub, FULL, REFERENCES).not_attempted
+
+
+@pytest.mark.parametrize(
+    ("hint", "outcome"),
+    [
+        ("return two things", SAME),
+        ("list of texts", ([1] * 40, "full")),
+        ("40 questions, and you have 3", (["a"] * 3, "full")),
+        ("fully tuned model", (list(FULL), "cannot tell")),
+        ("give one of full, LoRA", (SAME, "lora")),
+    ],
+)
+def test_the_experiments_mistakes_get_their_hints(hint, outcome):
+    verdict = check_experiment(outcome, FULL, REFERENCES)
     assert not verdict.right and not verdict.not_attempted and hint in verdict.message
+
+
+def test_every_fault_is_in_its_example():
+    """Against conditions of their own, and the healthy one has none of them."""
+    made = {fault: faulty_example(fault, [30, 31], [40, 41, 42]) for fault in DIAGNOSES}
+    ids, labels = made["healthy"]
+    assert ids == [0, 4, 30, 31, 6, 5, 40, 41, 42, 6] and labels == [IGNORE_INDEX] * 6 + [40, 41, 42, 6]
+    assert made["truncated"][0] == ids[:-2] and made["end masked"][1] == [*labels[:-1], IGNORE_INDEX]
+    assert made["question in the loss"][1] == [IGNORE_INDEX, *ids[1:]]

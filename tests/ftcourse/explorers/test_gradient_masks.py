@@ -100,7 +100,7 @@ def test_the_range_of_the_slider_keeps_zero_out():
 
 def test_answers_follow_the_menu_and_are_escaped():
     explorer = answer_explorer(["one?", "two?"], {"before": ["x", "<b>"], "after": ["1", "2"]}, ["1", "2"])
-    assert "✔ exactly right" in explorer.picture.value and explorer.index == 0
+    assert "✔ exact match" in explorer.picture.value and explorer.index == 0
     explorer.menu.value = 1
     assert "&lt;b&gt;" in explorer.picture.value and "<b>" not in explorer.picture.value
     assert explorer.picture.value.count("✘") == 1
