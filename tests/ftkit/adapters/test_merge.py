@@ -39,6 +39,19 @@ def test_a_wrong_scale_is_refused(monkeypatch, dtype, factor):
         merge_and_verify(trained(dtype=dtype), batch())
 
 
+def test_a_forward_method_that_a_trainer_replaced_does_not_void_the_check(monkeypatch):
+    tuned = trained()
+    base = tuned.get_base_model()
+    original = base.forward
+    base.forward = lambda *args, **kwargs: original(*args, **kwargs)  # copied, it calls the model it was copied from
+    merged, report = merge_and_verify(tuned, batch())
+    assert report.change > 0 and "forward" not in vars(merged)
+    right = Linear.get_delta_weight
+    monkeypatch.setattr(Linear, "get_delta_weight", lambda self, adapter: 0.9 * right(self, adapter))
+    with pytest.raises(MergeError, match="do not use the merged model"):
+        merge_and_verify(tuned, batch())
+
+
 def test_one_layer_left_out_is_refused(monkeypatch):
     right = Linear.get_delta_weight
     tuned = trained()
