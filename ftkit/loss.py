@@ -15,18 +15,16 @@ IGNORE_INDEX = -100
 class _CrossEntropy(torch.autograd.Function):
     """log-sum-exp minus the label's logit, for logits (..., V) of any dtype, computed in float32.
 
-    Because torch's own on a processor adds V float32 terms one after the other: over 49,152 classes its gradients are
-    ten times as far from the float64 ones, and it keeps the log-probabilities of every token for the backward pass.
+    torch's own adds V float32 terms one after the other on a processor: over 49,152 classes its gradients are ten
+    times as far from the float64 ones. It also keeps the log-probabilities of every token for the backward pass.
     """
 
     @staticmethod
     def forward(ctx, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        in_loss = labels != IGNORE_INDEX
-        target = labels.clamp(min=0).unsqueeze(-1)
-        wide = logits.float()
-        log_sum = wide.logsumexp(-1)
+        in_loss, target = labels != IGNORE_INDEX, labels.clamp(min=0).unsqueeze(-1)
+        log_sum = logits.float().logsumexp(-1)
         ctx.save_for_backward(logits, target, in_loss, log_sum)
-        return (log_sum - wide.gather(-1, target).squeeze(-1)).masked_fill(~in_loss, 0)
+        return (log_sum - logits.gather(-1, target).squeeze(-1).float()).masked_fill(~in_loss, 0)
 
     @staticmethod
     @torch.autograd.function.once_differentiable

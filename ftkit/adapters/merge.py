@@ -78,9 +78,8 @@ def merge_and_verify(model: PeftModel, batch: Mapping[str, torch.Tensor]) -> tup
     with eval_mode(model):
         wide = copy.deepcopy(model)
     for module in wide.modules():
-        # A trainer may have replaced a forward method by a function that still calls the model that was copied.
-        if "forward" in vars(module) and not hasattr(module, "_hf_hook"):
-            del module.forward
+        if not hasattr(module, "_hf_hook"):  # a forward that a trainer replaced may still call the model copied from
+            vars(module).pop("forward", None)
     dtypes = {name: tensor.dtype for name, tensor in base_tensors(_tensors(model.get_base_model())).items()}
     for tensor in _tensors(wide).values():
         tensor.data = tensor.data.float()
