@@ -66,8 +66,8 @@ SEED = 7  # of the gradient masks
 # %% [markdown]
 # ## 1 · Draft 1: AdamW from its formula
 #
-# A wrong number is easiest to see in a small model. This one has 161 parameters, and lies in a file because two
-# processes will need it later.
+# A wrong number is easiest to see in a small model. This one has 161 parameters, and is written to a file because
+# two processes will import it later.
 
 # %%
 # %%writefile small.py
@@ -200,9 +200,10 @@ print(f"weights that are NaN: {int(not_finite.sum())}, although its gradient was
 assert not_finite.sum() == 1 and not_finite[dropped]
 
 # %% [markdown]
-# Two faults: the logged norm is that of the masked gradient, and `0 * inf` is NaN. The third shows after a crash.
-# The mask comes from torch's global generator, whose state neither the model nor the optimizer saves. So ten steps
-# differ from five, a restart with the same seed, and five more.
+# Two faults: the logged norm is that of the masked gradient, and `0 * inf` is NaN. A third shows after a restart.
+# The mask comes from torch's global generator, and a checkpoint of model and optimizer does not hold its state.
+# **Predict:** a program seeds the generator, takes five steps, restarts from a checkpoint, and takes five more.
+# Are its weights those of ten steps without a restart?
 
 
 # %%
@@ -221,8 +222,9 @@ print(f"draft 2 after a restart: weights differ by up to {moved_by:.3f}; a step 
 assert moved_by > LR
 
 # %% [markdown]
-# None of the three raises an error: logs, overflows and restarts fail silently.
-#
+# After the restart the masks of steps 1 to 5 are drawn again. None of the three faults raises an error.
+
+# %% [markdown]
 # ## 3 · Draft 3: choose on a copy, with a seed for each mask
 #
 # Two changes fix them. `torch.where` builds a new tensor, so `p.grad` stays as it was and no `inf` leaks. And each
@@ -266,9 +268,9 @@ assert changed == not_finite == after_restart == 0
 # %% [markdown]
 # ## 4 · Draft 4: a counter-based RNG
 #
-# One fault is left. A large model is cut into **shards**, one for each process. Suppose that a process holds rows
-# 8 to 15 of a weight with 16 rows. It asks its generator for 8 rows. **Predict:** which rows of the unsharded
-# mask does it get?
+# One fault is left. A large model is divided into **shards**, one for each process (a **rank**). Suppose that a rank
+# holds rows 8 to 15 of a weight with 16 rows. It seeds its generator by the same key and draws 8 rows. **Predict:**
+# which rows of the unsharded mask does it get?
 
 # %%
 full = seeded_mask((16, 8), 1, "0.weight")
@@ -278,9 +280,14 @@ print(f"entries that differ from rows 0 to 7:  {int((of_shard != full[:8]).sum()
 assert torch.equal(of_shard, full[:8]) and not torch.equal(of_shard, full[8:])
 
 # %% [markdown]
-# A stateful generator starts at its beginning, whatever the shard. A **counter-based** RNG (Salmon et al. 2011)
-# has no state: each element's random number is a hash of (seed, step, name, index), with the index in the
-# *unsharded* tensor. So any process can compute any part. Here is the whole of it, with numpy's Philox:
+# A stateful generator always starts with its first number, whichever rows the shard has. A **counter-based** RNG
+# (Salmon et al. 2011) has no state: each element's random number is a hash of (seed, step, name, index), where the
+# index is that in the *unsharded* tensor. So any rank can compute any part.
+
+# %% [markdown]
+# Philox is such a hash: it turns a key and a counter into random bits. Here the key is a digest of seed, step and name,
+# and the counter runs over the elements from 0. A shard's counter starts at its own first element instead;
+# `gradient_mask` does that for a `region`.
 
 
 # %%
@@ -305,8 +312,9 @@ assert torch.equal(full, by_hand) and torch.equal(of_shard, full[8:])
 assert not torch.equal(of_shard, full[:8])
 
 # %% [markdown]
-# Move the slider: the mask of a 12×12 weight, cut among one to six ranks. Left, each rank seeds a generator and
-# draws its rows (draft 3). Right, each computes the hash of its elements.
+# Move the slider: the mask of a 12×12 weight, sharded over one to six ranks. Left, each rank seeds a generator and
+# draws its rows (draft 3). Right, each computes the hash of its elements. A filled entry is kept, a hatched one masked,
+# and a cross marks an entry that differs from the mask on one rank.
 
 # %%
 explorer = shard_explorer()
@@ -351,8 +359,8 @@ assert distance(by_draft_4, by_library(seed=8)) > 1e-3
 # ### Exercise 1 · one mask per step
 #
 # Difficulty ●●○, 6 minutes. With gradient accumulation, one optimizer step takes the sum of several
-# **micro-batches'** gradients. Return the masked gradient of that step, rescaled by 1/p. A right answer keeps
-# about 30 % of the checker's entries, and leaves what it was given unchanged.
+# **micro-batches'** gradients. Return the masked gradient of that step, rescaled by 1/p; draw from `generator`.
+# Expected: about 30 % of the checker's entries are kept, and the gradients that you were given are unchanged.
 
 
 # %% tags=["exercise"]
@@ -420,14 +428,16 @@ print(f"with weight decay, after one step: {decayed:.0%} have moved")
 assert coasting == decayed == 1 and waiting == 0
 
 # %% [markdown]
-# A mask decides what enters the momentum. Once in, it moves the weight for many steps, masked or not, and weight
-# decay acts on every entry. So F freezes nothing. In task-driven mode, `ChildTuningAdamW` neither updates nor
-# decays what is outside the mask; the original code decays it.
-#
+# A mask decides which gradients enter the momentum. Once in, they move the weight for many steps, masked or not, and
+# weight decay acts on every entry. So task-free child-tuning (F, a new mask at every step) freezes nothing. In
+# task-driven mode (D, one mask for the whole run), `ChildTuningAdamW` neither updates nor decays what is outside the
+# mask; the original code decays it.
+
+# %% [markdown]
 # ## 6 · Sharded: the same mask on any number of ranks
 #
-# **FSDP** (Fully Sharded Data Parallel) gives each process, a **rank**, a shard of every tensor and a part of the
-# batch. Shard first, then build the optimizer from `model.named_parameters()`.
+# **FSDP** (Fully Sharded Data Parallel) gives each rank a shard of every tensor and a part of the batch. Shard first,
+# then build the optimizer from `model.named_parameters()`, because sharding replaces the parameters.
 
 # %%
 # %%writefile sharded.py
@@ -470,7 +480,8 @@ assert distance(sharded, by_library(seed=8)) > 1e-3
 # %% [markdown]
 # Rank 1 holds no row of the last layer, and the masks agree all the same. The tolerance is that of section 1,
 # because two half batches are summed in another order.
-#
+
+# %% [markdown]
 # ## 7 · Break it, then fix it: replicas with masks of their own
 #
 # With **DDP** (Distributed Data Parallel) every rank holds a copy of the model, a **replica**, and gradients are
@@ -535,13 +546,14 @@ assert between_ranks("hashed") == 0 and between_ranks("own") > LR
 # %% [markdown]
 # **Replicas** must draw the same mask, **shards** each their own part of it. A hash of (seed, step, name, index)
 # gives both.
-#
+
+# %% [markdown]
 # ### Exercise 2 · does this mask depend on the number of ranks?
 #
 # Difficulty ●●○, 8 minutes. Write the experiment. `draw(rank, ranks)` returns the rows of a 12×8 mask that a rank
-# draws when the weight is cut into `ranks` blocks of rows. Compare 1, 2, 3 and 4 ranks, and return how many of
-# the 96 entries differ from the mask on one rank, at worst. The checker tries it on five generators, good and
-# faulty.
+# draws when the weight is divided into `ranks` blocks of rows, so `draw(0, 1)` is the whole mask. Compare 1, 2, 3
+# and 4 ranks, and return how many of the 96 entries differ from the whole mask, at worst. The checker tries it on
+# five generators, good and faulty.
 
 
 # %% tags=["exercise"]
@@ -570,8 +582,9 @@ check_mask_test(most_differing)
 # %% [markdown]
 # ## 8 · Low precision
 #
-# In bfloat16, which has 8 bits of precision, two things go wrong. **Predict:** a second moment of 1.0 in bfloat16
-# is multiplied by 0.999 a thousand times. What is left of it?
+# In bfloat16, which has 8 bits of precision, two things go wrong: moments do not decay, and `reserve_p` is
+# rounded. **Predict:** a second moment of 1.0 in bfloat16 is multiplied by 0.999 a thousand times. What is left of
+# it?
 
 # %%
 second = {dtype: torch.ones((), dtype=dtype) for dtype in (torch.float32, torch.bfloat16)}
@@ -584,9 +597,9 @@ print(f"0.3 in bfloat16 is {torch.tensor(0.3, dtype=torch.bfloat16).item():.5f}"
 assert second[torch.bfloat16] == 1 and abs(second[torch.float32] - 0.368) < 0.001
 
 # %% [markdown]
-# In bfloat16, 0.999 rounds back to 1, so the second moment can grow and never shrinks: after one large gradient
-# the updates stay small for good. `ChildTuningAdamW` therefore keeps float32 moments of bfloat16 weights, and
-# draws masks with integers, so that `reserve_p` is exact to 1/65,536.
+# In bfloat16, 0.999 times the moment rounds back to it, so the second moment can grow and never shrinks: after one
+# large gradient the updates stay small for good. `ChildTuningAdamW` therefore keeps float32 moments of bfloat16
+# weights, and draws masks with integers, so that `reserve_p` is exact to 1/65,536.
 
 # %%
 kinds = {}
@@ -602,13 +615,15 @@ for fp32_moments in (True, False):
 assert kinds[True] < 0.06 and kinds[False] > 0.09
 
 # %% [markdown]
-# The gradient was 10 in the first step and 0.1 in the 999 that follow. The float32 moment has forgotten nearly two
-# thirds of the first; the bfloat16 moment, nothing.
-#
+# The gradient was 10 in the first step and 0.1 in the 999 that follow. The float32 moment has lost nearly two
+# thirds of the first one's share, the bfloat16 moment nothing of it.
+
+# %% [markdown]
 # ## 9 · Memory and time
 #
-# F needs no state of its own: the masks are computed, used and dropped. D stores one mask and, of the child network
-# alone, moments and 4-byte indices.
+# F needs no state of its own: masks are computed, used and dropped. D has one mask for the whole run. With dense
+# state it stores moments of all entries, and the mask. With compact state, the default, it stores only the kept
+# entries' moments and a 4-byte index for each. Here D keeps 10 % of the entries.
 
 
 # %%
@@ -627,18 +642,20 @@ driven = {"mode": "task-dependent", "gradient_mask": child}
 state_sizes = {
     "F": state_per_parameter(),
     "D at 0.1, dense": state_per_parameter(**driven, compact_state=False),
-    "D at 0.1": state_per_parameter(**driven),
+    "D at 0.1, compact": state_per_parameter(**driven),
 }
 print("bytes of state per parameter   moments   masks or indices")
 for name, (moments, masks) in state_sizes.items():
     print(f"{name:28} {moments:9.2f} {masks:18.2f}")
-assert state_sizes["F"] == [8, 0] and abs(sum(state_sizes["D at 0.1"]) - 1.2) < 0.01
+assert state_sizes["F"] == [8, 0] and abs(sum(state_sizes["D at 0.1, compact"]) - 1.2) < 0.01
 
 # %% [markdown]
-# AdamW's moments are 8 bytes per parameter, and so are F's. D at 0.1 takes 1.2.
-#
-# Time: drawing masks on the CPU is the costly part. The figure is drawn from a stored record (`make bench`, two CPU
-# cores, ten million parameters); [docs/costs.md](../docs/costs.md) has the table.
+# AdamW's moments are 8 bytes per parameter, and so are F's. D at 0.1 with compact state takes 1.2.
+
+# %% [markdown]
+# Now time. The figure is drawn from a stored record (`make bench`, two CPU cores, ten million parameters): a bar is the
+# median of the repetitions, its line runs from the fastest to the slowest, and hatched bars are this library's. "Fused"
+# and "foreach" are torch's two fast ways to step AdamW; [docs/costs.md](../docs/costs.md) has the table.
 
 # %% tags=["hide-input"]
 record = json.loads((data_dir() / "results" / "bench_cpu.json").read_text())
@@ -652,7 +669,10 @@ faster = middle["original arithmetic"] / middle["ours, task-free"]
 pocket = {name: median(seconds) for name, seconds in record["pocket"]["steps"].items()}
 passes = median(record["pocket"]["passes"])  # forward and backward
 share = {name: seconds / (seconds + passes) for name, seconds in pocket.items()}
+drawing = 1 - middle["ours, task-dependent, dense"] / middle["ours, task-free"]
 print(f"F on two CPU cores: {slower:.1f} times fused AdamW's step")
+print(f"F's step beyond that of D with dense state, which draws no masks: {drawing:.0%} of it")
+assert 0.2 < drawing < 0.3
 print(f"the paper's arithmetic, written with torch operations: {faster:.1f} times F's step")
 print(f"share of a training step of pocket-base: F {share['ours, task-free']:.0%},", end=" ")
 print(
@@ -660,10 +680,14 @@ print(
 )
 
 # %% [markdown]
-# A batch with more tokens lowers that share, because forward and backward pass grow with the batch and the
-# optimizer's step does not. On CUDA, a Triton kernel draws the masks in registers; no time of it is recorded
-# here.
-#
+# Drawing masks is about a quarter of F's step on a CPU. The rest is close to AdamW with foreach; fused AdamW takes
+# its whole step in one kernel, so it is far ahead.
+
+# %% [markdown]
+# A batch with more tokens lowers the optimizer's share, because forward and backward pass grow with the batch and the
+# optimizer's step does not. On CUDA, a Triton kernel draws the masks in registers; no time of it is recorded here.
+
+# %% [markdown]
 # ## What transfers
 #
 # - Measured here: 161 parameters on one and two ranks; bytes and bits, which hold at any size.
@@ -678,8 +702,9 @@ print(
 # - State per parameter: AdamW and F 8 bytes, D at 0.1 with compact state 1.2 bytes.
 # - In bfloat16, 0.999 · v = v: keep the moments in float32.
 # - At p = 0.3, half of the entries have moved after two steps and 97 % after ten: F freezes nothing.
-# - 16 random bits per element: `reserve_p` is honoured to 1/65,536.
-#
+# - 16 random bits per element: `reserve_p` is exact to 1/65,536.
+
+# %% [markdown]
 # ## Recap
 #
 # - Choose with `torch.where` on a copy; draw one mask per optimizer step.
