@@ -187,9 +187,10 @@ def plot_real_learning_rates(path: Path | None = None):
     from ftcourse.studies import real_model
 
     study = real_model.RealStudy(path)
+    methods = [name for name in (real_model.ADAMW, real_model.LORA) if name in study.tuned()]
     axes = new_axes(9.0, 3.2, columns=2)[1]
     for ax, measure in zip(axes, ("exact", "loss"), strict=True):
-        real_model.plot_learning_rates(study, measure=measure, ax=ax)
+        real_model.plot_learning_rates(study, methods, measure, ax=ax)
     return axes
 
 

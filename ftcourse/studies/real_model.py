@@ -70,6 +70,11 @@ class RealStudy:
         curve = learning_rate_curve(self.records, METHODS[method], f"validation_{measure}", (TUNING_SEED,))
         return {lr: value for lr, (value,) in curve.items()}
 
+    def tuned(self) -> tuple[str, ...]:
+        """The methods that have tuning runs, in the order of METHODS."""
+        searched = {method_of(trial_of(r, Trial)) for r in self.records if r["seed"] == TUNING_SEED}
+        return tuple(name for name, trial in METHODS.items() if method_of(trial) in searched)
+
     def best_rate(self, method: str) -> float:
         """The learning rate with most exact calls on the validation split; of equals, with the least loss.
 
@@ -110,7 +115,7 @@ class RealStudy:
 
     def source(self) -> str:
         """What a figure's caption has to say."""
-        run = self.runs(ADAMW)[0]
+        run = self.records[0]
         return f"{run['model']}; {run['data']}; {run['examples']} examples, {run['steps']} steps, {run['precision']}"
 
 
@@ -179,7 +184,7 @@ PREDICTIONS = (
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 
-def plot_learning_rates(study: RealStudy, methods: Sequence[str] = (ADAMW, LORA), measure: str = "exact", *, ax=None):
+def plot_learning_rates(study: RealStudy, methods: Sequence[str], measure: str = "exact", *, ax=None):
     """Draw the validation "exact" or "loss" of the tuning runs over the learning rate, each method's best one ringed,
     and a line at both libraries' defaults; return the Axes."""
     from matplotlib.ticker import NullFormatter

@@ -173,17 +173,19 @@ ax = plot_memory({name: e.at_peak for name, e in found.items()}, unit="MiB")
 # %%
 peaks = [e.peak for e in found.values()]
 print("peaks in MiB:", ", ".join(f"{peak / MIB:.1f}" for peak in peaks))
-assert peaks[1] < 4 * peaks[0] and peaks[3] < peaks[2] < peaks[1]
+assert peaks[1] < 4 * peaks[0] and peaks[3] == peaks[2] < peaks[1]
 print(f"4 × rows: {peaks[1] / peaks[0]:.1f} × the peak")
-print(f"checkpointing and chunks leave {peaks[3] / peaks[1]:.0%} of it")
+print(
+    f"checkpointing leaves {peaks[2] / peaks[1]:.0%} of it, and chunks take nothing more away"
+)
 phase = found["and the loss in chunks"].phase
 print(f"the peak is then in: {phase}")
 assert "layer" in phase
 
 # %% [markdown]
-# Notice: less than four times, as the states stay. Checkpointing keeps one row of `D` numbers a token and layer, and
-# the logits stick out. Chunks remove those, and the peak moves: now it is one layer, computed again in the backward
-# pass, and nearly as large.
+# Less than four times, because the states stay. Checkpointing saves `D` numbers per token and layer, and the peak moves
+# to one layer, which is recomputed in the backward pass. It is larger than the logits of this vocabulary of 1,024, so
+# computing the loss in chunks saves nothing here. With the 128,256 tokens of Llama 3 the logits are the peak.
 
 # %% [markdown]
 # ## 4 · On several ranks
