@@ -263,7 +263,7 @@ import textwrap
 
 from torch.distributed.fsdp import FullyShardedDataParallel
 
-from ftkit import freezing
+from ftkit import freezing, load_base
 
 doc = " ".join(FullyShardedDataParallel.__doc__.split())
 quote = re.search(r"FSDP has some constraints when freezing.*?memory usage\.", doc)[0]
