@@ -214,7 +214,7 @@ def real_best_rates(path: Path | None = None) -> str:
 
     study = real_model.RealStudy(path)
     rates = (f"{method} {study.best_rate(method):.2g}" for method in (real_model.ADAMW, real_model.LORA))
-    return f"best learning rates: {', '.join(rates)}"
+    return f"best learning rates (ringed): {', '.join(rates)}"
 
 
 def worth(study: BracketedStudy, task: str) -> dict[str, float]:

@@ -206,8 +206,8 @@ for name, curve in curves.items():
     assert sum(curve[best]) / len(curve[best]) > 0.1 + max(defaults)
 
 # %% [markdown]
-# With either default this model has learned almost nothing after 60 steps. A factor of 3 above or below the best
-# learning rate costs about 10 to 20 percentage points. A grid in steps of 10 can step over the peak.
+# At the defaults this model answers at most a few per cent of the questions after 60 steps. A factor of 3 above or
+# below the best learning rate costs about 10 to 20 percentage points. A grid in steps of 10 can step over the peak.
 
 # %% [markdown]
 # ### Why 1e-3 here, and 1e-5 for 8B?
@@ -247,9 +247,9 @@ assert 25 < moved[4096] / moved[128] < 40
 # %% [markdown]
 # ### The same curve on a real model
 #
-# SmolLM2-135M-Instruct, 576 wide, learns to write function calls for requests (notebook 08 has the data), trained in
-# full by AdamW and by LoRA (notebook 09). Its weights were dequantised from four bits. **Predict first:** where does
-# the 1 / width rule put AdamW's best learning rate?
+# SmolLM2-135M-Instruct, 576 wide, learns to write function calls for requests (notebook 08 has the data), once with all
+# weights trained by AdamW, once with LoRA (notebook 09). Its weights were dequantised from four bits. **Predict
+# first:** where does the 1 / width rule put AdamW's best learning rate?
 #
 # `python -m experiments.real_model.study` makes these runs.
 
@@ -365,8 +365,8 @@ print(effects(study, "epochs"))
 # four epochs instead of two change little.
 
 # %% [markdown]
-# InstructGPT's authors trained for 16 epochs, although the validation loss rose after the first, because people still
-# preferred the answers (Ouyang et al. 2022). Stop by the measure that you care about, on validation data.
+# InstructGPT's authors trained for 16 epochs, although the validation loss rose after the first, because human ratings
+# of the answers still improved (Ouyang et al. 2022). Stop by the measure that you care about, on validation data.
 
 # %% [markdown]
 # ## 5 · Warmup and schedule
@@ -408,8 +408,8 @@ for name in tasks_of(study, "warmup"):
     assert none.low > -0.03 and none.high < 0.03
 
 # %% [markdown]
-# With or without warmup, the loss is the same to within 0.03 nats per token. The main use of warmup is that it allows a
-# higher peak learning rate (Kalra and Barkeshli 2024). Here the best one is 1e-3 in each case.
+# With or without warmup, the loss is the same to within 0.03 nats per token. According to Kalra and Barkeshli (2024),
+# warmup mainly allows a higher peak learning rate. Here the best one is 1e-3 in each case.
 #
 # **Predict first:** does the decay at the end of the run matter more than the warmup?
 
@@ -738,9 +738,9 @@ check_accumulate(accumulate)
 # | optimizer | each needs its own learning rate | that SGD is nearly as good |
 
 # %% [markdown]
-# SGD looks good here because of the small vocabulary. Large vocabularies are full of rare tokens, whose loss SGD hardly
-# lowers, while Adam normalises each weight's gradient (Kunstner et al. 2024). Ours has 1,024 tokens, and the answers
-# use few of them. Do not use SGD on an 8B model because of this figure.
+# SGD looks good here probably because of the small vocabulary. Large vocabularies are full of rare tokens, whose loss
+# SGD hardly lowers, while Adam normalises each weight's gradient (Kunstner et al. 2024). Ours has 1,024 tokens, and the
+# answers use few of them. Do not use SGD on an 8B model because of this figure.
 
 # %% [markdown]
 # ## Numbers to take away

@@ -151,5 +151,5 @@ def test_the_best_learning_rates_of_the_real_model_are_printed(tmp_path):
         for lr, exact in ((best / 3, 0.1), (best, 0.5), (best * 3, 0.2))
     ]
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
-    assert real_best_rates(path) == "best learning rates: AdamW 0.0003, LoRA 0.003"
+    assert real_best_rates(path) == "best learning rates (ringed): AdamW 0.0003, LoRA 0.003"
     assert len(plot_real_learning_rates(path)) == 2
