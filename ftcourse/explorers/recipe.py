@@ -12,6 +12,7 @@ from ftkit.models import data_dir
 
 DEFAULTS = {"TRL 2e-5": 2e-5, "transformers 5e-5": 5e-5}  # SFTConfig and TrainingArguments
 COLOURS, MARKERS = (OKABE_ITO[0], OKABE_ITO[2]), ("o", "s")
+SAY_ENOUGH = ("schedule", "optimizer")  # questions whose labels need no name before them
 BEST = {"marker": "D", "color": OKABE_ITO[5]}
 
 
@@ -53,7 +54,7 @@ def plot_defaults(study: BracketedStudy):
     """Draw exact match and loss of each task's usual run over the learning rate, with two libraries' defaults."""
     axes = new_axes(9.0, 3.2, columns=2)[1]
     for ax, measure, label in zip(
-        axes, (SCORE, "validation_loss"), ("exact match (%)", "loss (nats/token)"), strict=True
+        axes, (SCORE, "validation_loss"), ("exact match (%)", "loss (nats per token)"), strict=True
     ):
         for task, colour, marker in zip(tasks_of(study, "learning rate"), COLOURS, MARKERS, strict=False):
             trial = usual(task)
@@ -62,10 +63,10 @@ def plot_defaults(study: BracketedStudy):
             ax.plot([], [], "-", marker=marker, color=colour, markerfacecolor="none", label=task)
         for name, lr in DEFAULTS.items():
             ax.axvline(lr, color="#555555", linestyle=":", linewidth=1.2)
-            where = {"xycoords": ("data", "axes fraction"), "rotation": 90, "ha": "right", "va": "center"}
-            ax.annotate(name, (lr, 0.6 if measure == SCORE else 0.3), fontsize=8, **where)
+            side = "right" if lr == min(DEFAULTS.values()) else "left"  # above the axes, apart from each other
+            ax.annotate(name, (lr, 1), xycoords=("data", "axes fraction"), ha=side, va="bottom", fontsize=8)
         ax.set_ylabel(f"validation, {label}")
-    axes[0].legend(frameon=False, loc="upper left")
+    axes[1].legend(frameon=False, loc="upper right")
     return axes
 
 
@@ -97,7 +98,7 @@ def plot_question(study: BracketedStudy, question: str):
         size = (min(1.5 * sum(widths), 8.6), 2.0 * len(methods))
         _, grid = pyplot.subplots(len(methods), columns + 2, figsize=size, squeeze=False, width_ratios=widths)
         for row, (task, trials) in zip(grid, methods.items(), strict=True):
-            _plot_curves(study, trials, row[:columns])
+            _plot_curves(study, trials, question, row[:columns])
             row[0].set_ylabel(f"{task}, validation\nexact match (%)")
             for ax, measure in ((row[-2], "test_exact"), (row[-1], "test_loss")):
                 _plot_gains(study, trials, usual(task), measure, ax)
@@ -112,7 +113,7 @@ def plot_question(study: BracketedStudy, question: str):
     return grid
 
 
-def _plot_curves(study, trials, axes):
+def _plot_curves(study, trials, question, axes):
     curves = {label: _scaled(study.curve(trial), 100) for label, trial in trials.items()}
     highest = max(max(values) for curve in curves.values() for values in curve.values())
     adamw = [lr for label, curve in curves.items() for lr in curve if trials[label].optimizer == "adamw"]
@@ -121,7 +122,10 @@ def _plot_curves(study, trials, axes):
     for ax, (label, curve) in zip(axes, curves.items(), strict=False):
         plot_learning_rates(curve, best=study.best(trials[label]), ax=ax)
         shown = adamw if trials[label].optimizer == "adamw" else list(curve)
-        ax.set(ylim=(-0.04 * highest, 1.1 * highest), xlim=(min(shown) / 1.6, max(shown) * 1.6), xlabel="", title=label)
+        title = label if question in SAY_ENOUGH else f"{question} {label}"
+        ax.set(ylim=(-0.04 * highest, 1.1 * highest), xlim=(min(shown) / 1.6, max(shown) * 1.6), xlabel="", title=title)
+        if min(shown) < 1e-3:
+            ax.set_xticks([lr for lr in (1e-5, 1e-3) if ax.get_xlim()[0] < lr])
         if ax is not axes[0]:
             ax.set_yticklabels([])
 
@@ -142,30 +146,35 @@ def _plot_gains(study, trials, reference, measure, ax):
 
 
 def effects(study: BracketedStudy, question: str) -> str:
-    """A table for printing: best learning rate, test scores, and differences from the usual run with 95 % intervals."""
-    lines = [f"{'':9} {'':10} {'learning':>9} {'exact':>6} {'loss':>5}   difference from the usual run, 95 % interval"]
-    lines += [
-        f"{'task':9} {question[:12]:10} {'rate':>9} {'match':>6} {'':>5}   percentage points        nats per token"
-    ]
-    for task in tasks_of(study, question):
-        trials = variants(task, question)
-        exacts, all_losses = (common_means(study, trials, f"test_{m}") for m in ("exact", "loss"))
+    """A table for printing: best learning rate, test scores, and differences from the usual run with 95 % intervals.
+
+    The scores are means over the seeds that all settings of the task have; their number is printed.
+    """
+    tasks = {task: variants(task, question) for task in tasks_of(study, question)}
+    wide = max(map(len, [question, *(label for trials in tasks.values() for label in trials)]))
+    lines = [f"{'':8} {'':{wide}} learning        exact        difference from the usual run, 95 % interval"]
+    lines += [f"{'task':8} {question:{wide}}     rate  seeds  match  loss  percentage points       nats per token"]
+    for task, trials in tasks.items():
+        exacts, losses = (common_means(study, trials, f"test_{m}") for m in ("exact", "loss"))
+        seeds = len(_common_seeds(study, trials))
         for label, trial in trials.items():
-            exact, loss = exacts[label], all_losses[label]
-            line = f"{task:9} {label:10} {study.best(trial):9.2g} {exact:6.0%} {loss:5.2f}"
+            best = study.best(trial)
+            line = f"{task:8} {label:{wide}} {best:8.2g} {seeds:6} {exacts[label]:6.0%} {losses[label]:5.2f}"
             if trial != usual(task):
                 gains = (study.gain(trial, usual(task), f"test_{m}") for m in ("exact", "loss"))
-                points, nats = next(gains).points, in_nats(next(gains))
-                line += f"   {points:22}   {nats}"
+                line += f"  {next(gains).points:22}  {in_nats(next(gains))}"
             lines.append(line)
     return "\n".join(lines)
 
 
+def _common_seeds(study: BracketedStudy, trials: Mapping[str, Trial]) -> list[int]:
+    return sorted(set.intersection(*(set(study.runs(trial)) for trial in trials.values())))
+
+
 def common_means(study: BracketedStudy, trials: Mapping[str, Trial], measure: str) -> dict[str, float]:
     """The mean of a test measure by label, over the seeds that all the trials ran."""
-    runs = {label: study.runs(trial) for label, trial in trials.items()}
-    seeds = set.intersection(*(set(found) for found in runs.values()))
-    return {label: statistics.fmean(found[seed][measure] for seed in sorted(seeds)) for label, found in runs.items()}
+    runs, seeds = {label: study.runs(trial) for label, trial in trials.items()}, _common_seeds(study, trials)
+    return {label: statistics.fmean(found[seed][measure] for seed in seeds) for label, found in runs.items()}
 
 
 def in_nats(found: Interval) -> str:
@@ -194,6 +203,21 @@ def plot_real_learning_rates(path: Path | None = None):
     return axes
 
 
+def real_best_rates(path: Path | None = None) -> str:
+    """What `plot_real_learning_rates` shows in words, for printing: each method's best learning rate.
+
+    Where the study has no records, a sentence that says so.
+    """
+    path = path or data_dir() / "results" / "real_study.jsonl"
+    if not path.exists():
+        return f"No curve yet: the records of these runs ({path.name}) are not stored."
+    from ftcourse.studies import real_model
+
+    study = real_model.RealStudy(path)
+    rates = (f"{method} {study.best_rate(method):.2g}" for method in (real_model.ADAMW, real_model.LORA))
+    return f"best learning rates (ringed): {', '.join(rates)}"
+
+
 def worth(study: BracketedStudy, task: str) -> dict[str, float]:
     """How much each setting can cost, in nats of loss: the worst of its variants against the best, largest first.
 
@@ -220,8 +244,8 @@ def plot_worth(costs: Mapping[str, Mapping[str, float]]):
         bars = ax.barh(places, [found[order[place]] for place in places], color=COLOURS[0], height=0.6)
         ax.bar_label(bars, fmt="%.2f", padding=3, fontsize=8)
         ax.set(yticks=range(len(order)), yticklabels=order, ylim=(len(order) - 0.5, -0.5), title=task)
-        ax.set_xlabel("loss: worst less best variant (nats per token)")
-        ax.margins(x=0.15)
+        ax.set_xlabel("loss: worst minus best (nats per token)")
+        ax.set_xlim(0, 1.15 * max(max(found.values()) for found in costs.values()))  # bars compare across tasks
     for ax in axes[1:]:
         ax.set_yticklabels([])
     return axes

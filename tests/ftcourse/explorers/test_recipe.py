@@ -1,5 +1,6 @@
 """The pictures and tables of the recipe study, on made-up runs whose best learning rates and gains are known."""
 
+import json
 import math
 import statistics
 from dataclasses import asdict, replace
@@ -15,10 +16,12 @@ from ftcourse.explorers.recipe import (
     plot_question,
     plot_real_learning_rates,
     plot_worth,
+    real_best_rates,
     tasks_of,
     worth,
 )
 from ftcourse.intervals import Interval
+from ftcourse.studies import real_model
 from ftcourse.studies.bracketing import SEEDS, TUNING_SEEDS, BracketedStudy
 from ftcourse.studies.recipe import EPOCHS, QUESTIONS, Trial, usual, variants
 
@@ -68,7 +71,7 @@ def test_a_question_has_a_row_per_task_and_a_panel_per_setting():
 def test_tasks_may_have_different_settings():
     grid = plot_question(made_up(), "epochs")
     assert [ax.get_visible() for ax in grid[1]] == [True, True, True, False, True, True]
-    assert [ax.get_title() for ax in grid[1][:3]] == ["1", "2", "4"]
+    assert [ax.get_title() for ax in grid[1][:3]] == ["epochs 1", "epochs 2", "epochs 4"]
 
 
 def test_sgd_has_its_own_range_of_learning_rates():
@@ -80,9 +83,12 @@ def test_the_table_has_the_numbers_of_the_figure():
     lines = effects(made_up(), "schedule").splitlines()
     assert len(lines) == 2 + 3 + 2
     constant, linear = lines[2], lines[3]
-    assert constant.split()[:5] == ["chat-96", "constant", "0.001", "55%", "0.70"]
+    assert constant.split()[:6] == ["chat-96", "constant", "0.001", "5", "55%", "0.70"]
     assert "+5.0 (+4." in constant and "+0.10 (+0.10 to +0.10)" in constant
-    assert linear.split() == ["chat-96", "linear", "0.001", "50%", "0.60"]
+    assert linear.split() == ["chat-96", "linear", "0.001", "5", "50%", "0.60"]
+    assert lines[1].index("nats") == constant.index("+0.10 (") and lines[1].index("percentage") == constant.index(
+        "+5.0"
+    )
     assert in_nats(Interval(-0.021, -0.04, 0.01)) == "-0.02 (-0.04 to +0.01)"
 
 
@@ -109,6 +115,7 @@ def test_what_a_setting_can_cost_is_worst_less_best():
     axes = plot_worth({"chat-96": found, "chat-500": other})
     assert [len(ax.patches) for ax in axes] == [len(found), len(other)]
     assert [label.get_text() for label in axes[0].get_yticklabels()] == list(found)
+    assert axes[0].get_xlim() == axes[1].get_xlim()
 
 
 def test_means_are_over_the_seeds_that_all_have():
@@ -129,3 +136,20 @@ def test_defaults_are_marked_by_name_and_tasks_by_shape():
 
 def test_without_records_of_the_real_model_nothing_is_drawn(tmp_path):
     assert plot_real_learning_rates(tmp_path / "none.jsonl") is None
+    assert real_best_rates(tmp_path / "none.jsonl").endswith("(none.jsonl) are not stored.")
+
+
+def test_the_best_learning_rates_of_the_real_model_are_printed(tmp_path):
+    path = tmp_path / "real.jsonl"
+    records = [
+        {
+            **asdict(real_model.Trial(method, lr, real_model.TUNING_SEED)),
+            "validation_exact": exact,
+            "validation_loss": 1,
+        }
+        for method, best in ((real_model.ADAMW, 3e-4), (real_model.LORA, 3e-3))
+        for lr, exact in ((best / 3, 0.1), (best, 0.5), (best * 3, 0.2))
+    ]
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    assert real_best_rates(path) == "best learning rates (ringed): AdamW 0.0003, LoRA 0.003"
+    assert len(plot_real_learning_rates(path)) == 2
