@@ -2,13 +2,13 @@
 
 import statistics
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from ftcourse.intervals import Interval
 from ftcourse.plots import OKABE_ITO, STYLE, new_axes
+from ftcourse.studies import real_model
 from ftcourse.studies.bracketing import SCORE, BracketedStudy, method_of
+from ftcourse.studies.real_model import RealStudy
 from ftcourse.studies.recipe import EPOCHS, QUESTIONS, Trial, usual, variants
-from ftkit.models import data_dir
 
 DEFAULTS = {"TRL 2e-5": 2e-5, "transformers 5e-5": 5e-5}  # SFTConfig and TrainingArguments
 COLOURS, MARKERS = (OKABE_ITO[0], OKABE_ITO[2]), ("o", "s")
@@ -185,37 +185,25 @@ def _scaled(curve: Mapping[float, Sequence[float]], factor: float) -> dict[float
     return {lr: [factor * value for value in values] for lr, values in curve.items()}
 
 
-def plot_real_learning_rates(path: Path | None = None):
-    """Draw the learning rate curves of SmolLM2-135M's stored study, loss and exact match; return the Axes.
-
-    None where the study has no records yet: `python -m experiments.real_model.study` makes them.
-    """
-    path = path or data_dir() / "results" / "real_study.jsonl"
-    if not path.exists():
-        return None
-    from ftcourse.studies import real_model
-
-    study = real_model.RealStudy(path)
-    methods = [name for name in (real_model.ADAMW, real_model.LORA) if name in study.tuned()]
+def plot_real_learning_rates(study: RealStudy):
+    """Draw the learning rate curves of SmolLM2-135M's study, exact calls and loss; return the Axes."""
     axes = new_axes(9.0, 3.2, columns=2)[1]
     for ax, measure in zip(axes, ("exact", "loss"), strict=True):
-        real_model.plot_learning_rates(study, methods, measure, ax=ax)
+        real_model.plot_learning_rates(study, _searched(study), measure, ax=ax)
     return axes
 
 
-def real_best_rates(path: Path | None = None) -> str:
-    """What `plot_real_learning_rates` shows in words, for printing: each method's best learning rate.
+def real_learning_rates(study: RealStudy) -> str:
+    """What `plot_real_learning_rates` shows, a line for each method: exact calls by learning rate, and the best."""
+    return "\n".join(
+        f"{method}: {', '.join(f'{lr:g} {exact:.0%}' for lr, exact in study.tuning(method, 'exact').items())}; "
+        f"best {study.best_rate(method):g}"
+        for method in _searched(study)
+    )
 
-    Where the study has no records, a sentence that says so.
-    """
-    path = path or data_dir() / "results" / "real_study.jsonl"
-    if not path.exists():
-        return f"No curve yet: the records of these runs ({path.name}) are not stored."
-    from ftcourse.studies import real_model
 
-    study = real_model.RealStudy(path)
-    rates = (f"{method} {study.best_rate(method):.2g}" for method in (real_model.ADAMW, real_model.LORA))
-    return f"best learning rates (ringed): {', '.join(rates)}"
+def _searched(study: RealStudy) -> list[str]:
+    return [method for method in (real_model.ADAMW, real_model.LORA) if method in study.tuned()]
 
 
 def worth(study: BracketedStudy, task: str) -> dict[str, float]:

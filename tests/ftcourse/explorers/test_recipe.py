@@ -16,7 +16,7 @@ from ftcourse.explorers.recipe import (
     plot_question,
     plot_real_learning_rates,
     plot_worth,
-    real_best_rates,
+    real_learning_rates,
     tasks_of,
     worth,
 )
@@ -134,11 +134,6 @@ def test_defaults_are_marked_by_name_and_tasks_by_shape():
     assert set(shapes) == set(EPOCHS) and len(set(shapes.values())) == 2
 
 
-def test_without_records_of_the_real_model_nothing_is_drawn(tmp_path):
-    assert plot_real_learning_rates(tmp_path / "none.jsonl") is None
-    assert real_best_rates(tmp_path / "none.jsonl").endswith("(none.jsonl) are not stored.")
-
-
 def test_the_best_learning_rates_of_the_real_model_are_printed(tmp_path):
     path = tmp_path / "real.jsonl"
     records = [
@@ -151,5 +146,7 @@ def test_the_best_learning_rates_of_the_real_model_are_printed(tmp_path):
         for lr, exact in ((best / 3, 0.1), (best, 0.5), (best * 3, 0.2))
     ]
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
-    assert real_best_rates(path) == "best learning rates (ringed): AdamW 0.0003, LoRA 0.003"
-    assert len(plot_real_learning_rates(path)) == 2
+    study = real_model.RealStudy(path)
+    adamw, lora = real_learning_rates(study).split("\n")
+    assert adamw.startswith("AdamW: 0.0001 ") and adamw.endswith("; best 0.0003") and lora.endswith("; best 0.003")
+    assert [len(ax.lines) for ax in plot_real_learning_rates(study)] == [6, 6]  # two defaults, two curves, two rings
