@@ -448,7 +448,7 @@ for (name, run), ax in zip(runs.items(), axes.flat, strict=True):
     ax.set(title=name, yscale="symlog", xlim=(-1, STEPS), ylim=(0, top))
     ax.set_yticks(ticks, ticks)
 for ax in axes[:, 0]:
-    ax.set_ylabel("loss (nats per label), log above 2")
+    ax.set_ylabel("nats per label (log above 2)")
 for ax in axes[1]:
     ax.set_xlabel("optimizer step")
 _ = axes[0, 1].legend(frameon=False)
