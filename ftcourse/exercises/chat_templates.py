@@ -95,8 +95,13 @@ def check_costly_changes(costly_changes, ask) -> str:
     expected = {change for change in CHANGES if measured[change] < measured[None] / 2}
     if found != expected:
         raise WrongAnswer(_why_wrong(found, measured, expected))
-    costs = ", ".join(f"{change} {measured[change]}" for change in CHANGES if change in expected)
-    return f"as trained {measured[None]} exact answers; {costs}. The others cost less than half."
+    costs, others = (
+        ", ".join(f"{change} {measured[change]}" for change in CHANGES if (change in expected) == costly)
+        for costly in (True, False)
+    )
+    why = "After that space the model cannot begin as it was trained to, with a token that holds space and word."
+    reason = f" {why}" if "a space at its end" in expected else ""
+    return f"as trained {measured[None]} exact answers; {costs}. The others: {others}.{reason}"
 
 
 CHANGES = {  # of a prompt's text, without BOS, which the tokenizer adds

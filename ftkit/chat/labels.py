@@ -37,9 +37,8 @@ def check_labels(
     for k, (ids, labels) in enumerate(pairs):
         if k in set(empty) or stops & set(labels):
             continue
-        last = max(i for i, label in enumerate(labels) if label != IGNORE_INDEX)
-        after = ids[last + 1] if last + 1 < len(ids) else None
-        masked = after is not None and after in stops and after == tokenizer.pad_token_id
+        first = next(i for i, label in enumerate(labels) if label != IGNORE_INDEX)
+        masked = tokenizer.pad_token_id in stops and tokenizer.pad_token_id in ids[first:]
         (padded if masked else endless).append(k)
     bos = tokenizer.bos_token_id
     doubled = [k for k, (ids, _) in enumerate(pairs) if bos is not None and ids[:2] == [bos, bos]]

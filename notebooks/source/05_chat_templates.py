@@ -1,8 +1,8 @@
 # %% [markdown]
 # # 05 · Chat templates: what the model really reads
 #
-# A model reads neither roles nor turns, but one sequence of tokens. You look at that sequence before you train, in the
-# formats that today's models use, and fix the faults that most days are lost to.
+# A chat model reads one sequence of tokens; roles and turns exist only as tokens in it. You look at that sequence in
+# the formats of today's models, and find and fix faults that raise no error.
 #
 # - **Prerequisites:** Python, and what a token is; you have seen a training loop.
 # - **Hardware:** any processor; one core is enough.
@@ -70,6 +70,9 @@ ledger = Ledger("chat data and evaluation")  # the claims that this notebook tes
 #
 # A conversation is a list of messages. The tokenizer's **chat template**, a small Jinja program, renders it as one
 # string: the text of each message, and around it tokens that say whose turn it is.
+#
+# The model here is **pocket-base**, a Llama of a million parameters that has read a small almanac: capitals, sums,
+# days, how animals sound. It has not been trained on chats.
 
 # %%
 model, tokenizer = load_base()
@@ -110,8 +113,8 @@ print(f"your guess: {my_guess}, counted: {doubled}")
 assert again == [tokenizer.bos_token_id, *ids]
 
 # %% [markdown]
-# The template writes BOS, and the tokenizer adds its own. `add_special_tokens=False` turns that off. Is it enough, on
-# every conversation of the course?
+# The template writes BOS, and the tokenizer adds its own. `add_special_tokens=False` turns that off. Is that enough
+# for every training conversation of this course, short chats about the almanac?
 
 # %%
 chats = load_chat()
@@ -134,8 +137,9 @@ assert same == {True: 0, False: len(texts)}
 # %% [markdown]
 # ## 2 · Which tokens are in the loss
 #
-# A **label** is the token to predict at its place, or -100 for none. Here only what the assistant writes has labels
-# (section 6 says who does it otherwise). A template can mark it with `{% generation %}` and `{% endgeneration %}`.
+# A **label** is the token that the model should predict there, or -100 for a place that is not in the loss. It stands
+# under its own token, because the model shifts labels by one itself. Here only what the assistant writes has labels
+# (section 6 discusses the alternative). A template can mark it with `{% generation %}` and `{% endgeneration %}`.
 
 # %%
 encoded = tokenizer.apply_chat_template(
@@ -149,8 +153,8 @@ assert in_loss.count("<|end|>") == 2
 assert [token.in_loss for token in view.tokens] == [label != IGNORE_INDEX for label in labels]
 
 # %% [markdown]
-# Two answers, and two `<|end|>`: only that label teaches the model to stop. Do published templates have the markers?
-# TRL ships copies of many; the course's checks have judged each of them.
+# Two answers, and two `<|end|>`: only these labels teach the model to stop. Do published templates have the markers?
+# Here are stored results of `ftkit chat` (section 9) on the templates of which TRL ships copies:
 
 # %%
 table = json.loads((data_dir() / "chat_templates.json").read_text(encoding="utf-8"))
@@ -167,14 +171,12 @@ print(
 print(f"for {len(replaced)} more TRL has a training version, for {len(without)} it has none")
 
 # %% [markdown]
-# Without markers `apply_chat_template` cannot tell answers from questions, and says so with a warning at best: all
-# masks are zero. Here is ChatML, the format of Qwen2.5 and SmolLM2, in six lines and without markers:
+# Without markers `apply_chat_template` cannot tell answers from questions: the mask is zero everywhere, at best with
+# a warning. Here is ChatML, the format of Qwen2.5 and SmolLM2, in six lines and without markers:
 
 # %%
 print(CHATML)
-chatml = in_format(
-    tokenizer, "ChatML"
-)  # a copy of the tokenizer, with this template and its tokens
+chatml = in_format(tokenizer, "ChatML")  # a copy, with this template and its tokens
 encoded = chatml.apply_chat_template(
     conversation, return_dict=True, return_assistant_tokens_mask=True
 )
@@ -182,9 +184,9 @@ print(f"\n{sum(encoded['assistant_masks'])} of {len(encoded['input_ids'])} token
 assert sum(encoded["assistant_masks"]) == 0
 
 # %% [markdown]
-# The answers can still be found, by rendering twice: the conversation up to an answer, and with the answer. The tokens
-# between the two are the answer's. `ftkit.conversations.encode` does that, and leaves a turn out of the loss where the
-# template rewrites it later.
+# The answers can still be found by rendering twice: the conversation up to an answer, and with it. The tokens in
+# between are the answer's. `ftkit.conversations.encode` does that. An answer that is rendered differently once
+# another turn follows gets no labels; section 3 has an example.
 
 # %%
 derived = encode(chatml, conversation, CHATML)
@@ -194,8 +196,11 @@ print(repr(chatml.decode(kept)))
 assert kept.count(chatml.eos_token_id) == 2
 
 # %% [markdown]
-# Other trainers need the markers, so it is worth knowing how to write them. Here is pocket-base's template without its
-# markers:
+# ChatML writes a line break after each `<|im_end|>`, so it is in the loss as well. That does no harm, because
+# generation stops before it.
+#
+# Other trainers need the markers, so it is worth knowing how to write them. Here is pocket-base's template without
+# its markers:
 
 # %%
 UNMARKED = """\
@@ -242,8 +247,9 @@ check_marked_template(marked_template)
 # %% [markdown]
 # ## 3 · Llama 3, and Qwen3 with reasoning and tools
 #
-# The formats differ in their tokens, not in the idea. `in_format` gives this course's tokenizer the special tokens and
-# a short template of each; the tests compare them with the published templates that TRL ships.
+# The formats differ in their tokens, not in the idea. `in_format` gives pocket-base's tokenizer the special tokens of
+# a format and a short version of its template, which the tests compare with the published one. In a vocabulary of
+# 1,024 tokens the words between them fall into pieces, such as `us er`; in Llama 3's, `user` is one token.
 
 # %%
 llama = in_format(tokenizer, "Llama 3")
@@ -260,6 +266,9 @@ for name, its in formats.items():
 assert len(kept) < 16  # Qwen3's template drops what it had written of the first answer
 
 # %% [markdown]
+# ChatML and Qwen3 also count the line break after an answer. Qwen3 writes an empty `<think>` block into the last
+# answer, but not into earlier ones, so the first answer has no labels.
+#
 # Reasoning models write their thoughts between `<think>` and `</think>`. **Predict first:** of two answers with
 # reasoning, what does the template write, and which tokens end up in the loss?
 
@@ -273,9 +282,9 @@ talk = [
 chat.token_view(qwen, talk)
 
 # %% [markdown]
-# The template keeps the reasoning of the **last** turn only and drops it from the history, to save context. So the
-# first answer stands there as the model would never have written it: with reasoning first. `encode` leaves it out of
-# the loss. Three ways to train on both:
+# The template keeps only the reasoning that follows the **last question** and drops the rest, to save context. The
+# first answer now stands without the thoughts that the model should write before it: labels there would teach it to
+# answer at once. So `encode` leaves that answer out of the loss. There are three ways to train:
 
 # %%
 trl_qwen = copy.deepcopy(qwen)
@@ -295,15 +304,18 @@ for name, examples in ways.items():
 assert counts["the conversation as it is"] * 2 == counts["cut after each answer"]
 
 # %% [markdown]
-# Cutting trains on exactly the prompts of inference, and reads the history twice. TRL's training version writes the
-# reasoning of every turn: cheaper, but in training the model then sees a history that inference never shows. For data
-# without reasoning, Qwen3 writes an empty `<think>` block; `enable_thinking=False` puts it into the prompt.
+# Cutting makes one example per answer, ending with it. It trains on exactly the prompts of inference, and reads the
+# history twice. TRL's training version keeps the reasoning of every turn: cheaper, but the model then sees a history
+# that inference never shows. For data without reasoning, Qwen3 writes an empty `<think>` block;
+# `enable_thinking=False` puts it into the prompt.
 
 # %% [markdown]
-# **Tools** are described in the system turn; a call is what the assistant writes, a result is a turn that others write.
-# So the call belongs in the loss and the result does not:
+# **Tools** are described in the system turn. A call is written by the assistant, so it belongs in the loss. A result
+# comes from the program that ran the tool, so it does not; Qwen3 shows it as a user turn. Call and answer both follow
+# the last question, so both keep their reasoning:
 
 # %%
+# Shortened: real "parameters" are a JSON schema, with "type", "properties" and "required".
 add = {"type": "function", "function": {"name": "add", "parameters": {"a": "int", "b": "int"}}}
 call = {"function": {"name": "add", "arguments": {"a": 2, "b": 3}}}
 calling = {
@@ -324,15 +336,17 @@ for name, messages in (("with reasoning", with_tool), ("without reasoning", sile
 assert kept.count("<tool_call>") == 0
 
 # %% [markdown]
-# The second call is missing from the loss, for the same cause as before: as the last turn it is written with an empty
-# `<think>` block, in the history without one. Check such data before a run: `ftkit chat` names it `turns-not-in-loss`.
+# The call without reasoning is missing from the loss, for the same reason: as the last turn it is written with an
+# empty `<think>` block, in the history without one. `ftkit chat` reports such data as `turns-not-in-loss`, before a
+# run.
 
 # %% [markdown]
 # ## 4 · Base or instruct, and what a fresh format costs
 #
-# An **instruct** model has a template, and its end-of-turn token is trained: keep both, and you need little data. A
-# **base** model has neither; you choose a format, and its role tokens are often untrained. Rule of thumb, not measured
-# here: instruct for a new task in little data, base for a behaviour of your own in much.
+# An **instruct** model has a template, and its end-of-turn token is trained: keep both, and little data is enough. A
+# **base** model has neither; you choose a format, and its role tokens are often untrained: `untrained_rows` finds
+# embeddings whose norm is far below the median. Rule of thumb, not measured here: instruct for a new task with little
+# data, base for a behaviour of your own with much.
 
 # %%
 vectors = model.get_input_embeddings().weight
@@ -346,9 +360,10 @@ for name, tokens in {
     print(f"{name:12} {tokens:28} {count} of {len(its_ids)} tokens are untrained")
 
 # %% [markdown]
-# pocket-base has read pages of `Q:` and `A:`. Fine-tuned for 60 steps in the course's format, it will answer under a
-# third of the held-out questions; fine-tuned in `Q:` and `A:`, three in four. Untrained tokens are the obvious
-# suspects. But the formats differ in one more thing: after `A:` comes a **space**. Test both, one at a time.
+# pocket-base knows questions and answers as `Q:` and `A:`. Fine-tuned for 60 steps in the course's format, it will
+# answer under a third of the held-out questions exactly; fine-tuned in `Q:` and `A:`, three in four. The untrained
+# tokens are the obvious suspects. But the formats differ in one more thing: after `A:` comes a **space**. Test both,
+# changing one thing at a time.
 
 
 # %%
@@ -408,7 +423,8 @@ def exact(trained, its, prompts=questions):
 
 
 # %% [markdown]
-# **Predict first.** Which of the two costs more exact answers, the untrained role tokens or the missing space?
+# The space belongs to the answer: the model writes it, and it is in the loss. **Predict first.** Which of the two
+# costs more exact answers, the untrained role tokens or the missing space?
 
 # %% tags=["nbval-ignore-output"]
 trained = {cell: train_in(its) for cell, its in grid.items()}
@@ -435,24 +451,19 @@ _ = ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
 assert min(right[name, " "] for name in openings) > 1.5 * max(
     right[name, ""] for name in openings
 )
-first = {
-    space: tokenizer.convert_ids_to_tokens(
-        its.encode(f"{space}What", add_special_tokens=False)
-    )
-    for (name, space), its in grid.items()
-    if name == "known"
+pieces = {
+    word: tokenizer.tokenize(word, add_special_tokens=False)
+    for word in (" The", "The", " What", "What")
 }
-print("with space:", first[" "], " without:", first[""])
-words = {
-    space: tokenizer.encode(f"{space}The", add_special_tokens=False)[0] for space in (" ", "")
-}
-print("first token of an answer:", words)
-assert len(first[" "]) == 1 < len(first[""]) and words[" "] != words[""]
+for word, tokens in pieces.items():
+    print(f"{word!r:8} {' + '.join(tokens).replace('Ġ', '·')}")
+assert len(pieces[" What"]) == 1 < len(pieces["What"]) and pieces[" The"] != pieces["The"]
 
 # %% [markdown]
-# Not the untrained role tokens: they cost next to nothing. Without the space, the first word is **another token**:
-# `The`, not ` The`, and `What` falls into two. The model knows its facts after ` The`. The suspect was innocent, and
-# only changing one thing at a time could show it.
+# The role tokens make a difference of a few answers at most: full fine-tuning trains their embeddings, too. The space
+# makes a large one. Without it the first word is **another token**, `The` instead of ` The`, and `What` falls into
+# two, while pre-training asked and answered with the space. (One seed, 32 questions.) The obvious suspect was the
+# wrong one; only changing one thing at a time could show that.
 
 # %% [markdown]
 # On a real model the rule is the same: **the tokens at the seam must be tokens that the model knows there.** Most
@@ -460,15 +471,15 @@ assert len(first[" "]) == 1 < len(first[""]) and words[" "] != words[""]
 # A template with a space too many or too few still renders the same to your eye.
 #
 # What untrained tokens do cost, here 24 nats for `<|end|>` at first, is in
-# [07_overfit_one_batch](07_overfit_one_batch.ipynb). With LoRA they cost more: the embedding is frozen, so list them in
-# `trainable_token_indices`.
+# [07_overfit_one_batch](07_overfit_one_batch.ipynb). With LoRA the embedding is frozen, so that they stay untrained:
+# list them in `trainable_token_indices`.
 
 # %% [markdown]
 # ## 5 · The generation prompt
 #
 # A prompt for inference ends with the tokens that **open the assistant's turn**: the generation prompt. In training
 # they are part of every example. In inference you have to ask for them with `add_generation_prompt=True`, because the
-# default is False. Forgetting it is the commonest bug of inference.
+# default is False. It is easily forgotten.
 
 # %%
 for name, its in (("course", tokenizer), ("ChatML", chatml), ("Llama 3", llama)):
@@ -483,7 +494,7 @@ for name, its in (("course", tokenizer), ("ChatML", chatml), ("Llama 3", llama))
 # Take the model of section 4 with role tokens and a space, and one more, trained with the questions in the loss. Ask
 # both with and without the generation prompt. **Predict first:** what will each write where the prompt is missing?
 
-# %% tags=["nbval-ignore-output"]
+# %%
 its = grid["untrained", " "]
 models = {"answers in the loss": trained["untrained", " "]}
 models["everything in the loss"] = train_in(its, everything=True)
@@ -500,20 +511,22 @@ def prompts_of(add):
 
 
 def complete(trained, prompt):
+    """What plain generate() writes: it stops at EOS, not at <|end|>."""
     tokens = torch.tensor([tokenizer.encode(prompt)])
     options = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0}
     output = trained.generate(input_ids=tokens, attention_mask=tokens >= 0, **options)
     return tokenizer.decode(output[0, tokens.shape[1] :])
 
 
+# %% tags=["nbval-ignore-output"]
 found = {}
+print(f"printed: what is written after {prompts_of(True)[2]!r}")
 for name, its_model in models.items():
     for add in (True, False):
         found[name, add] = exact(its_model, its, prompts_of(add))
-        print(
-            f"{name:23} prompt {add!s:5}: {found[name, add]:2} of {QUESTIONS} exact,", end=" "
-        )
-        print(repr(complete(its_model, prompts_of(add)[0])))
+        given = "with" if add else "without"
+        print(f"{name}, {given} generation prompt: {found[name, add]} of {QUESTIONS} exact")
+        print(f"    {complete(its_model, prompts_of(add)[2])!r}")
 
 # %%
 ratio = {name: found[name, False] / found[name, True] for name in models}
@@ -521,8 +534,8 @@ assert ratio["answers in the loss"] < 0.75 < 0.85 < ratio["everything in the los
 
 # %% [markdown]
 # The model trained on answers never learnt to write the role header: without the prompt it loses about half of its
-# exact answers. The one trained on everything writes `<|assistant|>` itself and goes on. A published chat model does
-# the same. Stored answers of SmolLM2-135M-Instruct to 20 questions:
+# exact answers. The one trained on everything writes `<|assistant|>` itself, and then answers. So does a published
+# chat model. Here are stored answers of SmolLM2-135M-Instruct to 20 questions:
 
 # %%
 facts = json.loads((data_dir() / "results" / "chat_facts.json").read_text(encoding="utf-8"))
@@ -543,20 +556,21 @@ assert begun == len(answers) and not any(
 )
 
 # %% [markdown]
-# Decoded with `skip_special_tokens=True`, such answers begin with the word "assistant", the well-known sign of this
-# bug. It also costs tokens, and a model that never learnt headers answers badly, without any sign.
+# Decoded with `skip_special_tokens=True`, such answers begin with the word "assistant", by which you recognise this
+# bug. It also costs tokens. A model that never learnt headers answers badly without any such sign.
 
 # %% [markdown]
 # ## 6 · Who trains on questions, too
 #
-# "Answers are learnt, questions are not" is a choice. Llama 2 masked the prompts (Touvron et al. 2023). TRL's
-# `SFTTrainer` learns **every** token of a conversation unless you set `assistant_only_loss=True`, and of
-# prompt-completion data the completion only. Shi et al. 2024 (instruction modelling) learn the prompts on purpose.
+# Masking the questions is a choice. Llama 2 set the loss of the prompts to zero (Touvron et al. 2023). TRL's
+# `SFTTrainer` computes the loss on **every** token of a conversation unless you set `assistant_only_loss=True`, and
+# of prompt-completion data on the completion only. Shi et al. 2024 (instruction modelling) train on the prompts on
+# purpose.
 
 # %% [markdown]
 # They report gains in many, not all, of their experiments, most where instructions are long, answers short, and
-# examples few, and take it for less overfitting (from the literature, not measured here). What changed on pocket-base,
-# one seed, same 60 steps?
+# examples few, and explain them by less overfitting (from the literature, not measured here). Does it show on
+# pocket-base, with one seed and the same 60 steps?
 
 # %% tags=["nbval-ignore-output"]
 example = encode(its, short["train"][0], its.chat_template)
@@ -569,16 +583,16 @@ print(f"share of an example's tokens in the loss, answers only: {share:.0%}")
 assert min(found[name, True] for name in models) > QUESTIONS / 2
 
 # %% [markdown]
-# One seed of 32 questions cannot tell them apart: do not read a difference of a few answers. Mask by default. Try the
-# other way where answers are a tenth of your tokens or less, with held-out data as the judge, and compare runs by the
-# loss on answers only: a mean over questions, too, is another number.
+# One seed and 32 questions cannot tell them apart: a difference of a few answers means nothing. Mask by default.
+# Where answers are a small part of your tokens, try both and let held-out data decide. Compare runs by the loss on
+# answers only, because a mean that includes the questions is another quantity.
 
 # %% [markdown]
 # ## 7 · Break it, then fix it: pad = EOS
 #
-# The sequences of a batch must be equally long, so short ones are filled with a pad token. Many base models come
-# without one, and the usual advice is a line: `pad_token = eos_token`. Then make labels with the collator of
-# transformers, which masks every pad token.
+# The sequences of a batch must be equally long, so short ones are filled up with a pad token. Many base models come
+# without one, and the usual advice is one line: `pad_token = eos_token`. Here EOS is ChatML's `<|im_end|>`, and the
+# labels are made by transformers' collator, which masks every pad token.
 
 # %% tags=["raises-exception"]
 careless = copy.deepcopy(chatml)
@@ -591,8 +605,8 @@ assert not chat.has_errors(findings), findings[0]
 
 # %% [markdown]
 # This is the model that never stops: `<|im_end|>` ends each answer, it is the pad token, and every pad token was
-# masked. (This collator also learns the question.) No training fails, and no loss looks odd. The fix is a pad token
-# distinct from EOS:
+# masked. (This collator also puts the question in the loss.) Training would run without an error. The fix is a pad
+# token distinct from EOS:
 
 # %%
 resized, _ = load_base()
@@ -604,7 +618,7 @@ print(f"{int(ends.sum())} of {len(ends)} examples learn to stop")
 assert not chat.check_labels(careless, fixed) and ends.all()
 
 # %% [markdown]
-# A new token needs a row in the embedding: save model **and** tokenizer. Is the advice always wrong? Give three
+# A new token needs a row in the embedding, so save model **and** tokenizer. Is the advice always wrong? Give three
 # collators the same examples, with EOS as pad:
 
 # %%
@@ -632,9 +646,10 @@ _ = ledger.add(
 )
 
 # %% [markdown]
-# A collator that masks by **position** is safe. You seldom know which kind your next trainer is, and a pad token of its
-# own is safe with both.
-#
+# A collator that masks by **position** is safe. You seldom know which kind your next trainer is, and a pad token of
+# its own is safe with both.
+
+# %% [markdown]
 # Pads must not change an answer either: the **attention mask** hides them. **Predict first:** pad right or left, give
 # the mask or forget it. Which of the four changes the logits of real tokens?
 
@@ -665,8 +680,9 @@ for side in ("right", "left"):
         assert (moved > 0.1) == (side == "left" and not mask_given) and not 1e-4 < moved < 0.1
 
 # %% [markdown]
-# One of the four. Tokens look back only, so pads on the right are never seen. But batches for generation are padded on
-# the **left**, and there a forgotten mask ruins answers without an error. `chat.check_padding` tests a model for it.
+# Only one of the four. A token attends to earlier tokens, so it never sees pads on the right. But batches for
+# generation are padded on the **left**, and there a forgotten mask corrupts answers without an error.
+# `chat.check_padding` tests a model for it.
 
 # %% [markdown]
 # ## 8 · Packing, and its mask
@@ -675,28 +691,34 @@ for side in ("right", "left"):
 # computed: each conversation may attend to itself only (a **block-diagonal** attention mask), and its positions start
 # at 0.
 
+
 # %%
+def packed_batches(examples):
+    """Sequences of up to 256 tokens, one a batch, for a single process."""
+    return packed_micro_batches(
+        examples, micro_batch_size=1, max_length=256, pad_id=0, rank=0, world_size=1
+    )
+
+
 examples = [encode(tokenizer, m, tokenizer.chat_template) for m in conversations]
-padded = [pad(global_batch(examples, step, 16, SEED), 0) for step in range(20)]
+batches = [global_batch(examples, step, 16, SEED) for step in range(20)]
+padded = [pad(batch, 0) for batch in batches]
 real = sum(int(b["attention_mask"].sum()) for b in padded)
 places = sum(b["attention_mask"].numel() for b in padded)
-packed = [
-    b for step in range(20)
-    for b in packed_micro_batches(global_batch(examples, step, 16, SEED), 1, 256, 0, 0, 1)
-]  # fmt: skip
+packed = [b for batch in batches for b in packed_batches(batch)]
 packed_places = sum(b["input_ids"].numel() for b in packed)
-print(f"padded, 16 conversations a batch: {1 - real / places:.0%} of the places are padding")
-print(f"packed, up to 256 tokens a sequence:    {1 - real / packed_places:.0%}")
+print(f"16 conversations a batch, padded: {1 - real / places:.0%} of the places are padding")
+print(f"the same, packed: {1 - real / packed_places:.0%}")
 assert packed_places < places
 
 # %% [markdown]
-# transformers makes the block-diagonal mask from `position_ids` that start again at 0. Compare three ways to compute
-# the loss of six conversations: one by one; packed, with such positions; and simply concatenated, with positions that
+# transformers builds the block-diagonal mask from `position_ids` that start again at 0. Compute the losses of six
+# conversations in three ways: one by one; packed, with such positions; and simply concatenated, with positions that
 # run on.
 
 # %%
 six = sorted(examples[:6], key=lambda e: -len(e["input_ids"]))  # as `pack` orders them
-[packed_six] = packed_micro_batches(six, 1, 256, 0, 0, 1)
+[packed_six] = packed_batches(six)
 length = packed_six["input_ids"].shape[1]
 concatenated = {**packed_six, "position_ids": torch.arange(length)[None]}
 
@@ -743,14 +765,15 @@ for ax, ends, title in zip(axes, (edges, [0, length]), titles, strict=True):
     ax.tick_params(labelsize=7)
 
 # %% [markdown]
-# Blue is visible, and dotted lines part the conversations. The mean of the concatenated loss hides the leak, because
-# some labels gain and some lose; single labels show it. Not every model and attention backend reads `position_ids` so:
-# `ftkit.batching.check_no_leak` tests yours, and `ftkit` refuses to pack with a model that leaks.
+# Blue is attended to, and dotted lines separate the conversations. The mean of the concatenated losses hides the
+# leak, because some labels gain and some lose; single labels show it. Not every model and attention backend reads
+# `position_ids` this way: `ftkit.batching.check_no_leak` tests yours, and `ftkit` refuses to pack with a model that
+# leaks.
 
 # %% [markdown]
 # ## 9 · Look before you train
 #
-# All of it in one place: choose a tokenizer, sound or faulty, and a conversation, and truncate it with the slider.
+# Everything in one place: choose a tokenizer, sound or faulty, and a conversation, and truncate it with the slider.
 # Above the tokens stand the **findings**: an error breaks the training, a warning may, a note is worth knowing.
 
 
@@ -790,14 +813,17 @@ assert "answer-cut-off" in chat.finding_codes(explorer.findings)
 explorer.length_slider.value = explorer.length_slider.max
 
 # %% [markdown]
-# Each fault has its own name; with reasoning, formats that do not write it show `text-lost`. `answer-cut-off` is the
-# silent one: a trainer truncates at `max_length`, 1,024 tokens by default in TRL, and what it cuts off is the end of
-# the answer, with its end-of-turn token. Set it above your longest example, or leave those out.
+# The last four rows have a planted fault, and each shows a code that no sound row has: `pad-is-stop`,
+# `gap-before-answer`, `stop-not-in-loss`, `answer-cut-off`. The first four rows show properties of the formats. With
+# the conversation that has reasoning, formats that cannot write it show `text-lost`.
+#
+# Truncation is silent: TRL cuts at `max_length`, 1,024 tokens by default, and loses the end of the answer with its
+# end-of-turn token. Set it above your longest example, or leave those out.
 
 # %% [markdown]
-# On data of your own you run the command. It reads model, tokenizer, template and data; `--show-mask N` prints
-# example N as tokens with its loss mask; the exit status is 0 only without errors. Here on pocket-base and the course's
-# data, `ftkit chat pocket-base chat/train.jsonl --show-mask 1`:
+# For data of your own there is a command, `ftkit chat MODEL DATA`. It reads model, tokenizer, template and data;
+# `--show-mask N` prints example N as tokens with its loss mask; the exit status is 0 only without errors. Here is
+# `ftkit chat pocket-base chat/train.jsonl --show-mask 1`, started from Python:
 
 # %%
 command = [
@@ -814,8 +840,9 @@ print(done.stdout)
 assert done.returncode == 0, done.stderr
 
 # %% [markdown]
-# The second warning: generation stops at EOS, and this template closes turns with `<|end|>`. The course's
-# `generate_answers` stops at both; for plain `model.generate` do what the remedy says, and save the generation config.
+# You know the first warning from section 1 and the note from section 4. The second: generation stops at EOS, and this
+# template closes turns with `<|end|>`. `ftkit.evaluate.generate_answers` stops at both; for plain `model.generate` do
+# what the remedy says, and save the generation config.
 
 # %% [markdown]
 # ## Exercise 2 · Examples that never learn to stop
@@ -851,8 +878,8 @@ check_never_stop(never_stop)
 # ## A service that answers badly
 #
 # A colleague serves your model, and it answers badly. The prompts differ from those of training in five ways, all in
-# `CHANGES`. `ask(change)` builds the prompts with one of them, generates, and counts exact answers; `ask(None)` asks as
-# trained.
+# `CHANGES`. `ask(change)` builds the prompts with one of them, generates, and counts exact answers; `ask(None)` asks
+# as trained. The prompts are printed without BOS, which the tokenizer adds.
 
 
 # %%
@@ -870,7 +897,7 @@ for name, edit in CHANGES.items():
 #
 # Difficulty ●●●, 12 minutes. Write down which changes you expect to hurt; then write the experiment: one change at a
 # time, against the same questions as trained. Return the changes that lose **more than half** of the exact answers.
-# Expected: not the ones that most people name first.
+# Expected: one or two names.
 
 
 # %% tags=["exercise"]
@@ -925,6 +952,7 @@ for number, (x, y) in enumerate(zip(angles.cos(), angles.sin(), strict=True)):
         x, y, "o", color=OKABE_ITO[0] if drawn else "white", markeredgecolor="#888888"
     )
 axes[2].plot(0, 0, "s", color="black", markersize=8)
+axes[2].spines[:].set_visible(False)
 _ = axes[2].set(title="4 of 12 neighbours, as trained", xticks=[], yticks=[], aspect="equal")
 
 # %% [markdown]
@@ -941,8 +969,8 @@ _ = axes[2].set(title="4 of 12 neighbours, as trained", xticks=[], yticks=[], as
 
 # %% [markdown]
 # **Does not transfer:** how much a missing space costs. A large model has seen words after line breaks and brackets;
-# what stays is the rule to keep the seam as trained. Untrained tokens cost more with LoRA, whose embedding is frozen.
-# Masking or not, and by how much packing pays, depends on your lengths: measure both on your data.
+# what stays is the rule to keep the seam as trained. With LoRA the embedding is frozen, and untrained tokens stay
+# untrained. Masking or not, and how much packing saves, depends on your lengths: measure both on your data.
 
 # %% [markdown]
 # ## Numbers to take away
@@ -950,7 +978,7 @@ _ = axes[2].set(title="4 of 12 neighbours, as trained", xticks=[], yticks=[], as
 # | what | number |
 # | --- | --- |
 # | published templates with generation markers | 3 of 41 (TRL 1.16) |
-# | exact answers without and with the space that the model knows | less than two thirds as many |
+# | exact answers without the space that the model knows, against with it | under two thirds as many |
 # | answers of SmolLM2 that begin with the header when the prompt is missing | 20 of 20 |
 # | padding in batches of 16 of the course's conversations | 54 % |
 # | TRL's default `max_length` | 1,024 tokens |

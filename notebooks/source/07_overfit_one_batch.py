@@ -65,9 +65,11 @@ ledger = Ledger("chat data and evaluation")  # the claims that this notebook tes
 # %% [markdown]
 # ## 1 · One batch, again and again
 #
-# Take eight conversations and no others. Whatever else is true of a model, it can memorise eight short answers if
-# its labels, its gradients and its learning rate work together. A **label** is the token to predict at its place;
-# -100 means none, as in questions and padding.
+# Take eight conversations and no others. Whatever else is true of a model, it can memorise eight short answers if its
+# labels, its gradients and its learning rate work together. A **label** is the token to predict at its place; -100
+# means none, as in questions and padding.
+#
+# The model is pocket-base, a Llama of a million parameters that has read a small almanac, but no chats.
 
 # %%
 model, tokenizer = load_base()
@@ -146,9 +148,9 @@ _ = ledger.add(
 )
 
 # %% [markdown]
-# At 0.02 nats per label, the right token has a probability of about 98 %. The held-out loss first falls, because
-# eight examples teach the format of an answer, and then rises, because they teach nothing else. Zero loss here is a
-# test that was passed, not a model to keep.
+# The loss on the batch ends below 0.02 nats per label, a probability of over 98 % for the right token. The held-out
+# loss first falls, because eight examples teach the format of an answer, and then rises, because they teach nothing
+# else. Zero loss here is a test that was passed, not a model to keep.
 
 # %% [markdown]
 # ## 2 · 62 % right, at 5.1 nats?
@@ -176,20 +178,20 @@ assert (
 )
 
 # %% [markdown]
-# Ten labels of 76 make up nearly two thirds of the loss: each is the end-of-turn token `<|end|>`, at 24 nats, a
-# probability of 3 in 100 billion. The text inside the answers costs 0.8 nats, which is why most of it is right. The
-# mean says nothing about either.
+# The eight conversations have ten answers. Their end-of-turn tokens `<|end|>` make up nearly two thirds of the loss:
+# 24 nats each, a probability of 3 in 100 billion. The first labels cost 10 nats, because an answer begins after an
+# untrained role token, and without the space that stood before each answer in pre-training
+# ([05_chat_templates](05_chat_templates.ipynb), section 4). The text inside the answers costs 0.8 nats, which is why
+# most of it is right.
 
 # %% [markdown]
 # 24 nats is far worse than a uniform guess, which costs `ln(1024) = 6.9`. The token never occurred in pre-training.
-# Each training step lowers the logits of all tokens that do not come next, and a token that **never** comes next is
-# lowered for ever. Compare the logits after an answer's last word:
+# Each training step lowers the logits of the tokens that do not come next, and a token that **never** comes next is
+# only ever lowered. Compare the logits after an answer's last word:
 
 # %%
 with torch.no_grad():
-    logits = fresh(**batch).logits[:, :-1][in_loss][
-        ends
-    ]  # (10, V), where <|end|> should follow
+    logits = fresh(**batch).logits[:, :-1][in_loss][ends]  # (10, V): <|end|> should follow
 end_id = end_of_turn_id(tokenizer)
 strangers = tokenizer.convert_tokens_to_ids(
     ["<|system|>", "<|user|>", "<|assistant|>", "<|end|>"]
@@ -202,17 +204,17 @@ print(f"what is likeliest: {tokenizer.decode(logits.argmax(-1).mode().values)!r}
 assert likeliest - logits[:, strangers].mean() > 20
 
 # %% [markdown]
-# The model would rather go on as the pages of its pre-training do. There the format was `Q:` and `A:`. Ask for the
-# same facts in that format, and see what its text costs:
+# The model expects a line break, as in its pre-training, where questions and answers stood as `Q:` and `A:`. Ask for
+# the same facts in that format, and see what the answers cost:
 
 # %%
-pages = [
-    ("How does a rooster sound?", " A rooster crows."),
-    ("What is 0 plus 9?", " 0 plus 9 is 9."),
-]
-pages += [("Where is Uruguay?", " Uruguay is in South America.")]
+facts = {
+    "How does a rooster sound?": " A rooster crows.",
+    "What is 0 plus 9?": " 0 plus 9 is 9.",
+    "Where is Uruguay?": " Uruguay is in South America.",
+}
 costs = []
-for question, answer in pages:
+for question, answer in facts.items():
     before = len(tokenizer(f"Q: {question}\nA:")["input_ids"])
     ids = torch.tensor([tokenizer(f"Q: {question}\nA:{answer}\n")["input_ids"]])
     with torch.no_grad():
@@ -261,8 +263,8 @@ assert one["last"] < 12 and four["last"] > 10 * four["inside"]
 
 # %% [markdown]
 # One step takes the end-of-turn token from 24 nats to below 12, and the mean with it: all ten labels push one row of
-# the LM head the same way. Yet it is the last to be learnt. So a steep first fall proves little, and a real run is
-# worth a second curve: the loss of the end-of-turn token alone.
+# the LM head the same way. Yet it is the last to be learnt. So a steep first fall proves little. In a real run, log a
+# second curve: the loss of the end-of-turn token alone.
 
 # %% [markdown]
 # ## 3 · Where should a curve begin?
@@ -287,15 +289,19 @@ _ = ledger.add(
 
 # %% [markdown]
 # For a **pretrained** model it is a poor alarm, because `ln(V)` grows with the vocabulary and a healthy first loss
-# does not. Here are stored first losses of SmolLM2-135M-Instruct (weights from four bits), on eight almanac
-# chats and on eight requests of SNIPS, healthy and with three bugs.
+# does not. Try it on three bugs: labels **shifted** by one place, labels of **another row** of the batch, and the
+# **padding in the loss**. Here are stored first losses of SmolLM2-135M-Instruct (weights dequantised from 4 bits) on
+# eight of this course's chats about the almanac, and on eight requests of SNIPS, a data set for voice assistants.
 
 # %%
 record = json.loads((data_dir() / "results" / "chat_facts.json").read_text(encoding="utf-8"))
 for size in (model.config.vocab_size, 49_152, 128_256, 151_936):
     print(f"vocabulary {size:7,}: ln(V) = {math.log(size):4.1f}")
 for source, measured in record["batches"].items():
-    print(f"SmolLM2 on {source}, {measured['accuracy']:.0%} of the labels right:")
+    last = measured["starts"]["healthy"]["last"]
+    print(
+        f"SmolLM2 on {source}, {measured['accuracy']:.0%} right, end-of-turn token {last:.1f} nats:"
+    )
     for bug, start in measured["starts"].items():
         print(f"    {bug:20} begins at {start['overall']:4.1f}")
 silent = [
@@ -308,10 +314,11 @@ assert (
 
 # %% [markdown]
 # Padding in the loss begins at 3.7 and 5.7 nats, far below `ln(49152) = 10.8`. With a vocabulary of 150,000, the
-# shifted labels' 11.8 would be silent too. The model's own expectation is the better measure.
+# shifted labels' 11.8 would be below `ln(V)`, too. So compare with something that the same model measures.
 #
 # **The check.** Context makes text easier to predict. So the labels inside an answer should cost **no more with their
-# context than without it**. `start_loss` reads each answer twice.
+# context than without it**. `start_loss` reads each answer twice: in its conversation, and alone, with nothing before
+# it.
 
 # %%
 nothing = torch.full_like(batch["labels"][:, :1], IGNORE_INDEX)
@@ -323,6 +330,7 @@ broken = {
 }
 start = start_loss(fresh, batch)
 print(start)
+print()
 here = {"healthy": start._asdict()}
 for name, wrong in broken.items():
     here[name] = start_loss(fresh, {**batch, "labels": wrong})._asdict()
@@ -379,36 +387,38 @@ print(f"healthy labels: at most {highest:.1f} times the loss without context")
 print(f"labels in the wrong place: at least {lowest:.1f} times")
 
 # %% [markdown]
-# A healthy diamond lies left of its circle, on either model and either data; labels in the wrong place lie far to the
-# right. Padding in the loss is the exception, because padding is as unlikely with context as without: compare the
-# labels with the attention mask for that, as `overfit_one_batch` does.
+# A healthy diamond lies left of its circle, for either model and either data set; labels in the wrong place lie far
+# to the right. Padding in the loss is the exception: its diamond may lie on either side. So compare the labels with
+# the attention mask as well, as `overfit_one_batch` does.
 
 # %% [markdown]
 # ## 4 · Five bugs, five curves
 #
-# Plant five bugs, each one that users report: three in the labels, one in what trains, one in the learning rate.
-# First the labels, in columns under the tokens of the first row:
+# Plant five common bugs: three in the labels, one in what is trained, one in the learning rate. First the labels,
+# beside the tokens of the first conversation:
 
 # %%
-del broken["another row's"]  # an exercise below has it
-broken["all -100"] = torch.full_like(
-    batch["labels"], IGNORE_INDEX
-)  # a loss mask that masks all
+del broken["another row's"]  # its start was shown above
+broken["all -100"] = torch.full_like(batch["labels"], IGNORE_INDEX)  # a mask that masks all
+columns = {"token": batch["input_ids"], "healthy": batch["labels"], **broken}
 
 
-def around_answer(values):
-    """Row 0 from the end of its question to its padding, in columns."""
-    return " ".join(f"{value:4}" for value in values[0, 9:21].tolist())
+def cell(value):
+    if value == IGNORE_INDEX:
+        return "-100"
+    return tokenizer.convert_ids_to_tokens(value).replace("Ġ", "·")  # a space
 
 
-print(f"{'tokens of row 0':31} {around_answer(batch['input_ids'])}")
-for name, values in {"healthy": batch["labels"], **broken}.items():
-    count = int((values != IGNORE_INDEX).sum())
-    print(f"{name:19} {count:3} labels: {around_answer(values)}")
+print("".join(f"{name:21}" for name in columns).rstrip())
+for place in range(9, 20):  # from the end of the question to the padding
+    print("".join(f"{cell(int(v[0, place])):21}" for v in columns.values()).rstrip())
+counts = [f"{int((v != IGNORE_INDEX).sum())} labels" for v in columns.values()]
+print(f"{'in the batch':21}" + "".join(f"{count:21}" for count in counts[1:]).rstrip())
 
 # %% [markdown]
-# Healthy labels equal the token in their column. Shifted ones stand one place too early, and padding in the loss
-# goes on after the answer. `overfit_one_batch` trains on each until the batch is memorised or nothing moves the loss.
+# Healthy labels equal the token in their line. Shifted ones stand one line too early, although the model shifts by
+# itself, and padding in the loss goes on after the answer. `overfit_one_batch` trains on each until the batch is
+# memorised or nothing moves the loss.
 #
 # **Predict first:** which of the five will reach zero loss in spite of its bug?
 
@@ -438,7 +448,7 @@ for (name, run), ax in zip(runs.items(), axes.flat, strict=True):
     ax.set(title=name, yscale="symlog", xlim=(-1, STEPS), ylim=(0, top))
     ax.set_yticks(ticks, ticks)
 for ax in axes[:, 0]:
-    ax.set_ylabel("loss (nats per label)")
+    ax.set_ylabel("nats per label (log above 2)")
 for ax in axes[1]:
     ax.set_xlabel("optimizer step")
 _ = axes[0, 1].legend(frameon=False)
@@ -463,14 +473,14 @@ fitted = [name for name, run in runs.items() if run.fitted]
 assert fitted == ["healthy", "shifted", "padding in the loss"]
 
 # %% [markdown]
-# Two bugs of five reach zero: a model memorises wrong labels, too. Only the start gives them away, and only the labels
-# say which it is. The other three are seen at a glance: NaN, a flat line, a curve that explodes.
+# Two bugs of five reach zero: a model memorises wrong labels, too. Only the start gives them away, and only the
+# labels say which bug it is. The other three are seen at a glance: NaN, a flat line, a curve that explodes.
 
 # %% [markdown]
-# ## 5 · A diagnosis instead of a look
+# ## 5 · A function that diagnoses
 #
-# `overfit_one_batch` looks at the labels beside the tokens, at what trains, and at the curve. After a failure it
-# tries other learning rates, to tell a wrong one from another fault. The model is restored.
+# `overfit_one_batch` compares the labels with the tokens, looks at what is trained, and at the curve. After a failure
+# it tries other learning rates, to tell a wrong one from another bug. At the end it restores the model.
 
 # %%
 for name, verdict in verdicts.items():
@@ -485,8 +495,8 @@ assert all(torch.equal(value, original[name]) for name, value in base.state_dict
 print(verdicts["learning rate × 1000"])
 
 # %% [markdown]
-# "Likely cause" is meant literally: the learning rate is blamed because another one worked. On a model of your own:
-# `print(overfit_one_batch(model, batch, lr=your_lr))`. Its memory is that of full fine-tuning with AdamW, 16 bytes
+# "Likely cause" is meant literally: the learning rate is blamed because another one worked. For a model of your own:
+# `print(overfit_one_batch(model, batch, lr=your_lr))`. It needs the memory of full fine-tuning with AdamW, 16 bytes
 # per trained parameter; attach LoRA first where that is too much.
 
 # %% [markdown]
@@ -521,8 +531,8 @@ assert math.isclose(verdict.floor.loss, 2 * math.log(2) / count)
 assert verdict.healthy and 0.02 < verdict.run.losses[-1] < verdict.floor.loss + 0.02
 
 # %% [markdown]
-# So "lowest achievable" need not be zero. It is above zero as soon as two sequences begin alike and go on
-# differently: contradicting answers, or questions in the loss, because nothing tells which question comes.
+# So the lowest loss need not be zero. It is above zero as soon as two sequences begin alike and go on differently:
+# contradicting answers, or questions in the loss, because nothing tells which question comes.
 
 # %%
 all_tokens = {**batch, "labels": batch["input_ids"].masked_fill(padding, IGNORE_INDEX)}
@@ -534,8 +544,9 @@ assert floors[0] == 0 < floors[1]
 # %% [markdown]
 # ## 7 · Break it, then fix it
 #
-# One more padding bug: the token that ends an answer is also the pad token, and the labels mask every pad token.
-# Memorise that batch, then ask its own questions. How many of the eight answers does the model end by itself?
+# The padding bug of [05_chat_templates](05_chat_templates.ipynb), seen in the loss: the token that ends an answer is
+# also the pad token, and the labels mask every pad token. Memorise that batch, then ask its own questions. How many
+# of the eight answers does the model end by itself?
 
 # %%
 endless = pad(rows[:ROWS], end_id)
@@ -571,8 +582,8 @@ assert loss < 0.1, "not memorised"
 assert stopped == ROWS, f"memorised, and {stopped} of {ROWS} answers stop"
 
 # %% [markdown]
-# Every label was memorised; the token that ends an answer had none. The fix is a pad token of its own, masked by
-# position, as in the batch that we began with. What would have shown the bug before training?
+# Every label was memorised, but the token that ends an answer had no label. The fix is a pad token of its own, masked
+# by position, as in the batch that we began with. What would have shown the bug before training?
 
 # %%
 verdict = overfit_one_batch(base, endless, LR, STEPS)
@@ -586,8 +597,8 @@ assert verdict.start.last < 5 and loss < 0.1 and stopped == ROWS
 
 # %% [markdown]
 # The broken curve looks healthy, even better, because its most expensive labels are gone. **A first loss that is
-# suspiciously low on a base model is a finding, too**: if the end-of-turn token is new, somewhere it has to cost more
-# than 10 nats.
+# suspiciously low on a base model is a finding, too**: a new end-of-turn token should be expensive, as it is here
+# with 24 nats.
 
 # %% [markdown]
 # ## Exercise 1 · The floor
@@ -624,27 +635,26 @@ check_loss_floor(my_loss_floor)
 #
 # Four training runs, each with a bug that you cannot see. Call `unknown["A"]` with a learning rate: it trains a copy
 # and returns `losses`, `accuracies` and `start`, the `start_loss` of its batch. Here are their curves at this
-# notebook's learning rate. Two reach zero, two do not.
+# notebook's learning rate, beside the healthy one in grey. Two reach zero, two do not.
 
 # %% tags=["nbval-ignore-output"]
 unknown = plant_unknown_bugs(base, batch)
 curves = {name: run(LR, steps=25) for name, run in unknown.items()}
 figure, axes = new_axes(9, 2.2, columns=4)
 for (name, curve), ax in zip(curves.items(), axes, strict=True):
-    ax.plot(runs["healthy"].losses, "-", color="#999999", linewidth=3)
+    ax.plot(runs["healthy"].losses, "-", color="#999999", linewidth=3, label="healthy")
     ax.plot(curve.losses, "--o", color=OKABE_ITO[5], markersize=4)
     ax.set(title=f"run {name}", xlabel="optimizer step", ylim=(0, 30), xlim=(0, 25))
 axes[0].set_ylabel("loss (nats per label)")
+axes[0].legend(frameon=False)
 for name, curve in curves.items():
-    print(
-        f"{name}: {curve.start}\n   at the end: {curve.losses[-1]:.2f}, {curve.accuracies[-1]:.0%} right"
-    )
+    print(f"{name} ends at {curve.losses[-1]:.2f} nats, {curve.accuracies[-1]:.0%} right")
 
 # %%
 for name, curve in curves.items():
-    print(
-        f"run {name}: first loss {curve.start.overall:.1f}, last labels {curve.start.last:.1f}"
-    )
+    at = curve.start
+    print(f"run {name}: first loss {at.overall:.1f}, last labels {at.last:.1f},", end=" ")
+    print(f"inside answers {at.inside:.1f}, without context {at.alone:.1f}")
 print("possible causes:", *CAUSES, sep="\n- ")
 
 # %% [markdown]
@@ -718,9 +728,9 @@ assert (
 # ## Recap
 #
 # - Overfit one batch before a long run: it takes a few dozen steps.
-# - Split the first loss by place: fresh tokens hide everything else in the mean.
+# - Split the first loss by place: untrained tokens hide everything else in the mean.
 # - Compare it with the same answers without context, not with `ln(V)`.
-# - Wrong labels can be memorised, too: print a row's labels beside its tokens.
+# - Wrong labels can be memorised, too: print an example's labels beside its tokens.
 # - A batch that stays above its floor means a bug, a wrong learning rate or too few steps.
 
 # %%
@@ -742,7 +752,7 @@ ledger.show()
 # - 2: the mean is made by a few labels that are almost impossible, here ten end-of-turn tokens at 24 nats.
 # - 3: pre-training lowered its logit at every step and never raised it.
 # - 4: the labels inside the answers, with and without their context.
-# - 5: those in the labels: shifts, other rows' labels, padding, a masked end; labels printed beside tokens show them.
+# - 5: those in the labels: shifts, labels of other examples, padding, a masked end; print labels beside tokens.
 #
 # </details>
 

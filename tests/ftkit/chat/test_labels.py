@@ -31,6 +31,10 @@ def test_the_end_that_a_collator_masked_is_told_from_the_one_never_marked():
     padded = tokenizer(pad_token="<|im_end|>")
     assert finding_codes(check_labels(padded, [ENDLESS])) == ["stop-masked-by-pad"]
     assert finding_codes(check_labels(MADE, [ENDLESS])) == ["stop-not-in-labels"]
+    line_break = {"input_ids": [10, 11, 12, END, 13], "labels": [M, M, 12, M, 13]}  # as ChatML writes, and unpadded
+    assert finding_codes(check_labels(padded, [line_break])) == ["stop-masked-by-pad"]
+    cut = {"input_ids": [10, END, 11, 12], "labels": [M, M, 11, 12]}  # the question's end is not the answer's
+    assert finding_codes(check_labels(padded, [cut])) == ["stop-not-in-labels"]
 
 
 def test_a_batch_of_tensors_is_the_same_as_its_rows():
