@@ -269,20 +269,15 @@ def test_figures_are_taken_after_the_warm_up():
     assert report.speed_up(comparison(), TRL) == (1.5, 1.5, 1.5)
 
 
-# At the first step, where weights are equal, torch's cross-entropy in float32 over 49,152 classes is 7.6e-06 nats off
-# that in float64 of the same logits, and TRL's is not.
-MISSED = {
-    "SmolLM2-135M, lora, 30 steps: losses equal to TRL's",
-    "SmolLM2-135M, full, 30 steps: losses equal to TRL's",
-    "SmolLM2-135M, full, 8 steps: losses equal to TRL's",
-}
+# These runs were timed before the loss was computed by log-sum-exp; the longer runs since then are 1.6e-06 apart.
+MISSED = {"SmolLM2-135M, full, 8 steps: losses equal to TRL's"}
 
 
 def test_the_stored_record_says_what_it_claims():
     stored = json.loads((data_dir() / "results" / "real_model.json").read_text())
     found = report.verdicts(stored)
     assert len(found) == 18 and {name for name, holds in found.items() if not holds} == MISSED
-    assert max(report.loss_gap(each) for each in stored["comparisons"]) < 2e-5
+    assert max(report.loss_gap(each) for each in stored["comparisons"] if each["steps"] == 30) < 2e-6
 
 
 @pytest.mark.real
