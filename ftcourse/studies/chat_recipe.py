@@ -106,8 +106,8 @@ def run(trial: Trial) -> dict:
 
     A tuning run: `validation_exact` and `validation_loss`. A final run: exact match, loss and stop rate on `test` and
     on `heldout_domains`; exact match on facts that were trained (`trained`), on those of them about capitals, and on
-    the `new` facts, which were trained as often; on the almanac's facts (`pages`) and the new ones (`new_pages`) in the
-    base model's format; and `test_loss_early`, the loss after `SHORT` steps.
+    the `new` facts, which an epoch asks twice, and nearly all others three times; on the almanac's facts (`pages`) and
+    the new ones (`new_pages`) in the base model's format; and `test_loss_early`, the loss after `SHORT` steps.
     """
     torch.manual_seed(trial.seed)
     model, tokenizer = load_base(data_dir() / "pocket-base")

@@ -1,14 +1,14 @@
 # %% [markdown]
 # # 08 · Full fine-tuning: the recipe, and what it taught
 #
-# You take a base model that rambles, measure what it can do before any training, fine-tune all of it on
-# conversations, and find out which of its answers were elicited and which were taught. The same cells run on a model
-# of your own.
+# You take a base model that rambles, measure what it can do before any training, fine-tune all of its weights on
+# conversations, and find out which of its answers the base already knew (**elicited**) and which the training added
+# (**taught**). The same cells run on a model of your own.
 #
 # - **Prerequisites:** [05_chat_templates](05_chat_templates.ipynb) for the data,
 #   [06_optimizer_and_schedule](06_optimizer_and_schedule.ipynb) for the learning rate.
 # - **Hardware:** any processor; one core is enough. With a model of your own, a GPU.
-# - **Time:** about 45 minutes with the exercises; its cells run in about a minute on one core.
+# - **Time:** about 45 minutes with the exercises; its cells run in half a minute on one core.
 
 # %% [markdown]
 # ## You will be able to
@@ -38,7 +38,7 @@ from datasets import Dataset, concatenate_datasets
 # %% tags=["hide-input"]
 from ftcourse.almanac import faq_prompt  # the course's own: data, pictures, stored runs
 from ftcourse.claims import Ledger
-from ftcourse.evaluation import compare_exact, write_lm_eval_task
+from ftcourse.evaluation import compare_exact, loss_by_domain, write_lm_eval_task
 from ftcourse.exercises.full_fine_tune import check_diagnose, check_experiment, check_judge
 from ftcourse.explorers.answers import answer_explorer, blind_form
 from ftcourse.intervals import interval
@@ -118,7 +118,8 @@ ledger = Ledger("chat data and evaluation")
 #
 # **pocket-base** has a million parameters and was pretrained on one small almanac, much of it in pages of `Q:` and
 # `A:`. Load it, and split the held-out questions: one half, **validation**, chooses settings; the other, **test**, is
-# only for the verdict. A third set asks for kinds of facts that the training never mentions.
+# only for the verdict. A third set, the **held-out domains**, asks for kinds of facts that the training never
+# mentions.
 
 # %% tags=["nbval-ignore-output"]
 loaded = load_for_training()
@@ -178,15 +179,15 @@ def in_chat(rows):
     return [row["messages"][:-1] for row in rows]
 
 
+def map_answers(rows):
+    return [answer_of(row) for row in rows]
+
+
 def measure(model, rows, prompts, **options):
     """Greedy answers, and the fractions that match exactly and that stop by themselves."""
     options = {"max_new_tokens": MAX_NEW_TOKENS} | options
     answers = generate_answers(model, tokenizer, prompts, **options)
     return answers, exact_match(answers, map_answers(rows)), stop_rate(answers)
-
-
-def map_answers(rows):
-    return [answer_of(row) for row in rows]
 
 
 STOP = {"stop_strings": ["\nQ:"]}
@@ -215,9 +216,9 @@ assert OWN or (
 
 # %% [markdown]
 # Untrained, with a stop string and in its own format, the base answers **every** held-out question. No fine-tune
-# below comes near that, and this is an artefact of the toy: the test asks in the very words of the pretraining
-# corpus. For a real base model write the same baseline, with two or three examples in the prompt; it tells what
-# training has to beat.
+# below comes near that. This is an artefact of the toy, because the test asks in the very words of the pretraining
+# corpus. Measure the same baseline for a real base model, with two or three examples in the prompt: that is the score
+# which training has to beat.
 
 # %% [markdown]
 # ## 2 · The data: what is in the loss, and what truncation removes
@@ -237,7 +238,7 @@ assert end_id in row["labels"]
 
 # %% [markdown]
 # `max_length` cuts a conversation off at the end, where the answer and its end of turn are. TRL's `SFTConfig` cuts
-# at 1,024 tokens unless you say otherwise, and does not tell how many it cut. Count, then choose.
+# at 1,024 tokens unless you say otherwise, and does not report how many it cut. Count, then choose.
 
 # %%
 encoded = [encode(tokenizer, chat["messages"], template) for chat in chats["train"]]
@@ -256,8 +257,8 @@ assert max(lengths) <= MAX_LENGTH, "raise MAX_LENGTH, or split your longest conv
 # %% [markdown]
 # These conversations are short. In yours, what is cut are the last answers of the longest conversations.
 #
-# To tell later what was *taught*, add facts that no pretraining can know: 20 invented countries, each asked twice, as
-# every other fact is.
+# To find out later what was *taught*, add facts that no pretraining can know: the capitals of 20 invented countries.
+# Each is asked twice, once in each of two wordings; nearly every known fact is asked three times.
 
 # %%
 train = chats["train"].select_columns("messages")
@@ -270,8 +271,8 @@ print(
 )
 
 # %% [markdown]
-# Three tools prepare this conversation, and each has a fault. Tokens in brackets are in the loss. **Predict** what a
-# model learns from each.
+# Three faulty tools, A, B and C, prepare the conversation about Mexico. Tokens in brackets are in the loss. **Predict**
+# what a model learns from each.
 
 
 # %%
@@ -290,11 +291,20 @@ for name, (some_ids, some_labels) in suspects.items():
     print(f"{name}: {labels_as_text(some_ids, some_labels)}")
 
 # %% [markdown]
+# <details><summary>What a model learns from A, B and C</summary>
+#
+# A is truncated, and B masks the end-of-turn token: from neither does a model learn to stop. C has the question in
+# the loss, so that a model also learns to write users' questions.
+#
+# </details>
+
+# %% [markdown]
 # ### Exercise 1 · a diagnosis
 #
 # Difficulty ●●○, 8 minutes. Write a function that names the fault of one question and its answer: "truncated", "end
-# masked", "question in the loss", or "healthy". `end` closes a turn, `assistant` opens the answer. Expected: correct
-# on 24 examples that you have not seen.
+# masked", "question in the loss", or "healthy". An example has at most one fault, and its answer has begun. `end` is
+# the id of the end-of-turn token, `assistant` that of the token that opens the answer. Expected: correct on 24
+# examples that you have not seen.
 
 
 # %% tags=["exercise"]
@@ -340,12 +350,12 @@ if device.device.type == "cuda":  # the weights are there already: 12 bytes more
     assert fits, "no room for full fine-tuning: go on with section 7, or with notebook 16"
 
 # %% [markdown]
-# **The learning rate** is found, not inherited: 5e-5 is the default of transformers, 2e-5 that of TRL, and a model of
-# a million parameters wants fifty times as much. Stored runs bracket it on the validation half, as in
-# [06_optimizer_and_schedule](06_optimizer_and_schedule.ipynb): two seeds at each rate, and the best has a worse one on
-# both sides.
+# **The learning rate** has to be searched: 5e-5 is the default of transformers, 2e-5 that of TRL, and this model of a
+# million parameters needs fifty times the latter. Stored runs bracket it on the validation half, as in
+# [06_optimizer_and_schedule](06_optimizer_and_schedule.ipynb): two seeds at each learning rate, and the best (ringed)
+# scores higher than its neighbours on both sides.
 
-# %%
+# %% tags=["hide-input"]
 study = stored()
 _, ax = new_axes(7.5, 3.2)
 looks = {FULL: ("full, 48 steps", "o", "-"), FULL_LONG: ("full, 144 steps", "D", "--")}
@@ -357,7 +367,7 @@ for n, (method, (label, marker, line)) in enumerate(looks.items()):
     best = study.best(method)
     ax.plot(best, means[best], "o", ms=15, mfc="none", color=OKABE_ITO[n])
     print(
-        f"{label}: best at {best:g}, {study.best(method) / study.best(FULL):.0f} times that of full"
+        f"{label}: best at {best:g}, {study.best(method) / study.best(FULL):.0f} x that of full, 48 steps"
     )
 ax.set(xscale="log", xlabel="peak learning rate", ylabel="exact match (%), validation")
 _ = ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.01, 1))
@@ -373,11 +383,13 @@ ledger.add(
     seeds=2,
 )
 assert OWN or (study.best(FULL), study.best(LORA)) == (LR, LORA_LR)
+lora_scores = study.curve(LORA)
+assert sum(lora_scores[2e-3]) < sum(lora_scores[study.best(LORA)]) / 2
 
 # %% [markdown]
-# The rest is ordinary: an effective batch of 16 in two micro-batches, 10 % warmup, linear decay, clipping at 1.
-# `assistant_only_loss` masks the questions, `max_length` is explicit. TRL recomputes activations by default; here
-# only where the model is large.
+# The other settings are common ones: an effective batch of 16 in two micro-batches, 10 % warmup, linear decay,
+# clipping at 1. `assistant_only_loss` masks the questions, and `max_length` is explicit. TRL turns gradient
+# checkpointing on by default; here it is on only for a large model, because it costs time.
 
 
 # %%
@@ -410,7 +422,7 @@ def recipe(steps, learning_rate, **settings):
 # %% [markdown]
 # ## 4 · Train, and evaluate
 #
-# Before the weights move, keep what the base can do with each kind of fact: trained in the chats, held out, of other
+# Before training, record what the base can do with each kind of fact: trained in the chats, held out, from held-out
 # domains, and new. All but the new ones were in its pretraining.
 
 # %%
@@ -452,10 +464,22 @@ print(f"{len(eval_losses)} evaluations on {len(VALIDATION)} validation conversat
 assert len(eval_losses) == EVALUATIONS
 assert OWN or (train_losses[0] > 2 > 4 * train_losses[-1] and eval_losses[-1] < 0.8)
 
+# %% tags=["nbval-ignore-output"]
+if POCKET:  # what the validation loss is made of
+    topics = ["Python" if row["domain"] == "python" else "other" for row in VALIDATION]
+    rows = [encode(tokenizer, row["messages"], template) for row in VALIDATION]
+    by_topic = loss_by_domain(model, rows, topics)
+    for topic, loss in by_topic.items():
+        print(f"{topics.count(topic):2} questions, {topic}: {loss:.1f} nats per token")
+    assert by_topic["Python"] > 3 * by_topic["other"]
+    assert "python" not in {row["domain"] for row in TEST}
+
 # %% [markdown]
-# The curve flattens over the last third. Would two thirds of the steps have done? The curve cannot tell: the learning
-# rate decays to zero there, and a small rate flattens every curve. The fair comparison is a run whose **whole
-# schedule** is that short, at its own best rate: from the stored study, on the test half.
+# Five questions about Python raise the validation loss. The test half has none, so compare losses within one half only.
+#
+# The curve flattens over the last third. Would two thirds of the steps have been enough? The curve cannot tell, because
+# the learning rate decays to zero there, and a small learning rate flattens every curve. The fair comparison is a run
+# whose **whole schedule** is that short, at its own best learning rate: from the stored study, on the test half.
 
 # %%
 lengths_compared = {
@@ -468,6 +492,8 @@ for name, losses in lengths_compared.items():
     print(f"{name:24} test loss {interval(losses).mean:.2f} nats per token, 5 seeds")
 midway, short, full_length, long = (interval(each).mean for each in lengths_compared.values())
 assert midway > short > full_length > long
+assert study.gain(FULL_SHORT, FULL).high < 0 < study.gain(FULL_LONG, FULL).high
+assert study.gain(FULL_LONG, FULL).low < 0
 for name, other in {
     f"{SHORT} steps": FULL_SHORT,
     f"{FULL_LONG.steps} steps": FULL_LONG,
@@ -476,11 +502,14 @@ for name, other in {
     print(f"{name} instead of {FULL.steps}: exact match {gain.points} percentage points")
 
 # %% [markdown]
-# The short schedule ends lower than the long run stood at that step, and higher than the long run's end: the one
-# cannot be read off the other.
-#
-# Now the demo questions in the chat template, failures included. The model has seen neither question nor answer in
-# training; read what it does where it does not know.
+# At step 32, the schedule of 32 steps has a lower loss than the schedule of 48, so the longer run's curve does not
+# show what the shorter one would reach. Still, 32 steps were too few: exact match is lower, and the interval lies
+# below zero. For 144 steps the interval contains zero, so that the gain is uncertain.
+
+# %% [markdown]
+# Now the demo questions in the chat template, failures included. The base knew all three answers, and the training
+# contains neither these questions nor their answers. Where an answer is wrong, compare it with the question: which part
+# is right?
 
 # %% tags=["nbval-ignore-output"]
 for row in DEMO:
@@ -492,7 +521,6 @@ for row in DEMO:
 # %% tags=["nbval-ignore-output"]
 tuned = measure(model, TEST, in_chat(TEST))
 show(baselines | {"tuned, chat template": tuned})
-print(f"loss on the validation half: {eval_losses[-1]:.2f} nats per token")
 
 # %%
 assert OWN or (tuned[2] > 0.95 and 0.3 < tuned[1] < 0.75)
@@ -513,8 +541,10 @@ assert explorer.index == len(TEST) - 1 and "expected" in explorer.picture.value
 # %% [markdown]
 # ## 5 · Elicited, taught, forgotten
 #
-# The tuned model stops, everywhere. But where do its *answers* come from? Ask each kind of fact in the chat template,
-# and once more in the base's own format, with the stop string.
+# Most failures are well-formed facts that answer another question. So where do the *answers* come from? An answer is
+# **elicited** if the base already gives it in its own format, and **taught** if the base does not. Ask each kind of
+# fact in the chat template, and again in the base's own format, with the stop string: what is lost there is
+# **forgotten**.
 
 # %% tags=["nbval-ignore-output"]
 chat_after, pages_after = by_kind(model, in_chat), by_kind(model, in_base_format, **STOP)
@@ -533,8 +563,9 @@ if POCKET:
     assert pages_before["new facts, trained"][1] == 0
 
 # %% [markdown]
-# One run is one seed. The stored study repeats it with five, and adds three epochs and LoRA. Bars are means, whiskers
-# the 95 % interval of Student's t.
+# One run is one seed. The stored study repeats it with five, and adds three epochs, and LoRA on a float32 base. Bars
+# are means over seeds, whiskers the 95 % interval of Student's t. The last group measures retention: all of the
+# almanac's facts in the base's own format.
 
 # %% tags=["hide-input"]
 measures = {
@@ -542,7 +573,7 @@ measures = {
     "held-out\nfacts": "test_exact",
     "held-out\ndomains": "heldout_domains_exact",
     "new facts,\ntrained": "new_exact",
-    "base's own\nformat": "pages_exact",
+    "retention, base's\nown format": "pages_exact",
 }
 shown = {"full, 1 epoch": FULL, "full, 3 epochs": FULL_LONG, "LoRA, 1 epoch": LORA}
 _, ax = new_axes(9, 3.4)
@@ -564,20 +595,22 @@ _ = ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.01, 1))
 
 # %%
 names = {**measures, "stops, held-out\ndomains": "heldout_domains_stop"}
-print(f"{'5 seeds, %':24}" + "".join(f"{label:>17}" for label in shown))
+print(f"{'5 seeds, %':30}" + "".join(f"{label:>17}" for label in shown))
 for name, measured in names.items():
     means = [interval(study.ends(method, measured)).mean for method in shown.values()]
     print(
-        f"{name.replace(chr(10), ' '):24}" + "".join(f"{100 * mean:17.0f}" for mean in means)
+        f"{name.replace(chr(10), ' '):30}" + "".join(f"{100 * mean:17.0f}" for mean in means)
     )
 
 # %% [markdown]
-# Three things happen at once, and one accuracy hides them:
+# A single accuracy would hide four effects:
 #
-# - **Format** is taught, and carries over to domains never trained on: the model stops everywhere.
-# - **Knowledge is elicited**: of facts from pretraining, about half come out in the new format without having been
-#   trained. In other domains hardly any do after one epoch of full fine-tuning, although the base knows them all.
-# - **New knowledge is hardly taught**: after one epoch not one new fact is recalled, after three about a fifth.
+# - **Format is taught**, and carries over to domains never trained on: the model stops everywhere.
+# - **Knowledge is elicited**: about half of the held-out facts come out in the new format. In other domains hardly any
+#   do after one epoch of full fine-tuning, although the base knows them all.
+# - **New knowledge is hardly taught**: after one epoch no new fact is recalled, after three (six exposures) about a
+#   fifth. Known capitals are recalled after one epoch, from three exposures.
+# - **Some is forgotten**: in the base's own format, 87 to 95 % are left.
 
 
 # %%
@@ -593,7 +626,8 @@ def mean(measured, method=FULL):
 
 assert 0.4 < mean("test_exact") < 0.6 and mean("heldout_domains_exact") < 0.05
 assert mean("new_exact") == 0 and 0.15 < mean("new_exact", FULL_LONG) < 0.25
-assert mean("heldout_domains_stop") > 0.99
+assert mean("heldout_domains_stop") > 0.99 and mean("trained_capitals_exact") > 0.95
+assert all(0.86 < mean("pages_exact", method) < 0.96 for method in shown.values())
 elicited = paired("test_exact", "new_exact")
 slower = paired("trained_capitals_exact", "new_exact")
 ledger.add(
@@ -638,14 +672,16 @@ print(f"  base's own format     {forgets.points}")
 assert elsewhere.low > 0 and forgets.high < 0
 
 # %% [markdown]
-# The two do not trade learning for forgetting here. LoRA answers about as much in the trained domains, more where
-# nothing was trained, and at its best rate, ten times as high, it keeps less of the old format.
+# Biderman et al. found that LoRA learns less and forgets less. Here, the interval for held-out facts contains zero, so
+# five seeds do not separate the two; in the held-out domains LoRA answers more, but with a wide interval. It also
+# forgets more, at a learning rate ten times as high: both claims depend on the learning rate and on the size of the
+# model.
 
 # %% [markdown]
 # ## 6 · Save, load, talk
 #
-# **Break it, then fix it.** "It stopped in my notebook and rambles when served" is among the commonest complaints.
-# Save the model as it is, open it as anyone would, and generate with transformers alone.
+# **Break it, then fix it.** "It stopped in my notebook, but rambles when served" is a common complaint. Save the model
+# as it is, load it from its folder, and generate with transformers alone.
 
 # %%
 folder = Path(OUTPUT or Path(tempfile.mkdtemp()) / "model")
@@ -673,17 +709,17 @@ full_length = sum(len(ids) == MAX_NEW_TOKENS for ids in written)
 assert full_length == 0, f"{full_length} of {len(written)} answers run on to the limit"
 
 # %% [markdown]
-# `generate` stops at the `eos_token_id` of `generation_config.json`, and the base's file does not name the template's
-# end of turn. The training taught the model to write that token; nobody told the program to stop there. Say it in the
-# file that is shipped.
+# `generate` stops at the `eos_token_id` of `generation_config.json`, and the base's file does not list the template's
+# end-of-turn token. The model did learn to write that token, but `generate` does not stop at it. Add it to the file
+# that you ship.
 
 # %%
-stops = stop_token_ids(model, tokenizer)
-model.generation_config.eos_token_id = stops
+stop_ids = stop_token_ids(model, tokenizer)
+model.generation_config.eos_token_id = stop_ids
 model.save_pretrained(folder)
 written = plain_generate(folder, TEST[:5])
-ended = sum(ids[-1] in stops for ids in written)
-print(f"stop tokens: {tokenizer.convert_ids_to_tokens(stops)}")
+ended = sum(ids[-1] in stop_ids for ids in written)
+print(f"stop tokens: {tokenizer.convert_ids_to_tokens(stop_ids)}")
 print(f"{ended} of {len(written)} answers end by themselves")
 assert OWN or ended == 5
 if PUSH_TO_HUB:
@@ -699,7 +735,8 @@ reopened, own_tokenizer = load_base(folder)
 said = answer(reopened.eval(), own_tokenizer, DEMO[0]["messages"][:-1], MAX_NEW_TOKENS)
 
 # %%
-full_texts = [a.text for a in measure(model, HELD_OUT, in_chat(HELD_OUT))[0]]
+answered = chat_after["held-out facts"][0] + chat_after["held-out domains"][0]  # HELD_OUT
+full_texts = [each.text for each in answered]
 assert OWN or said.strip() == full_texts[0]  # the saved model says what the trained one said
 
 # %% [markdown]
@@ -720,22 +757,22 @@ assert OWN or said.strip() == full_texts[0]  # the saved model says what the tra
 #
 # **LoRA** freezes the matrices and trains low-rank factors beside them
 # ([09_lora_from_scratch](09_lora_from_scratch.ipynb)). It is chosen for memory, so the frozen base is loaded in
-# **bfloat16**; only what trains is in float32. The chat template's tokens have untrained embeddings here:
-# `trainable_token_indices` trains those rows, and no others.
+# **bfloat16**; only what trains is in float32. The base has never seen the chat template's tokens, so their embeddings
+# are untrained: `trainable_token_indices` trains those rows of the embedding, and no others.
 
 # %%
 del loaded, model, trainer, reopened  # memory for the next one
 gc.collect()
 torch.cuda.empty_cache()
 chat_tokens = chat_token_ids(tokenizer, encoded[0])
-print(f"rows that train: {tokenizer.convert_ids_to_tokens(chat_tokens)}")
+print(f"embedding rows that train: {tokenizer.convert_ids_to_tokens(chat_tokens)}")
 
 
 def train_lora(learning_rate):
     """The model with a trained adapter, for `measure`."""
     torch.manual_seed(SEED)
     base = load_for_training(dtype=torch.bfloat16).model
-    tied = base.config.tie_word_embeddings  # TRL's fused loss reads a tied head past its rows
+    tied = base.config.tie_word_embeddings  # TRL's loss would miss trained rows of a tied head
     rows = None if tied else chat_tokens
     lora = attach(base, "lora", r=8, lora_alpha=16, trainable_token_indices=rows)
     trainer = SFTTrainer(
@@ -759,7 +796,9 @@ lora_count = count_parameters(lora)
 rows_alone = lora.config.hidden_size * len(chat_tokens)
 whole = 2 * lora.config.vocab_size * lora.config.hidden_size
 print(f"LoRA trains {lora_count.trainable:,} of {count.total:,} parameters")
-print(f"of them {rows_alone:,} in rows of tokens; embedding and head whole would be {whole:,}")
+print(
+    f"of them {rows_alone:,} in {len(chat_tokens)} embedding rows; all of embedding and head: {whole:,}"
+)
 dtypes = {str(p.dtype)[6:] for p in lora.parameters() if p.requires_grad}
 print(f"what trains is in {', '.join(dtypes)}, the base in {str(lora.dtype)[6:]}")
 assert dtypes == {"float32"}
@@ -770,8 +809,8 @@ assert OWN or (lora_result[2] > 0.9 and rows_alone < whole / 100)
 # float32; four rows of the embedding are 16,384.
 #
 # Keep the **adapter**, which is small, or **merge** it into a copy of the base for serving. `merge_and_verify`
-# compares logits, because a wrong merge fails silently. Merge what was saved, on a fresh base: a trainer may have
-# patched the model in memory.
+# compares logits, because a wrong merge fails silently; a bfloat16 base rounds the merged weights, so that a few may
+# differ. Merge what was saved, on a fresh base: a trainer may have patched the model in memory.
 
 # %% tags=["nbval-ignore-output"]
 adapter = save_adapter(lora, Path(tempfile.mkdtemp()) / "adapter")
@@ -781,16 +820,17 @@ merged, report = merge_and_verify(fresh, sample)
 print(report)
 
 # %%
-merged.generation_config.eos_token_id = stops
+merged.generation_config.eos_token_id = stop_ids
 merged.save_pretrained(adapter.parent / "merged")
 whole_bytes = sum(p.numel() * p.element_size() for p in merged.parameters())
 print(f"adapter {adapter_size_bytes(lora) / 1e6:.2f} MB in float32")
 print(f"merged model {whole_bytes / 1e6:.2f} MB in {str(merged.dtype)[6:]}")
-lora_texts = [a.text for a in measure(lora, HELD_OUT, in_chat(HELD_OUT))[0]]
+answered = lora_result[0] + measure(lora, DOMAINS, in_chat(DOMAINS))[0]
+lora_texts = [each.text for each in answered]
 assert OWN or (report.change > 1 and report.flips < 0.1 * report.positions)
 
 # %% [markdown]
-# On the command line, with the four rows by their numbers:
+# On the command line, with the four embedding rows by their token ids:
 #
 # ```bash
 # ftkit finetune --output runs/lora --method lora --trainable_token_indices 0,4,5,6 \
@@ -800,12 +840,13 @@ assert OWN or (report.change > 1 and report.flips < 0.1 * report.positions)
 # ```
 
 # %% [markdown]
-# ### Exercise 2 · one rate for both
+# ### Exercise 2 · one learning rate for both
 #
-# Difficulty ●●○, 10 minutes; the run takes about 15 s. Comparisons of methods often share one learning rate. Train
-# LoRA at `LR`, the rate of the full fine-tune, compare the answers to all `HELD_OUT` questions, and judge: "full",
-# "LoRA", or "cannot tell" where the interval holds one half. `compare_exact(first, second, expected)` counts;
-# its `verdict` says "first", "second" or "cannot tell". Then try `LORA_LR`.
+# Difficulty ●●○, 10 minutes; the run takes about 15 s. Comparisons of methods often share one learning rate.
+# **Predict** the winner, then train LoRA at `LR`, that of the full fine-tune, and compare the answers to `HELD_OUT`.
+# `compare_exact(first, second, expected)` counts the questions that only one model answers; its `verdict` is "first",
+# "second", or "cannot tell" if the 95 % interval of the first's share contains one half. Return "full", "LoRA" or
+# "cannot tell". Then try `LORA_LR`.
 
 
 # %% tags=["exercise"]
@@ -830,11 +871,15 @@ check_experiment(lora_against_full(LR), full_texts, map_answers(HELD_OUT))
 # </details>
 
 # %% [markdown]
+# At one shared learning rate you mostly measure which method it suits: in the figure of section 3, LoRA at 2e-3 is far
+# below its best.
+
+# %% [markdown]
 # ## 8 · Beyond exact match
 #
-# Exact match punishes a correct answer in other words, and most tasks have no single answer. Three more measures:
-# the **held-out loss** (above; it sees every token, but not what generation does), a **comparison by pairs**, and a
-# **standard harness**.
+# Exact match rejects a correct answer in other words: it counts "The capital of Egypt is Cairo." as wrong for "Which
+# country has Cairo as its capital?" And most tasks have no single answer. Three more measures: the **held-out loss**
+# (section 4; it sees every token, but not what generation does), a **pairwise comparison**, and a **standard harness**.
 #
 # For the comparison, judge blind: names hidden, sides drawn at random, equal answers left out. Ten minutes of this
 # teach more about a model than a benchmark.
@@ -848,9 +893,9 @@ form
 # %% [markdown]
 # ### Exercise 3 · a judge without a side
 #
-# Difficulty ●●○, 8 minutes. Programs judge, too, language models among them, and these are known to prefer the first
-# answer and the longer one. Write a judge that ignores case, outer spaces and a final full stop, and whose verdict
-# turns around when the answers are swapped. Expected: "left", "right", or "tie" where both or neither match.
+# Difficulty ●●○, 8 minutes. Programs judge, too. Language models as judges are known to prefer the first answer and the
+# longer one (Zheng et al. 2023). Write a judge that ignores case, outer spaces and a final full stop, and whose verdict
+# is mirrored when the answers are swapped. Return "left", "right", or "tie" if both or neither match.
 
 
 # %% tags=["exercise"]
@@ -877,8 +922,9 @@ check_judge(judge)
 # </details>
 
 # %% [markdown]
-# Here exact match presses the buttons. Run the form's cell again to judge the pairs yourself, and see whether you
-# agree with it.
+# So that the notebook runs through, exact match judges the form's pairs here; "the first" is the full fine-tune. Two
+# wrong answers tie. If the interval contains one half, the pairs do not tell which model is better. Run the form's cell
+# again to judge them yourself, and see whether you agree.
 
 
 # %% tags=["nbval-ignore-output"]
@@ -897,15 +943,16 @@ low, high = form.result.interval
 assert 0 <= low <= form.result.share <= high <= 1
 
 # %% [markdown]
-# **lm-evaluation-harness** runs the same task on any model, beside its hundreds of benchmarks. Export the held-out
-# questions; with `pip install lm-eval` the command is:
+# **lm-evaluation-harness** runs the same task on any model, beside its hundreds of benchmarks. Export the test half;
+# with `pip install lm-eval`, FOLDER the saved model and TASKS the folder of the exported task, the command is:
 #
 # ```bash
 # lm_eval --model hf --model_args pretrained=FOLDER --tasks almanac_held_out \
 #   --include_path TASKS --apply_chat_template
 # ```
 #
-# It needs the stop tokens of section 6: decoded texts drop special tokens, so that `until` alone does not find them.
+# The model needs the stop tokens of section 6: decoded text drops special tokens, so that `until` alone does not find
+# them.
 
 # %%
 single = [row for row in TEST if len(row["messages"]) == 2]
@@ -921,10 +968,10 @@ print(
 # %% [markdown]
 # ## What transfers
 #
-# **Measured here**, on pocket-base: 1.0 million parameters, 1,024 tokens of vocabulary of which the chat template's
-# are untrained, embedding and head a quarter of all weights, five seeds. That format carries over, that new facts are
-# learnt slowly, and that a decayed curve is no plateau, should hold for you. The best rates, the stop string's 100 %,
-# and how little is elicited should not.
+# **Measured here**, with five seeds on pocket-base: 1.0 million parameters, a quarter of them in embedding and head,
+# and a vocabulary of 1,024 whose chat tokens are untrained. Expect these to transfer: the format carries over, new
+# facts are learnt slowly, and a decayed curve is no plateau. Do not expect the best learning rates, the stop string's
+# 100 %, or how little is elicited.
 
 # %% [markdown]
 # **From the literature, not measured here**, for 1B to 70B:
