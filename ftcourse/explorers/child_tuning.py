@@ -77,11 +77,18 @@ def plot_losses(curves: Mapping[str, Sequence[float]], *, ax=None):
     return ax
 
 
+def new_panels(study: Tournament, height: float):
+    """Return (figure, list of Axes): one panel per task of the study, in a row."""
+    count = len(study.tasks)
+    figure, axes = new_axes(8.8 if count > 1 else 5.2, height, columns=count)
+    return figure, [axes] if count == 1 else list(axes)
+
+
 def plot_study(study: Tournament, measure: str = SCORE):
     """Draw the four rows of `ROWS` for each task: mean over seeds with its 95 % interval, and, in numbers at the right,
     the difference from AdamW over paired seeds. Return the figure.
     """
-    figure, axes = new_axes(8.8, 2.9, columns=len(study.tasks))
+    figure, axes = new_panels(study, 2.9)
     for ax, task in zip(axes, study.tasks, strict=True):
         for place, (method, (_, colour, marker)) in enumerate(ROWS.items()):
             found = interval([100 * value for value in study.ends(task, method, measure)])
@@ -104,7 +111,7 @@ def plot_study_curves(study: Tournament, methods: Sequence[str] = (ADAMW, F, CON
     """Draw the loss on the test split by epoch, each method at its own learning rate: means over seeds, one panel per
     task. Return the figure.
     """
-    figure, axes = new_axes(8.8, 3.2, columns=len(study.tasks))
+    figure, axes = new_panels(study, 3.2)
     for ax, task in zip(axes, study.tasks, strict=True):
         for method in methods:
             label, colour, marker = ROWS[method]
