@@ -14,7 +14,7 @@ from . import Explorer
 
 ROWS = {  # of the study's figure: label, colour, marker
     ADAMW: ("AdamW", OKABE_ITO[6], "o"),
-    CONTROL: ("control: AdamW\nat √0.3 · F's rate", OKABE_ITO[1], "s"),
+    CONTROL: ("control: AdamW at\n√0.3 · F's learning rate", OKABE_ITO[1], "s"),
     F: ("F, p = 0.3", OKABE_ITO[0], "D"),
     FISHER: ("D, p = 0.1", OKABE_ITO[5], "^"),
 }
@@ -120,7 +120,7 @@ def plot_study_curves(study: Tournament, methods: Sequence[str] = (ADAMW, F, CON
             epochs = range(1, len(means) + 1)
             ax.plot(epochs, means, color=colour, marker=marker, label=label.replace("\n", " "), **look)
         ax.set(title=f"{task}, {study.seeds(task)} seeds", xlabel="epoch", xticks=list(epochs), ylim=(0, None))
-    axes[0].set_ylabel("test loss (nats per label)")
+    axes[0].set_ylabel("test loss (nats per token)")
     axes[0].legend(frameon=False)
     return figure
 
@@ -144,7 +144,10 @@ def plot_rates(study: Tournament, task: str, p: float, *, ax=None):
         if method == ADAMW:
             moved = [lr / p**0.5 for lr in means]
             ax.plot(moved, list(means.values()), ":", color=OKABE_ITO[1], label="AdamW's curve, moved by 1/√p")
-    ax.set(title=task, xscale="log", xlabel="learning rate", ylabel="validation loss (nats per label)")
+    ax.set(title=task, xscale="log", xlabel="learning rate", ylabel="validation loss (nats per token)")
+    rates = sorted({lr for method in (ADAMW, BY_P[p]) for lr in study.tuning(task, method, measure)})
+    ax.set_xticks(rates, [f"{lr:g}" for lr in rates])
+    ax.minorticks_off()
     ax.legend(frameon=False, ncols=4, loc="upper center", bbox_to_anchor=(0.45, -0.18), columnspacing=1.2)
     return ax
 
