@@ -673,7 +673,7 @@ assert min(effects[method].mean for method in tenths) > -0.04
 # %% [markdown]
 # A sparse mask does not protect what the model knew. The Fisher tenth leaves nine weights in ten untouched and
 # forgets **more** than AdamW on all weights. The learning rate alone does not explain it: a random tenth has twice
-# that of the Fisher tenth and keeps nearly as much as AdamW. Which weights change matters more.
+# that of the Fisher tenth and keeps nearly as much as AdamW. Which weights change matters, too.
 
 # %% [markdown]
 # Choose a method, and follow it by epoch; thin lines are single seeds.
@@ -807,8 +807,9 @@ check_experiment(experiment, ("magnitude", "random"))
 #   A sparse mask alone does not protect old knowledge.
 
 # %% [markdown]
-# A claim counts as supported if its whole interval is above zero. It counts as refuted if the interval ends below
-# the smallest gain that matters, one percentage point, even where it contains zero. Otherwise it is inconclusive.
+# A claim counts as supported if its whole interval is above zero. It counts as refuted if the interval ends below the
+# smallest gain that matters, one percentage point, even where it contains zero. Otherwise it is inconclusive.
+# "Matches" allows a shortfall of one point.
 
 # %%
 ledger.show()
