@@ -30,12 +30,19 @@ def check_child(child_of) -> str:
     try:
         child_of({name: torch.zeros_like(score) for name, score in scores.items()}, reserve_p)
     except ValueError:
-        return f"{wanted} of {len(every)} weights, by one threshold; all zeros are refused."
+        pass
     except Exception as error:
         raise WrongAnswer(
             f"scores that are all zero should raise a ValueError, and yours raised {type(error).__name__}."
         ) from None
-    raise WrongAnswer("scores that are all zero should raise a ValueError: no weight is better than another.")
+    else:
+        raise WrongAnswer("scores that are all zero should raise a ValueError: no weight is better than another.")
+    few = {name: torch.where(score >= every[4], score, 0.0) for name, score in scores.items()}  # five are not 0
+    found = _masks(require_answer(child_of({name: score.clone() for name, score in few.items()}, reserve_p)), scores)
+    if not _same(found, {name: score > 0 for name, score in few.items()}):
+        kept = sum(int(mask.sum()) for mask in found.values())
+        raise WrongAnswer(f"where only 5 scores are not 0, those 5 should be kept, and {kept} are: keep no score of 0.")
+    return f"{wanted} of {len(every)} weights, by one threshold; scores of 0 are never kept."
 
 
 def _masks(answer, scores: dict) -> dict[str, torch.Tensor]:

@@ -14,7 +14,7 @@ from . import Explorer
 
 ROWS = {  # of the study's figure: label, colour, marker
     ADAMW: ("AdamW", OKABE_ITO[6], "o"),
-    CONTROL: ("control: AdamW\nat √0.3 · F's rate", OKABE_ITO[1], "s"),
+    CONTROL: ("control: AdamW at\n√0.3 · F's learning rate", OKABE_ITO[1], "s"),
     F: ("F, p = 0.3", OKABE_ITO[0], "D"),
     FISHER: ("D, p = 0.1", OKABE_ITO[5], "^"),
 }
@@ -77,11 +77,18 @@ def plot_losses(curves: Mapping[str, Sequence[float]], *, ax=None):
     return ax
 
 
+def new_panels(study: Tournament, height: float):
+    """Return (figure, list of Axes): one panel per task of the study, in a row."""
+    count = len(study.tasks)
+    figure, axes = new_axes(8.8 if count > 1 else 5.2, height, columns=count)
+    return figure, [axes] if count == 1 else list(axes)
+
+
 def plot_study(study: Tournament, measure: str = SCORE):
     """Draw the four rows of `ROWS` for each task: mean over seeds with its 95 % interval, and, in numbers at the right,
     the difference from AdamW over paired seeds. Return the figure.
     """
-    figure, axes = new_axes(8.8, 2.9, columns=len(study.tasks))
+    figure, axes = new_panels(study, 2.9)
     for ax, task in zip(axes, study.tasks, strict=True):
         for place, (method, (_, colour, marker)) in enumerate(ROWS.items()):
             found = interval([100 * value for value in study.ends(task, method, measure)])
@@ -104,7 +111,7 @@ def plot_study_curves(study: Tournament, methods: Sequence[str] = (ADAMW, F, CON
     """Draw the loss on the test split by epoch, each method at its own learning rate: means over seeds, one panel per
     task. Return the figure.
     """
-    figure, axes = new_axes(8.8, 3.2, columns=len(study.tasks))
+    figure, axes = new_panels(study, 3.2)
     for ax, task in zip(axes, study.tasks, strict=True):
         for method in methods:
             label, colour, marker = ROWS[method]
@@ -113,7 +120,7 @@ def plot_study_curves(study: Tournament, methods: Sequence[str] = (ADAMW, F, CON
             epochs = range(1, len(means) + 1)
             ax.plot(epochs, means, color=colour, marker=marker, label=label.replace("\n", " "), **look)
         ax.set(title=f"{task}, {study.seeds(task)} seeds", xlabel="epoch", xticks=list(epochs), ylim=(0, None))
-    axes[0].set_ylabel("test loss (nats per label)")
+    axes[0].set_ylabel("test loss (nats per token)")
     axes[0].legend(frameon=False)
     return figure
 
@@ -137,7 +144,10 @@ def plot_rates(study: Tournament, task: str, p: float, *, ax=None):
         if method == ADAMW:
             moved = [lr / p**0.5 for lr in means]
             ax.plot(moved, list(means.values()), ":", color=OKABE_ITO[1], label="AdamW's curve, moved by 1/√p")
-    ax.set(title=task, xscale="log", xlabel="learning rate", ylabel="validation loss (nats per label)")
+    ax.set(title=task, xscale="log", xlabel="learning rate", ylabel="validation loss (nats per token)")
+    rates = sorted({lr for method in (ADAMW, BY_P[p]) for lr in study.tuning(task, method, measure)})
+    ax.set_xticks(rates, [f"{lr:g}" for lr in rates])
+    ax.minorticks_off()
     ax.legend(frameon=False, ncols=4, loc="upper center", bbox_to_anchor=(0.45, -0.18), columnspacing=1.2)
     return ax
 

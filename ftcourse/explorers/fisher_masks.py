@@ -71,7 +71,7 @@ def plot_child_map(parts: Mapping[str, Part], reserve_p: float, *, title: str, a
         ax.annotate(f"{share} %", (1.02, row), xycoords=("axes fraction", "data"), va="center")
     ax.axvline(100 * reserve_p, color=OKABE_ITO[5], linestyle="--", linewidth=1)
     ax.annotate("by chance", (100 * reserve_p, len(shares) - 0.4), xytext=(3, 0), textcoords="offset points", va="top")
-    ax.set(title=title, xlabel="per cent of the part that is in the child", xlim=(0, 100))
+    ax.set(title=title, xlabel="weights of each part that are in the mask (%)", xlim=(0, 100))
     ax.set(xticks=range(0, 101, 20), yticks=range(len(shares)), yticklabels=labels)
     ax.set_ylim(len(shares) + 0.4, -0.6)
     return ax
@@ -147,7 +147,7 @@ class ChildExplorer(Explorer):
             f"Fullest: {fullest} ({self.parts[fullest].share:.0%}), "
             f"emptiest: {emptiest} ({self.parts[emptiest].share:.0%})."
         )
-        ax = plot_child_map(self.parts, reserve_p, title=f"the child at reserve_p {reserve_p:.2f}")
+        ax = plot_child_map(self.parts, reserve_p, title=f"Fisher mask at reserve_p = {reserve_p:.2f}")
         return self.captioned(ax.figure, caption, "Share of each part in the child.")
 
 

@@ -31,7 +31,7 @@ from . import Explorer
 
 LABELS = {  # of a figure's rows
     ADAMW: "AdamW, all weights",
-    CONTROL: "AdamW at √0.3 × F's rate",
+    CONTROL: "AdamW, √0.3 × F's learning rate",
     F: "F: masked gradients, p = 0.3",
     F_FEWER: "F, p = 0.2",
     F_MORE: "F, p = 0.5",
@@ -43,7 +43,7 @@ LABELS = {  # of a figure's rows
     FISHER_LINEAR: "D, a tenth of the linear layers",
     MAGNITUDE: "largest weights, a tenth",
     LIFT: "largest after rank reduction",
-    LORA: "LoRA, as many numbers",
+    LORA: "LoRA, as many parameters",
 }
 LOOKS = {  # colour, marker, line: by kind of method
     ADAMW: (OKABE_ITO[6], "o", "-"),
@@ -59,8 +59,8 @@ LOOKS = {  # colour, marker, line: by kind of method
 UNITS = {
     SCORE: "exact match on new questions (%)",
     "heldout_domains_exact": "exact match in held-out domains (%)",
-    LOSS: "loss on new questions (nats per label)",
-    "train_loss": "training loss (nats per label)",
+    LOSS: "loss on new questions (nats per token)",
+    "train_loss": "training loss (nats per token)",
     "kept": "facts kept in the pretraining format (%)",
 }
 SIGNS = {1: "better", 0: "no difference", -1: "worse"}

@@ -23,7 +23,7 @@ def threshold_of(scores, reserve_p):
 
 def right_child(scores, reserve_p):
     threshold = threshold_of(scores, reserve_p)
-    return {name: score >= threshold for name, score in scores.items()}
+    return {name: (score >= threshold) & (score > 0) for name, score in scores.items()}
 
 
 def one_for_each(scores, reserve_p):
@@ -50,6 +50,9 @@ WRONG_CHILDREN = {
         for name, score in scores.items()
     },
     "a ValueError, and yours raised RuntimeError": with_another_error,
+    "those 5 should be kept, and 200 are": lambda scores, p: {
+        name: score >= threshold_of(scores, p) for name, score in scores.items()
+    },
     "raised KeyError": lambda scores, p: scores["nothing"],
 }
 
@@ -111,7 +114,7 @@ def test_other_roads_to_the_right_answer_are_right():
         if flat.max() == 0:
             raise ValueError("nothing to choose from")
         threshold = flat.quantile(1 - reserve_p, interpolation="higher")
-        return {name: score >= threshold for name, score in scores.items()}
+        return {name: (score >= threshold) & (score > 0) for name, score in scores.items()}
 
     assert check_child(with_quantile).right
     assert check_peak_bytes(lambda n, p: max(3 * 4 * n, 4 * n + 4 * n + 3 * 4 * round(n * p))).right

@@ -74,6 +74,12 @@ def test_the_studys_curves_are_means_over_seeds_by_epoch(study):
         assert list(ax.lines[1].get_ydata()) == pytest.approx([sum(epoch) / 5 for epoch in zip(*curves, strict=True)])
 
 
+def test_a_study_of_one_task_has_one_panel(tmp_path):
+    one = made_up(tmp_path, TASKS[:1])
+    for plot in (plot_study, plot_study_curves):
+        assert [ax.get_title() for ax in plot(one).axes] == ["chat-96, 5 seeds"]
+
+
 def test_another_study_makes_another_figure(study, tmp_path):
     worse = made_up(tmp_path, **{F: -0.2})
     assert figure_svg(plot_study(study)) != figure_svg(plot_study(worse))
