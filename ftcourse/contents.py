@@ -78,7 +78,7 @@ def _numbered(*numbers: str) -> tuple[str, ...]:
 
 
 ROUTES = (
-    Route("two hours", "fine-tune a chat model, fully and with LoRA", _numbered("05", "08", "09")),
+    Route("two hours", "fine-tune a chat model, and check its data first", _numbered("05", "08")),
     Route(
         "one day",
         "the same, and choose weights, settings and memory, up to sharding on several GPUs",

@@ -139,7 +139,7 @@ def test_the_address_is_one_that_nobody_can_take_over():
 
 
 def test_every_notebook_has_this_cell_and_none_installs_the_bare_name():
-    assert len({guard(path) for path in SOURCES}) == 1 and len(SOURCES) == 17
+    assert len({guard(path) for path in SOURCES}) == 1 and len(SOURCES) == 18
     assert f"ftkit[colab] @ git+{REPOSITORY}@v{PROJECT['version']}" in guard(SOURCES[0])
     files = [
         *SOURCES,

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import build
-from ftcourse.claims import Claim
+from ftcourse.claims import Ledger
 from ftcourse.plots import new_axes
 from ftcourse.studies.lora_speed import loss_gap, memory_ratio, speed_up, table
 from ftkit.loss import IGNORE_INDEX
@@ -94,17 +94,16 @@ def test_the_page_of_a_record_shows_it_and_judges_it(capsys):
         "memory_ratio": memory_ratio,
         "loss_gap": loss_gap,
         "COMMAND": "measure",
-        "Claim": Claim,
     }
     page = ["if record is None", "def judged", "speed, memory, measured"]
-    shown = run(page, record=played(), claims=[], **names)
+    shown = run(page, record=played(), ledger=Ledger("speed and memory"), **names)
     assert "a played device, 1970-01-01" in capsys.readouterr().out and len(shown["ax"].lines) == 3
-    speed, memory = shown["claims"]
-    assert (speed.verdict, memory.verdict) == ("holds", "holds") and "losses within 0.200" in speed.measured
+    speed, memory = shown["ledger"].claims
+    assert (speed.verdict, memory.verdict) == ("supported", "supported") and "losses within 0.200" in speed.measured
     slower = json.loads(json.dumps(played()))
     slower["contenders"]["unsloth"] |= {"seconds": [9.0, 2.0, 2.0, 2.0], "peak_bytes": 2 * 2**30}
-    shown = run(page, record=slower, claims=[], **names)
-    assert [claim.verdict for claim in shown["claims"]] == ["not reproduced", "not reproduced"]
+    shown = run(page, record=slower, ledger=Ledger("speed and memory"), **names)
+    assert [claim.verdict for claim in shown["ledger"].claims] == ["refuted", "refuted"]
     for nothing in (None, {"contenders": {"trl": {}}}):
         judged = run(["def judged"], **names)["judged"](nothing, "unsloth")
         assert judged[:2] == (None, None) and "measure" in judged[2]
