@@ -104,7 +104,11 @@ def outputs(nb):
             yield f"cell {number} hides from the tests"
         for out in cell.get("outputs", []):
             text = output_text(out)
-            if out.output_type != "stream" and "run the cell to" in text and not {"image/svg+xml", "text/html"} & set(out.get("data", {})):
+            if (
+                out.output_type != "stream"
+                and "run the cell to" in text
+                and not {"image/svg+xml", "text/html"} & set(out.get("data", {}))
+            ):
                 yield f"cell {number} has a control without a picture of it"
             if len(text) > OUTPUT_BYTES:
                 yield f"cell {number} has an output of {len(text):,} bytes"

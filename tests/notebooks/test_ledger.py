@@ -79,7 +79,9 @@ def test_every_ready_notebook_but_the_map_has_claims_and_every_row_is_whole():
     ready = [row["notebook"] for row in notebooks if row["ready"]]
     built = {path.stem for path in (ledger.ROOT / "notebooks").glob("*.ipynb")} - {ledger.MAP}
     assert set(ready) == built
-    assert built - {row["notebook"] for row in claims} == {"02b_inside_the_optimizer"}  # how it is built; nobody's claim
+    assert built - {row["notebook"] for row in claims} == {
+        "02b_inside_the_optimizer"
+    }  # how it is built; nobody's claim
     for row in claims:
         assert row["verdict"] in VERDICTS
         assert all(row[name] for name in ("claim", "topic", "source", "model", "measured"))
