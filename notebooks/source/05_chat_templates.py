@@ -937,12 +937,12 @@ for row, (label, colours) in enumerate(
     axes[0].text(-0.1, row + 0.4, label, ha="right", va="center")
 axes[0].set(title="channels", xlim=(0, 3), ylim=(1.8, 0), yticks=[])
 axes[0].set_xticks([0.5, 1.5, 2.5], ["red", "blue", "white"])
-levels = torch.linspace(0, 255, 60)
+levels = torch.linspace(0, 255, 60, dtype=torch.float64)
 axes[1].plot(levels, (levels / 255 - 0.45) / 0.22, "-", color=OKABE_ITO[0], label="as trained")
 axes[1].plot(levels, levels / 255, "--", color=OKABE_ITO[5], label="not normalised")
 axes[1].set(title="normalisation", xlabel="pixel", ylabel="what the model reads")
 axes[1].legend(frameon=False, fontsize=8)
-angles = torch.linspace(0, 6.2832, 13)[:-1]
+angles = torch.linspace(0, 6.2832, 13, dtype=torch.float64)[:-1]
 for number, (x, y) in enumerate(zip(angles.cos(), angles.sin(), strict=True)):
     drawn = number in (1, 4, 6, 11)
     axes[2].plot(

@@ -476,7 +476,7 @@ for name in tasks_of(study, "clipping"):
 # SGD keeps one state per parameter with momentum and none without, AdamW two: 8 bytes per parameter in float32.
 # **Predict first:** with each at its own learning rate, how far does SGD with momentum fall behind AdamW?
 
-# %% tags=["hide-input"]
+# %% tags=["hide-input", "nbval-ignore-output"]
 axes = plot_question(study, "optimizer")
 
 # %%

@@ -348,7 +348,7 @@ for number, ((title, (base_line, starts_of)), ax) in enumerate(
 ):
     bugs = list(starts_of)[::-1]
     for place, bug in enumerate(bugs):
-        values = starts_of[bug]
+        values = {place: round(loss, 2) for place, loss in starts_of[bug].items()}
         ax.plot([values["alone"], values["inside"]], [place, place], color="#999999")
         ax.plot(
             values["alone"],

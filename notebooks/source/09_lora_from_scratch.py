@@ -409,7 +409,7 @@ ledger.add(claim, source, held, measured, only_if=condition)
 #
 # Move the rank, and choose another matrix:
 
-# %%
+# %% tags=["nbval-ignore-output"]
 short = {f"block {n.split('.')[2]} {n.split('.')[4]}": change[n] for n in matrices}
 explorer = RankExplorer(short, losses)
 explorer
