@@ -23,6 +23,7 @@ from ftkit.evaluate import stop_token_ids
 from ftkit.loss import IGNORE_INDEX
 from ftkit.models import data_dir, load_base
 from ftkit.overfit import start_loss
+from ftkit.parameters import count_parameters
 
 ROWS, MAX_LENGTH = 8, 256
 QUESTIONS, NEW_TOKENS = 20, 24
@@ -81,7 +82,7 @@ def main(arguments: list[str] | None = None) -> None:
     questions = [row["messages"][0]["content"] for row in load_chat()["test"]][:QUESTIONS]
     record = {
         "model": f"{find_gguf().name}, dequantised to float32",
-        "parameters": sum(p.numel() for p in model.parameters()),
+        "parameters": count_parameters(model).total,
         "environment": environment(),
         "sources": {name: SOURCES.get(name, SOURCES["chat"]) for name in sources},
         "batches": {name: measure(model, tokenizer, train) for name, train in sources.items()},

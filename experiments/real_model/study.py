@@ -29,6 +29,7 @@ import torch
 from torch import nn
 from transformers import get_scheduler
 
+from ftcourse.masks import random_masks
 from ftcourse.studies.bracketing import run_bracketed
 from ftcourse.studies.real_model import (
     ADAMW,
@@ -52,7 +53,7 @@ from ftcourse.studies.real_model import (
 )
 from ftcourse.studies.records import make_repeatable, run_missing, sort_records, write_records
 from ftkit.batching import Example, global_batch, pad, steps_per_epoch
-from ftkit.child_tuning import ChildTuningAdamW, fisher_mask, gradient_mask, top_fraction_masks
+from ftkit.child_tuning import ChildTuningAdamW, fisher_mask, top_fraction_masks
 from ftkit.conversations import encode
 from ftkit.finetune.lora import attach_lora, reset_adapters
 from ftkit.loss import IGNORE_INDEX
@@ -207,8 +208,7 @@ def make_masks(prepared: Prepared, trial: Trial) -> dict[str, torch.Tensor]:
         examples = ([row] for row in prepared.rows[:FISHER_ROWS])  # a batch is one example
         return fisher_mask(base, examples, trial.p, per="batch", loss=mean_loss)
     if trial.method == RANDOM:
-        of_all = {"seed": trial.seed, "step": 0}
-        return {name: gradient_mask(p.shape, trial.p, name=name, **of_all) for name, p in base.named_parameters()}
+        return random_masks(dict(base.named_parameters()), trial.p, trial.seed)
     if trial.method == MAGNITUDE:
         return top_fraction_masks({name: p.detach().abs() for name, p in base.named_parameters()}, trial.p)
     raise ValueError(f"there is no method {trial.method!r}")

@@ -235,6 +235,10 @@ class BracketedStudy:
         """A validation measure of the tuning runs by learning rate; one value per tuning seed."""
         return learning_rate_curve(self._tuning.get(method_of(method), []), method, measure, self.tuning_seeds)
 
+    def tuning_runs(self, method: Trial) -> list[dict]:
+        """The records of the method's tuning runs, lowest learning rate first."""
+        return sorted(self._tuning.get(method_of(method), []), key=lambda record: record["lr"])
+
     def runs(self, method: Trial) -> dict[int, dict]:
         """The final records at the method's best learning rate, by seed. Raises KeyError for what was not run."""
         return dict(sorted(self._runs[method_of(method)][self.best(method)].items()))

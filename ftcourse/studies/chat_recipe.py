@@ -22,12 +22,12 @@ from ftkit.adapters import attach
 from ftkit.batching import Example, global_batch
 from ftkit.conversations import encode, encode_text
 from ftkit.evaluate import generate_answers, stop_rate
-from ftkit.loss import IGNORE_INDEX, summed_cross_entropy
+from ftkit.loss import IGNORE_INDEX
 from ftkit.models import data_dir, load_base
 
 from .bracketing import SEEDS, TUNING_SEEDS, BracketedStudy, run_bracketed
 from .records import make_repeatable, study_parser
-from .tasks import EVAL_ROWS, next_token_loss, next_token_scores
+from .tasks import exact_and_loss, next_token_loss
 
 BATCH_SIZE = 16  # conversations
 STEPS, SHORT, LONG = 48, 32, 144  # just under one pass, two thirds of it, and three passes
@@ -86,19 +86,6 @@ def page_example(tokenizer: PreTrainedTokenizerBase, fact: Fact) -> Example:
     example = encode_text(tokenizer, f"{prompt} {fact.answer}")
     start = len(tokenizer.encode(prompt))
     return example | {"labels": [IGNORE_INDEX] * start + example["labels"][start:]}
-
-
-@torch.no_grad()
-def exact_and_loss(model: nn.Module, rows: Sequence[Example]) -> tuple[float, float]:
-    """The fraction of rows whose labels are all the likeliest tokens, as in greedy decoding, and nats per label."""
-    exact, total, tokens = 0, 0.0, 0
-    for first in range(0, len(rows), EVAL_ROWS):
-        logits, labels = next_token_scores(model, list(rows[first : first + EVAL_ROWS]))
-        masked = labels == IGNORE_INDEX
-        exact += int(((logits.argmax(-1) == labels) | masked).all(-1).sum())
-        total += float(summed_cross_entropy(logits, labels))
-        tokens += int((~masked).sum())
-    return exact / len(rows), total / tokens
 
 
 def run(trial: Trial) -> dict:

@@ -24,14 +24,13 @@ from ftkit import freezing as presets
 from ftkit.models import data_dir, load_base, load_tokenizer
 from ftkit.parameters import count_parameters, decay_groups
 
-from .bracketing import SEEDS, BracketedStudy, method_of, run_bracketed, scores
+from .bracketing import SEEDS, BracketedStudy, run_bracketed, scores
 from .records import (
     make_repeatable,
     read_records,
     run_missing,
     sort_records,
     study_parser,
-    trial_of,
     write_records,
 )
 from .tasks import WEIGHT_DECAY, Task, base_of, knowledge_by_domain, load_task, training_steps
@@ -172,7 +171,7 @@ def retention_at(curve: list[dict], score: float, measure: str = "test_exact") -
 def trade_off(study: BracketedStudy, method: Trial) -> list[tuple[float, float, float]]:
     """(learning rate, validation exact match, retention) of the tuning runs, means over seeds, lowest rate first."""
     points: dict[float, list[tuple[float, float]]] = {}
-    for record in _tuning_runs(study, method):
+    for record in study.tuning_runs(method):
         points.setdefault(record["lr"], []).append((record["validation_exact"], retention(record)))
     return [(lr, *map(statistics.fmean, zip(*points[lr], strict=True))) for lr in sorted(points)]
 
@@ -185,22 +184,13 @@ def best_gap(study: BracketedStudy, method: Trial, learnt: float = 0.1) -> float
     full = replace(method, preset=FULL)
     up_to = study.best(full)
     gaps: dict[float, list[float]] = {}
-    for record in _tuning_runs(study, method):
-        line = [r for r in _tuning_runs(study, full) if r["seed"] == record["seed"] and r["lr"] <= up_to]
+    for record in study.tuning_runs(method):
+        line = [r for r in study.tuning_runs(full) if r["seed"] == record["seed"] and r["lr"] <= up_to]
         at_equal = retention_at(line, record["validation_exact"], "validation_exact")
         gaps.setdefault(record["lr"], []).append(retention(record) - at_equal)
     return max(
         (statistics.fmean(gaps[lr]) for lr, score, _ in trade_off(study, method) if score >= learnt), default=None
     )
-
-
-def _tuning_runs(study: BracketedStudy, method: Trial) -> list[dict]:
-    own = [
-        record
-        for record in study.records
-        if record["seed"] in study.tuning_seeds and method_of(trial_of(record, Trial)) == method_of(method)
-    ]
-    return sorted(own, key=lambda record: record["lr"])
 
 
 def possible_presets(model: str) -> list[str]:

@@ -5,7 +5,7 @@ Shapes: B examples of a batch, T tokens (padded on the right), V vocabulary, C c
 
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -70,16 +70,7 @@ def _chat(n: int, seed: int, base: str | None, validation: bool) -> Task:
     def evaluate(model: nn.Module, *names: str) -> dict[str, float]:
         found = {}
         for split in names or ("test", "heldout_domains"):
-            exact, total, tokens = 0, 0.0, 0
-            for first in range(0, len(splits[split]), EVAL_ROWS):
-                logits, labels = next_token_scores(model, splits[split][first : first + EVAL_ROWS])
-                masked = labels == IGNORE_INDEX
-                # Greedy decoding gives the whole answer exactly when every token of it is the likeliest one.
-                exact += int(((logits.argmax(-1) == labels) | masked).all(-1).sum())
-                total += float(summed_cross_entropy(logits, labels))
-                tokens += int((~masked).sum())
-            found[f"{split}_exact"] = exact / len(splits[split])
-            found[f"{split}_loss"] = total / tokens
+            found[f"{split}_exact"], found[f"{split}_loss"] = exact_and_loss(model, splits[split])
         return found
 
     return Task(model, splits["train"], epochs(n), next_token_loss, evaluate)
@@ -90,6 +81,20 @@ def next_token_scores(model: nn.Module, rows: list[Example]) -> tuple[torch.Tens
     batch = {name: tensor.to(model.device) for name, tensor in pad(rows, 0).items()}
     labels = batch.pop("labels")[:, 1:]
     return model(**batch, use_cache=False).logits[:, :-1].float(), labels
+
+
+@torch.no_grad()
+def exact_and_loss(model: nn.Module, rows: Sequence[Example]) -> tuple[float, float]:
+    """The fraction of rows whose labels are all the likeliest tokens, as in greedy decoding, and nats per label."""
+    exact, total, tokens = 0, 0.0, 0
+    for first in range(0, len(rows), EVAL_ROWS):
+        logits, labels = next_token_scores(model, list(rows[first : first + EVAL_ROWS]))
+        masked = labels == IGNORE_INDEX
+        # Greedy decoding gives the whole answer exactly when every token of it is the likeliest one.
+        exact += int(((logits.argmax(-1) == labels) | masked).all(-1).sum())
+        total += float(summed_cross_entropy(logits, labels))
+        tokens += int((~masked).sum())
+    return exact / len(rows), total / tokens
 
 
 def next_token_loss(model: nn.Module, rows: list[Example]) -> torch.Tensor:

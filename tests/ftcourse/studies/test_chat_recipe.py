@@ -10,12 +10,12 @@ from ftcourse.studies.chat_recipe import (
     STARTS,
     chat_token_ids,
     chats_about,
-    exact_and_loss,
     invented_capitals,
     page_example,
     stored,
     trained_facts,
 )
+from ftcourse.studies.tasks import exact_and_loss
 from ftkit.conversations import encode
 from ftkit.evaluate import exact_match, generate_answers
 from ftkit.models import data_dir, load_base
