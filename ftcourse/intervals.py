@@ -21,7 +21,10 @@ class Interval:
     @property
     def points(self) -> str:
         """As a difference in percentage points."""
-        return f"{100 * self.mean:+.1f} ({100 * self.low:+.1f} to {100 * self.high:+.1f})"
+        mean, low, high = (
+            f"{round(100 * bound, 1) + 0.0:+.1f}" for bound in (self.mean, self.low, self.high)
+        )  # no -0.0
+        return f"{mean} ({low} to {high})"
 
 
 def interval(values: Sequence[float]) -> Interval:

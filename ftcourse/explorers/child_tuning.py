@@ -8,6 +8,7 @@ import torch
 
 from ftcourse.intervals import interval
 from ftcourse.plots import OKABE_ITO, new_axes
+from ftcourse.studies import real_model
 from ftcourse.studies.masks import ADAMW, ADVISED_P, CONTROL, F_FEWER, F_MORE, FISHER, LOSS, SCORE, F, Tournament
 
 from . import Explorer
@@ -123,6 +124,33 @@ def plot_study_curves(study: Tournament, methods: Sequence[str] = (ADAMW, F, CON
     axes[0].set_ylabel("test loss (nats per token)")
     axes[0].legend(frameon=False)
     return figure
+
+
+REAL_METHODS = (real_model.ADAMW, real_model.FREE, real_model.CONTROL, real_model.FISHER)
+
+
+def plot_real_study(study: real_model.RealStudy, methods: Sequence[str] = REAL_METHODS):
+    """Draw a published model's test loss and exact calls over the steps, each method at its best learning rate: means
+    over seeds as lines, seeds as points. Return the Axes."""
+    axes = new_axes(9.0, 3.3, columns=2)[1]
+    for ax, measure in zip(axes, ("loss", "exact"), strict=True):
+        real_model.plot_curves(study, methods, measure, ax=ax)
+    axes[1].get_legend().remove()
+    return axes
+
+
+def real_differences(study: real_model.RealStudy, methods: Sequence[str] = REAL_METHODS) -> str:
+    """A table: each method's learning rate, and its differences from the first method over paired seeds, in loss after
+    the first quarter of the run and in exact calls at the end."""
+    first, *others = methods
+    lines = [f"{'':18}learning rate   loss after a quarter     exact calls at the end"]
+    ends = study.ends(first)
+    lines.append(f"{first:18}{study.runs(first)[0]['lr']:13.2g}   {'':22}   {statistics.fmean(ends):.0%}")
+    for method in others:
+        early, end = study.gain((method,), (first,), "loss", 0), study.gain((method,), (first,))
+        quarter = f"{early.mean:+.2f} ({early.low:+.2f} to {early.high:+.2f})"
+        lines.append(f"{method:18}{study.runs(method)[0]['lr']:13.2g}   {quarter:22}   {end.points} points")
+    return "\n".join([*lines, f"differences from {first}, {len(ends)} seeds (95 % interval)"])
 
 
 def plot_rates(study: Tournament, task: str, p: float, *, ax=None):

@@ -194,12 +194,24 @@ def plot_real_learning_rates(study: RealStudy):
 
 
 def real_learning_rates(study: RealStudy) -> str:
-    """What `plot_real_learning_rates` shows, a line for each method: exact calls by learning rate, and the best."""
-    return "\n".join(
+    """What `plot_real_learning_rates` shows, a line for each method: exact calls by learning rate, and the best; then
+    AdamW's final runs at its best and at both libraries' defaults."""
+    lines = [
         f"{method}: {', '.join(f'{lr:g} {exact:.0%}' for lr, exact in study.tuning(method, 'exact').items())}; "
         f"best {study.best_rate(method):g}"
         for method in _searched(study)
-    )
+    ]
+    return "\n".join([*lines, *_defaults(study)])
+
+
+def _defaults(study: RealStudy) -> list[str]:
+    best = study.ends(real_model.ADAMW)
+    lines = [f"test, {len(best)} seeds, best {study.best_rate(real_model.ADAMW):g}: {statistics.fmean(best):.0%}"]
+    for name, lr in DEFAULTS.items():
+        gain = study.gain((real_model.ADAMW,), (real_model.ADAMW, lr))
+        mean = statistics.fmean(study.ends(real_model.ADAMW, lr=lr))
+        lines.append(f"  {name}: {mean:.0%}; the best is ahead by {gain.points} percentage points")
+    return lines
 
 
 def _searched(study: RealStudy) -> list[str]:

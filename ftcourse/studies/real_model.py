@@ -128,6 +128,14 @@ class Prediction:
     came_true: Callable[[RealStudy], bool]
 
 
+def outcome(prediction: Prediction, study: RealStudy) -> str:
+    """In words, or "" where its runs are missing."""
+    try:
+        return "came true" if prediction.came_true(study) else "did not"
+    except ValueError:
+        return ""
+
+
 def _spans_zero(found: Interval) -> bool:
     return found.low <= 0 <= found.high
 

@@ -10,13 +10,17 @@ from ftcourse.explorers.child_tuning import (
     learning_rate_explorer,
     plot_losses,
     plot_masks,
+    plot_real_study,
     plot_study,
     plot_study_curves,
     plot_updates,
+    real_differences,
 )
 from ftcourse.plots import figure_svg
+from ftcourse.studies import real_model
 from ftcourse.studies.bracketing import TUNING_SEEDS
 from ftcourse.studies.masks import CONTROL, CONTROLS, METHODS, PREDICTIONS, F, Tournament
+from tests.ftcourse.studies.test_real_model_study import RECORDS, read
 
 RATES = (4e-4, 1e-3, 3e-3, 9e-3)
 TASKS = ("chat-96", "truth-500")
@@ -118,3 +122,14 @@ def test_masks_updates_and_losses_are_drawn_under_their_names():
     ax = plot_losses({"AdamW": [2.0, 1.0], "F": [3.0, 1.5]})
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["AdamW", "F"]
     assert list(ax.lines[1].get_ydata()) == [3.0, 1.5]
+
+
+def test_a_published_models_runs_are_drawn_and_their_differences_printed(tmp_path):
+    study, methods = read(tmp_path, RECORDS), (real_model.ADAMW, real_model.FREE, real_model.CONTROL)
+    loss, exact = plot_real_study(study, methods)
+    drawn = {line.get_label(): line.get_ydata().tolist() for line in exact.lines}
+    assert drawn[real_model.CONTROL] == pytest.approx([0.1, 0.6]) and "loss" in loss.get_ylabel()
+    head, first, free, control, said = real_differences(study, methods).split("\n")
+    assert first.split() == ["AdamW", "0.0001", "60%"] and "3 seeds" in said and "quarter" in head
+    assert free.split()[:3] == ["F", "0.0002", "+0.60"] and free.endswith("+10.0 (+10.0 to +10.0) points")
+    assert "+0.0 (-24.8 to +24.8) points" in control

@@ -1,6 +1,5 @@
 """The pictures and tables of the recipe study, on made-up runs whose best learning rates and gains are known."""
 
-import json
 import math
 import statistics
 from dataclasses import asdict, replace
@@ -24,6 +23,7 @@ from ftcourse.intervals import Interval
 from ftcourse.studies import real_model
 from ftcourse.studies.bracketing import SEEDS, TUNING_SEEDS, BracketedStudy
 from ftcourse.studies.recipe import EPOCHS, QUESTIONS, Trial, usual, variants
+from tests.ftcourse.studies.test_real_model_study import read, record
 
 
 def made_up(questions=("schedule", "optimizer", "epochs")) -> BracketedStudy:
@@ -134,19 +134,29 @@ def test_defaults_are_marked_by_name_and_tasks_by_shape():
     assert set(shapes) == set(EPOCHS) and len(set(shapes.values())) == 2
 
 
-def test_the_best_learning_rates_of_the_real_model_are_printed(tmp_path):
-    path = tmp_path / "real.jsonl"
+@pytest.fixture
+def real_study(tmp_path) -> real_model.RealStudy:
+    tuned = ((real_model.ADAMW, 3e-4), (real_model.LORA, 3e-3))
     records = [
-        {
-            **asdict(real_model.Trial(method, lr, real_model.TUNING_SEED)),
-            "validation_exact": exact,
-            "validation_loss": 1,
-        }
-        for method, best in ((real_model.ADAMW, 3e-4), (real_model.LORA, 3e-3))
+        record(method, lr, real_model.TUNING_SEED, [1.0], [exact])
+        for method, best in tuned
         for lr, exact in ((best / 3, 0.1), (best, 0.5), (best * 3, 0.2))
     ]
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
-    study = real_model.RealStudy(path)
-    adamw, lora = real_learning_rates(study).split("\n")
+    for seed in real_model.SEEDS:
+        finals = ((3e-4, 0.4), (5e-5, 0.3 + seed / 100), (2e-5, 0.1))
+        records += [record(real_model.ADAMW, lr, seed, [1.0], [exact]) for lr, exact in finals]
+    return read(tmp_path, records)
+
+
+def test_the_best_learning_rates_of_the_real_model_are_printed(real_study):
+    adamw, lora, *_ = real_learning_rates(real_study).split("\n")
     assert adamw.startswith("AdamW: 0.0001 ") and adamw.endswith("; best 0.0003") and lora.endswith("; best 0.003")
-    assert [len(ax.lines) for ax in plot_real_learning_rates(study)] == [6, 6]  # two defaults, two curves, two rings
+    # two defaults, two curves, two rings
+    assert [len(ax.lines) for ax in plot_real_learning_rates(real_study)] == [6, 6]
+
+
+def test_both_defaults_are_compared_with_the_best_learning_rate_over_seeds(real_study):
+    best, trl, transformers = real_learning_rates(real_study).split("\n")[2:]
+    assert best == "test, 3 seeds, best 0.0003: 40%"
+    assert trl == "  TRL 2e-5: 10%; the best is ahead by +30.0 (+30.0 to +30.0) percentage points"
+    assert transformers.startswith("  transformers 5e-5: 31%; the best is ahead by +9.0 (+6.5 to +11.5)")
