@@ -53,6 +53,18 @@ def use_course_style() -> None:
     matplotlib.rcParams.update(STYLE)
 
 
+def settle_layout(figure) -> None:
+    """Lay the figure out now and keep the places of its Axes, rounded.
+
+    Of many panels, the solver of matplotlib's constrained layout gives other last digits in each run, and the ids in an
+    SVG are made from them.
+    """
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    for ax in figure.axes:
+        ax.set_position([round(place, 9) for place in ax.get_position().bounds])
+
+
 def figure_svg(figure, *, title: str | None = None) -> str:
     """Return `figure` as an `<svg>` element whose text depends only on what is drawn, and close the figure.
 

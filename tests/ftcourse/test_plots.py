@@ -17,7 +17,17 @@ from tests import warm
 
 matplotlib.use("agg")
 
-from ftcourse.plots import HATCHES, OKABE_ITO, figure_svg, new_axes, plot_by_domain, plot_loss, plot_matrix, plot_shards
+from ftcourse.plots import (
+    HATCHES,
+    OKABE_ITO,
+    figure_svg,
+    new_axes,
+    plot_by_domain,
+    plot_loss,
+    plot_matrix,
+    plot_shards,
+    settle_layout,
+)
 
 GRADIENT = [[0.5, -1.0, 0.25], [2.0, 0.0, -0.75]]
 MASK = [[True, False, True], [False, True, True]]
@@ -214,3 +224,18 @@ def test_a_notebook_shows_stable_svg_whenever_pyplot_was_loaded(early):
         assert matplotlib.__version__ not in svg
     assert shown[2][0].data == shown[3][0].data
     assert not shown[0] and not shown[1]  # setting up shows nothing
+
+
+def test_a_settled_layout_keeps_its_places_whatever_is_drawn_later():
+    figure, axes = new_axes(9.0, 3.0, columns=5)
+    axes[0].set_ylabel("a label\nof two lines")
+    settle_layout(figure)
+    before = [ax.get_position().bounds for ax in axes]
+    assert all(place == round(place, 9) for left, bottom, *_ in before for place in (left, bottom))
+    assert before[0][0] > 0.03 and before[1][0] > before[0][0] + before[0][2], "room for the label, no overlap"
+    axes[0].set_ylabel("none")
+    figure.draw_without_rendering()
+    assert [ax.get_position().bounds for ax in axes] == before
+    free, others = new_axes(9.0, 3.0, columns=5)  # the mutation: not settled
+    free.draw_without_rendering()
+    assert not all(place == round(place, 9) for ax in others for place in ax.get_position().bounds[:2])
