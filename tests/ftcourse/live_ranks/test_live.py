@@ -17,7 +17,7 @@ from ftcourse.live_ranks.worker import tcp_connections
 from tests import warm
 from tests.ftkit.distributed.processes import gone
 
-TIMEOUT = 10.0  # seconds that a rank waits for another one in a collective
+TIMEOUT = 6.0  # seconds that a rank waits for another one in a collective
 START = 120.0  # seconds at most; about 8 on two cores with nothing else to do, and tests run beside other tests
 
 
