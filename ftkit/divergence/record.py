@@ -1,9 +1,9 @@
-"""Record what every module computes in the first steps of a training loop, so that `compare` can set it beside another run.
+"""Record what every module computes in the first steps of a training loop, to be compared with another run.
 
 A tensor is kept as one line for each of its rows: `PROJECTIONS` random projections of the row and its squared norm, in
-float64. Rows have keys that do not depend on how a run is split: a token of an output has that of its document and its
-place in it, a row of a parameter its index in the whole parameter. Projections add up over a row's parts. So shards of
-FSDP and tensor parallelism, shares of a batch, padding and packing can all be compared with a single process.
+float64. Rows have keys that do not depend on how a run is split: that of a token is made of its document and its place
+in it, that of a row of a parameter is its index in the whole one. Projections of a row's parts add up to the row's. So
+shards of FSDP and tensor parallelism, shares of a batch and packed sequences can be compared with a single process.
 
 How far rounding may lead is measured: the reference is recorded twice, the second time with random noise of the size of
 rounding errors added to every output and gradient (the idea of TTrace, Jiang et al. 2025, arXiv:2506.09280).
@@ -65,8 +65,9 @@ def record(
         recorder.write(Path(folder))
 
 
-def unit_roundoff(dtype: torch.dtype) -> float:
-    return torch.finfo(dtype).eps / 2
+def unit_roundoff(dtype: torch.dtype | str) -> float:
+    """The relative error of rounding to `dtype`."""
+    return torch.finfo(getattr(torch, dtype) if isinstance(dtype, str) else dtype).eps / 2
 
 
 @lru_cache(maxsize=32)
@@ -76,7 +77,7 @@ def projection(columns: int) -> torch.Tensor:
 
 
 def project(rows: torch.Tensor, offset: int = 0) -> torch.Tensor:
-    """Projections and squared norm of rows (N, C), whose columns begin at `offset` of the whole: (N, PROJECTIONS + 1)."""
+    """Projections and squared norm (N, PROJECTIONS + 1) of rows (N, C) that begin at column `offset` of whole ones."""
     matrix = projection(offset + rows.shape[1])[offset:]
     parts = []
     for part in rows.detach().split(max(1, CHUNK // max(1, rows.shape[1]))):

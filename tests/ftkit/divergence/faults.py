@@ -12,7 +12,7 @@ from ftkit.dtensor import local_tensor
 from ftkit.loss import accumulate
 from ftkit.parameters import decay_groups
 
-from .runs import ByHand, Child, Clipped, Ddp, Fsdp, Lora, Loop, Parallel, Resumed, ShardedLora
+from .runs import ByHand, Child, Clipped, Ddp, Fsdp, Loop, Lora, Parallel, Resumed, ShardedLora
 
 LAST = Loop.layers - 1
 
