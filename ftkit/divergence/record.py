@@ -70,6 +70,17 @@ def unit_roundoff(dtype: torch.dtype | str) -> float:
     return torch.finfo(getattr(torch, dtype) if isinstance(dtype, str) else dtype).eps / 2
 
 
+def rounding_error(tensor: torch.Tensor, width: int) -> torch.Tensor:
+    """u + sqrt(width) u' times the RMS of each row of a tensor of sums of `width` terms.
+
+    u is the rounding of the result, sqrt(width) u' that of the sum, as it probably is at most (Higham & Mary 2019), in
+    float32 where the result has fewer bits.
+    """
+    sums = torch.float32 if tensor.element_size() < 4 else tensor.dtype
+    size = unit_roundoff(tensor.dtype) + math.sqrt(width) * unit_roundoff(sums)
+    return size * tensor.to(sums).square().mean(-1, keepdim=True).sqrt()
+
+
 @lru_cache(maxsize=32)
 def projection(columns: int) -> torch.Tensor:
     """Normal numbers (columns, PROJECTIONS) in float64: those of fewer columns are the first ones of more."""
@@ -129,6 +140,7 @@ class _Recorder:
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, steps: range, rounding: bool):
         self.model, self.optimizer, self.steps, self.rounding = model, optimizer, steps, rounding
         self.step, self.keys, self.outermost = steps.start, None, None
+        self.tokens = 0  # in the batch of this step
         self.entries: dict[tuple, dict] = {}  # (step, kind, name) -> what is known of the tensor, with its lines
         self.settings: dict[int, dict] = {}  # step -> parameter -> of its group in the optimizer
         self.generators: dict[torch.device, torch.Generator] = {}
@@ -169,6 +181,7 @@ class _Recorder:
     def _enter(self, name: str, module: nn.Module, args: tuple, kwargs: dict) -> None:
         if self.outermost is None and not self.done and not self.tracker.is_bw:
             self.outermost, self.keys = name, token_keys(args, kwargs)
+            self.tokens += 0 if self.keys is None else int((self.keys != PADDING).sum())
 
     def _leave(self, name: str, module: nn.Module, args: tuple, kwargs: dict, output) -> None:
         if self.done:
@@ -205,7 +218,10 @@ class _Recorder:
             names[parameter] = clean_name(name)
             if parameter.grad is not None:
                 if self.rounding:
-                    _local(parameter.grad).add_(self._noise(_local(parameter.grad), 0))
+                    # Towards and past zero, not at random: an optimizer that divides by the root of a second moment
+                    # makes a whole step of a sign, and all signs that rounding may change are to change here.
+                    grad = _local(parameter.grad)
+                    grad.sub_(grad.sign() * rounding_error(grad, self.tokens))
                 self._add_parameter(GRADIENT, clean_name(name), parameter, local_gradient(parameter))
         self.settings[self.step] = {
             names[parameter]: _settings(group)
@@ -216,22 +232,16 @@ class _Recorder:
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
         if not self.done:
-            self.step, self.outermost = self.step + 1, None
+            self.step, self.outermost, self.tokens = self.step + 1, None, 0
             self._add_parameters(trained=True)
 
     @torch.no_grad()
     def _noise(self, tensor: torch.Tensor, width: int) -> torch.Tensor:
-        """Uniform in ± (u + sqrt(width) u') times the RMS of each row.
-
-        u is the rounding of the result; sqrt(width) u' that of a sum of `width` terms, as it probably is at most
-        (Higham & Mary 2019), in float32 where the result has fewer bits.
-        """
-        sums = torch.float32 if tensor.element_size() < 4 else tensor.dtype
-        size = unit_roundoff(tensor.dtype) + math.sqrt(width) * unit_roundoff(sums)
+        """Uniform noise up to `rounding_error`."""
         if tensor.device not in self.generators:
             self.generators[tensor.device] = torch.Generator(tensor.device).manual_seed(0)
-        draws = torch.rand(tensor.shape, generator=self.generators[tensor.device], device=tensor.device) * 2 - 1
-        return draws * size * tensor.to(sums).square().mean(-1, keepdim=True).sqrt()
+        draws = torch.rand(tensor.shape, generator=self.generators[tensor.device], device=tensor.device)
+        return (2 * draws - 1) * rounding_error(tensor, width)
 
     def _add_output(self, kind: str, label: str, keys, columns, tensor: torch.Tensor, **facts) -> None:
         if keys is None:

@@ -83,6 +83,19 @@ class Clipped(Loop):
     clip = 0.1  # a tenth of the norm, about
 
 
+class NearZero(Loop):
+    """Adam makes a whole step of one gradient, whose sign is a matter of rounding."""
+
+    near_zero = 1e-10
+
+    def make_optimizer(self, model):
+        return torch.optim.AdamW(model.parameters(), lr=0.1, eps=1e-20)
+
+    def reduce(self, model):
+        if self.step == 0:
+            model.model.layers[0].mlp.down_proj.weight.grad[3, 5] = self.near_zero
+
+
 class Lora(Loop):
     lr, alpha = 1e-2, 16
 
@@ -141,6 +154,10 @@ class ByHand(Loop):
 
 
 # Healthy: another way to compute the same.
+
+
+class OtherSign(NearZero):
+    near_zero = -NearZero.near_zero
 
 
 class MicroBatches(Loop):

@@ -14,7 +14,7 @@ from . import faults, runs
 RANKS = Path(__file__).with_name("ranks.py")
 
 ONE_LAYER = f"model.layers.{faults.LAST}"
-REFERENCES = [runs.Loop, runs.Clipped, runs.Lora, runs.Child, runs.Bfloat16]
+REFERENCES = [runs.Loop, runs.Clipped, runs.NearZero, runs.Lora, runs.Child, runs.Bfloat16]
 # (the run, its reference)
 HEALTHY_ALONE = [
     (runs.MicroBatches, runs.Loop),
@@ -24,6 +24,7 @@ HEALTHY_ALONE = [
     (runs.OneThread, runs.Loop),
     (runs.LossScale, runs.Loop),
     (runs.Resumed, runs.Loop),
+    (runs.OtherSign, runs.NearZero),
     (runs.ManyBfloat16, runs.Bfloat16),
 ]
 HEALTHY_RANKS = [  # with its mesh
