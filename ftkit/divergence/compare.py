@@ -24,7 +24,7 @@ from ftkit._arguments import parse
 
 from .hints import SETTINGS, START, TOKENS, hint
 from .record import GRADIENT, OUTPUT, OUTPUT_GRADIENT, PARAMETER, PROJECTIONS, unit_roundoff
-from .recording import Recording
+from .recording import Recording, shared_keys
 
 MARGIN = 10  # so many times what rounding was measured to do is not yet a divergence
 UNEXPLAINED = 0.01  # share of a difference that may remain where B is said to be A times a factor
@@ -140,7 +140,8 @@ class _Comparison:
             # Tensor parallelism splits some outputs that cannot be put together again.
             if self.a.width(key) == self.noisy.width(key) == self.b.width(key):
                 phase.compared += 1
-                found = self.differing(key, phase, self.a) or self.differing(key, phase, self.b, factor)
+                found = self.differing(key, phase, self.a) if len(self.a.parts[key]) > 1 else None
+                found = found or self.differing(key, phase, self.b, factor)
                 phase.divergences += [found] if found else []
         return phase
 
@@ -149,7 +150,7 @@ class _Comparison:
         whole, noisy, unit = self.a.whole(key), self.noisy.whole(key), unit_roundoff(self.a.facts[key]["dtype"])
         norm, differing, alike = np.median if phase.kind == PARAMETER else np.linalg.norm, [], 0
         for part in run.parts[key]:
-            keys = np.intersect1d(np.intersect1d(part.keys, whole.keys), noisy.keys)
+            keys = shared_keys(part.keys, whole.keys, noisy.keys)
             if phase.kind == PARAMETER:
                 keys = keys[self.a.moved(key, keys) | run.moved(key, keys)]
             if not len(keys):

@@ -180,7 +180,8 @@ class _Recorder:
 
     def _enter(self, name: str, module: nn.Module, args: tuple, kwargs: dict) -> None:
         if self.outermost is None and not self.done and not self.tracker.is_bw:
-            self.outermost, self.keys = name, token_keys(args, kwargs)
+            # Without gradients it is an evaluation.
+            self.outermost, self.keys = name, token_keys(args, kwargs) if torch.is_grad_enabled() else None
             self.tokens += 0 if self.keys is None else int((self.keys != PADDING).sum())
 
     def _leave(self, name: str, module: nn.Module, args: tuple, kwargs: dict, output) -> None:

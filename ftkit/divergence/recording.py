@@ -66,8 +66,11 @@ class Recording:
 
     def whole(self, key: tuple) -> Part:
         """All rows of a tensor, each from the first rank that has it."""
-        keys, first = np.unique(np.concatenate([part.keys for part in self.parts[key]]), return_index=True)
-        return Part(None, keys, np.concatenate([part.lines for part in self.parts[key]])[first])
+        parts = self.parts[key]
+        if len(parts) == 1:
+            return parts[0]
+        keys, first = np.unique(np.concatenate([part.keys for part in parts]), return_index=True)
+        return Part(None, keys, np.concatenate([part.lines for part in parts])[first])
 
     def moved(self, key: tuple, keys: np.ndarray) -> np.ndarray:
         """Which rows of a parameter the step before `key` changed."""
@@ -78,12 +81,10 @@ class Recording:
 
     def shares(self, step: int) -> int:
         """Into how many shares the ranks split the batch of a step: those of one share see the same tokens."""
-        tokens = defaultdict(set)
         for name in self.names(step, OUTPUT):
-            for part in self.parts[step, OUTPUT, name]:
-                tokens[part.rank].update(part.keys.tolist())
-        tokens.pop(None, None)
-        return len(set(map(frozenset, tokens.values()))) or 1
+            if tokens := {part.keys.tobytes() for part in self.parts[step, OUTPUT, name] if part.rank is not None}:
+                return len(tokens)
+        return 1
 
 
 def assemble(pieces: list[tuple]) -> list[Part]:
@@ -106,7 +107,14 @@ def assemble(pieces: list[tuple]) -> list[Part]:
 
 def unique_rows(keys: np.ndarray, lines: np.ndarray, mean: bool = True) -> tuple[np.ndarray, np.ndarray]:
     """One line for each key, in ascending order: the mean of its lines, or their sum."""
-    unique, inverse, counts = np.unique(keys, return_inverse=True, return_counts=True)
-    total = np.zeros((len(unique), lines.shape[1]))
-    np.add.at(total, inverse, lines)
+    order = np.argsort(keys, kind="stable")
+    unique, starts, counts = np.unique(keys[order], return_index=True, return_counts=True)
+    total = np.add.reduceat(lines[order], starts)
     return unique, total / counts[:, None] if mean else total
+
+
+def shared_keys(first: np.ndarray, *others: np.ndarray) -> np.ndarray:
+    """Those that all of them have, in ascending order."""
+    for other in others:
+        first = first if np.array_equal(first, other) else np.intersect1d(first, other)
+    return first

@@ -108,6 +108,8 @@ def references(folder):
     for loop in REFERENCES:
         loop().run(folder / loop.__name__)
         loop().run(folder / loop.__name__, rounding=True)
+    for loop, *_ in HEALTHY_ALONE + FAULTS_ALONE:
+        loop().run(folder / loop.__name__)
     return folder
 
 
@@ -128,7 +130,6 @@ def found(folder, loop, reference):
 
 @pytest.mark.parametrize(("loop", "reference"), HEALTHY_ALONE, ids=named)
 def test_another_way_to_compute_the_same_is_not_accused(references, loop, reference):
-    loop().run(references / loop.__name__)
     report, first = found(references, loop, reference)
     assert first is None, report
     assert all(phase.compared for phase in report.phases)
@@ -143,7 +144,6 @@ def test_two_ranks_that_compute_the_same_are_not_accused(ranks, loop, reference,
 
 @pytest.mark.parametrize(("loop", "reference", "step", "kind", "module"), FAULTS_ALONE, ids=named)
 def test_a_fault_is_found_at_its_step_and_module(references, loop, reference, step, kind, module):
-    loop().run(references / loop.__name__)
     report, first = found(references, loop, reference)
     assert first == (step, kind, module), report
 
@@ -177,13 +177,16 @@ def test_the_report_says_which_rank_and_what_may_be_the_cause(ranks, loop, refer
     assert said in str(found(ranks, loop, reference)[0])
 
 
-def test_the_margin_is_far_from_both_sides(ranks, monkeypatch):
-    """Healthy pairs stay below a fifth of it; faults are seen with ten times it."""
-    for margin, cases in ((MARGIN / 5, [case[:2] for case in HEALTHY_RANKS]), (10 * MARGIN, FAULTS_RANKS)):
-        monkeypatch.setattr("ftkit.divergence.compare.MARGIN", margin)
-        for loop, reference, *wanted in cases:
-            report, first = found(ranks, loop, reference)
-            assert first == (tuple(wanted) or None), (loop, report)
+@pytest.mark.parametrize(
+    ("margin", "cases"),
+    [(MARGIN / 5, HEALTHY_ALONE + [case[:2] for case in HEALTHY_RANKS]), (10 * MARGIN, FAULTS_ALONE + FAULTS_RANKS)],
+    ids=["healthy", "faults"],
+)
+def test_the_margin_is_far_from_both_sides(ranks, monkeypatch, margin, cases):
+    monkeypatch.setattr("ftkit.divergence.compare.MARGIN", margin)
+    for loop, reference, *wanted in cases:
+        report, first = found(ranks, loop, reference)
+        assert first == (tuple(wanted) or None), (loop, report)
 
 
 def test_without_a_margin_rounding_is_accused(ranks, monkeypatch):
