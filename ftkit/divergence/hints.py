@@ -1,6 +1,6 @@
 """The likely cause of a divergence, from the tensor that differs first and how it differs."""
 
-from .record import GRADIENT, OUTPUT, OUTPUT_GRADIENT, PARAMETER
+from .recorder import GRADIENT, OUTPUT, OUTPUT_GRADIENT, PARAMETER
 from .recording import Recording
 
 START, TOKENS, SETTINGS = "parameter at the start", "token in the loss", "optimizer setting"

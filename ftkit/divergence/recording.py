@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from .record import OUTPUT
+from .recorder import OUTPUT
 
 REMEDY = {
     "rank": "record the run: `ftkit finetune --record 3`, or ftkit.divergence.record around a loop of your own",

@@ -12,7 +12,7 @@ from ftkit.dtensor import local_tensor
 from ftkit.loss import accumulate
 from ftkit.parameters import decay_groups
 
-from .runs import ByHand, Child, Clipped, Ddp, Fsdp, Loop, Lora, Parallel, Resumed, ShardedLora
+from .runs import ByHand, Child, Clipped, Ddp, Fsdp, Loop, Lora, Parallel, Resumed
 
 LAST = Loop.layers - 1
 
@@ -248,12 +248,6 @@ class SumForMean(ByHand):
 
 class LoraScale(Lora):
     """Adapters are scaled by half of what they should be."""
-
-    alpha = 8
-
-
-class ShardedLoraScale(ShardedLora):
-    """As LoraScale, under FSDP."""
 
     alpha = 8
 

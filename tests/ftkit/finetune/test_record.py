@@ -37,11 +37,11 @@ def test_a_sharded_run_is_that_of_one_process(flags, alone, capfd):
     assert main(["compare-runs", alone, given[-1]]) == 0
 
 
-def test_a_longer_truncation_is_another_run(flags, alone, capfd):
-    given = flags("short", "--max_length", 20)
+def test_another_weight_decay_is_another_run(flags, alone, capfd):
+    given = flags("decay", "--weight_decay", 0.5)
     train.main(given)
     assert main(["compare-runs", alone, given[given.index("--output") + 1]]) == 1
-    assert "token in the loss" in capfd.readouterr().out.split("first divergence")[1]
+    assert "weight_decay 0.01 in A and 0.5 in B" in capfd.readouterr().out
 
 
 @pytest.mark.parametrize("other", [{"compile": True}, {"resume": True}])

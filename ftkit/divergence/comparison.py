@@ -23,7 +23,7 @@ import numpy as np
 from ftkit._arguments import parse
 
 from .hints import SETTINGS, START, TOKENS, hint
-from .record import GRADIENT, OUTPUT, OUTPUT_GRADIENT, PARAMETER, PROJECTIONS, unit_roundoff
+from .recorder import GRADIENT, OUTPUT, OUTPUT_GRADIENT, PARAMETER, PROJECTIONS, unit_roundoff
 from .recording import Recording, shared_keys
 
 MARGIN = 10  # so many times what rounding was measured to do is not yet a divergence

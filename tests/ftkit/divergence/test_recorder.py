@@ -1,6 +1,5 @@
 """What a recording holds, that it changes nothing, and what the command says."""
 
-import importlib
 import json
 
 import numpy as np
@@ -9,9 +8,9 @@ import torch
 from torch import nn
 
 from ftkit.batching import packed_micro_batches, pad
-from ftkit.divergence import compare, record
-from ftkit.divergence.compare import main
-from ftkit.divergence.record import PADDING, project, projection, token_keys
+from ftkit.divergence import compare, record, recorder
+from ftkit.divergence.comparison import main
+from ftkit.divergence.recorder import PADDING, project, projection, token_keys
 from ftkit.divergence.recording import Recording, assemble
 
 from . import runs
@@ -159,11 +158,10 @@ def test_a_recording_without_one_of_its_ranks_is_refused(reference):
 
 
 def test_a_sign_that_rounding_decides_would_be_accused_without_its_part_of_the_noise(tmp_path, monkeypatch):
-    module = importlib.import_module("ftkit.divergence.record")
-    whole, tokens = module.rounding_error, sum(len(row["input_ids"]) for row in runs.examples(0))
+    whole, tokens = recorder.rounding_error, sum(len(row["input_ids"]) for row in runs.examples(0))
     runs.NearZero().run(tmp_path / "a")
     runs.OtherSign().run(tmp_path / "b")
     for error, equal in ((whole, True), (lambda tensor, width: whole(tensor, width) * (width != tokens), False)):
-        monkeypatch.setattr(module, "rounding_error", error)
+        monkeypatch.setattr(recorder, "rounding_error", error)
         runs.NearZero().run(tmp_path / "a", rounding=True)
         assert (compare(tmp_path / "a", tmp_path / "b").first is None) == equal
