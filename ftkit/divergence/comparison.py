@@ -23,7 +23,7 @@ import numpy as np
 from ftkit._arguments import parse
 
 from .hints import SETTINGS, START, TOKENS, hint
-from .recorder import GRADIENT, OUTPUT, OUTPUT_GRADIENT, PARAMETER, PROJECTIONS, unit_roundoff
+from .recorder import GRADIENT, OUTPUT, OUTPUT_GRADIENT, PARAMETER, unit_roundoff
 from .recording import Recording, shared_keys
 
 MARGIN = 10  # so many times what rounding was measured to do is not yet a divergence
@@ -155,10 +155,9 @@ class _Comparison:
                 keys = keys[self.a.moved(key, keys) | run.moved(key, keys)]
             if not len(keys):
                 continue
-            x, y, z = (lines.at(keys)[:, :PROJECTIONS] for lines in (part, whole, noisy))
-            x = x / factor
-            apart, by_noise = (norm(np.sqrt(np.square(v - y).mean(1))) for v in (x, z))
-            size = norm(np.sqrt(whole.at(keys)[:, -1])) or 1.0
+            x, y, z = part.at(keys) / factor, whole.at(keys), noisy.at(keys)
+            apart, by_noise, size = (norm(np.sqrt(np.square(v).mean(1))) for v in (x - y, z - y, y))
+            size = size or 1.0
             rounding = max(by_noise, unit * size)
             if apart <= MARGIN * rounding:  # not where it is NaN
                 alike += 1

@@ -1,9 +1,9 @@
 """Record what every module computes in the first steps of a training loop, to be compared with another run.
 
-A tensor is kept as one line for each of its rows: `PROJECTIONS` random projections of the row and its squared norm, in
-float64. Rows have keys that do not depend on how a run is split: that of a token is made of its document and its place
-in it, that of a row of a parameter is its index in the whole one. Projections of a row's parts add up to the row's. So
-shards of FSDP and tensor parallelism, shares of a batch and packed sequences can be compared with a single process.
+A tensor is kept as one line for each of its rows: `PROJECTIONS` random projections of the row, in float64. Rows have
+keys that do not depend on how a run is split: that of a token is made of its document and its place in it, that of a
+row of a parameter is its index in the whole one. Projections of a row's parts add up to the row's. So shards of FSDP
+and tensor parallelism, shares of a batch and packed sequences can be compared with a single process.
 
 How far rounding may lead is measured: the reference is recorded twice, the second time with random noise of the size of
 rounding errors added to every output and gradient (the idea of TTrace, Jiang et al. 2025, arXiv:2506.09280).
@@ -49,7 +49,7 @@ def record(
 
     Recorded are, of each step: outputs of all modules, the gradients of these, gradients of parameters as the optimizer
     gets them (reduced and clipped), the parameters after it, and the settings of its groups; before the first step the
-    parameters as well. It takes about 50 bytes for each token and module, and for each row of a parameter.
+    parameters as well. It takes 40 bytes for each token and module, twice, and for each row of a parameter.
 
     Args:
         model: as the loop calls it: wrapped, sharded or plain. Compiled modules may not show their parts.
@@ -88,12 +88,12 @@ def projection(columns: int) -> torch.Tensor:
 
 
 def project(rows: torch.Tensor, offset: int = 0) -> torch.Tensor:
-    """Projections and squared norm (N, PROJECTIONS + 1) of rows (N, C) that begin at column `offset` of whole ones."""
+    """Projections (N, PROJECTIONS) of rows (N, C) that begin at column `offset` of whole ones."""
     matrix = projection(offset + rows.shape[1])[offset:]
     parts = []
     for part in rows.detach().split(max(1, CHUNK // max(1, rows.shape[1]))):
         part = part.to("cpu" if rows.device.type == "mps" else rows.device).double()
-        parts.append(torch.cat([part @ matrix.to(part.device), part.square().sum(1, keepdim=True)], 1).cpu())
+        parts.append((part @ matrix.to(part.device)).cpu())
     return torch.cat(parts)
 
 

@@ -23,7 +23,7 @@ class Part:
 
     rank: int | None
     keys: np.ndarray  # (N,) ascending
-    lines: np.ndarray  # (N, PROJECTIONS + 1): projections and squared norm
+    lines: np.ndarray  # (N, PROJECTIONS)
 
     def at(self, keys: np.ndarray) -> np.ndarray:
         return self.lines[np.searchsorted(self.keys, keys)]
