@@ -9,9 +9,10 @@ import numpy as np
 
 from ftcourse.intervals import Interval
 from ftcourse.plots import OKABE_ITO, new_axes
+from ftcourse.studies.adapters import table
 from ftcourse.studies.bracketing import BracketedStudy
 from ftcourse.studies.real_model import RealStudy
-from ftcourse.studies.trade_off import METHODS, trial
+from ftcourse.studies.trade_off import complete, trial
 
 from . import Explorer
 
@@ -53,7 +54,7 @@ class TradeOffExplorer(Explorer):
 
     def __init__(self, study: BracketedStudy, beside: Sequence[str], method: str):
         self.study, self.beside = study, tuple(beside)
-        options = [name for name in METHODS if trial(name) in study.methods and name not in beside]
+        options = [name for name in complete(study) if name not in beside]
         self.menu = ipywidgets.Dropdown(options=options, value=method, description="method")
         super().__init__(self.menu)
 
@@ -146,20 +147,20 @@ def plot_levels(weights, levels: Mapping[str, Sequence[float]]):
     return axes
 
 
-def costs(study: BracketedStudy, methods: Sequence[str], reference: str) -> str:
-    """A table for printing: parameters that train, AdamW's moments, and a step's processor time beside a reference's.
+def costs(records: Sequence[dict], tasks: Sequence[str], rows: Sequence[str], reference: str) -> str:
+    """A table for printing: what trains, its size on disk, and a step's processor time beside a reference's.
 
-    The time is the median of the final runs, paired by seed.
+    `records` are those of `ftcourse.studies.adapters`. The time is the median over tasks and seeds.
     """
-    wide = max(map(len, methods))
-    lines = [f"{'':{wide}}     trainable    AdamW's   step time /"]
-    lines += [f"{'method':{wide}}    parameters    moments   {reference}'s"]
-    beside = study.runs(trial(reference))
-    for method in methods:
-        runs = study.runs(trial(method))
-        times = statistics.median(run["cpu_ms"] / beside[seed]["cpu_ms"] for seed, run in runs.items())
-        count = next(iter(runs.values()))["trainable"]
-        lines.append(f"{method:{wide}} {count:13,} {8 * count / 1e6:7.2f} MB {times:11.1f}")
+    wide = max(map(len, rows))
+    lines = [
+        f"{'':{wide}}     trainable      stored   step time /",
+        f"{'method':{wide}}    parameters     (bytes)   {reference}'s",
+    ]
+    for row in rows:
+        run = table.final_runs(records, tasks[0], row)[0]
+        times = [ratio for task in tasks for ratio in table.ratios(records, task, row, reference, "step_ms")]
+        lines.append(f"{row:{wide}} {run['trainable']:13,} {run['adapter_bytes']:11,} {statistics.median(times):9.1f}")
     return "\n".join(lines)
 
 

@@ -13,7 +13,7 @@ import itertools
 import statistics
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -188,6 +188,12 @@ def run(trial: Trial) -> dict:
 
 def read(path: Path = BRACKETED) -> BracketedStudy:
     return BracketedStudy.read(path, Trial)
+
+
+def complete(study: BracketedStudy, names: Iterable[str] = METHODS) -> list[str]:
+    """Those of the named methods that have all final runs, in their order."""
+    stored = set(study.methods)
+    return [name for name in names if trial(name) in stored and set(SEEDS) <= set(study.runs(trial(name)))]
 
 
 def main(arguments: list[str] | None = None) -> int:

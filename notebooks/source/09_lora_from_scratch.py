@@ -648,7 +648,7 @@ theirs.get_delta_weight = lambda name: theirs.lora_B[name].weight @ theirs.lora_
 try:
     merge_and_verify(adapted, batch)
 except MergeError as error:
-    print("MergeError:", str(error).partition(":")[2].partition(";")[0].strip())
+    print("MergeError:", str(error).partition(" by ")[0])
 else:
     raise AssertionError("a merge without the scale was accepted")
 del theirs.get_delta_weight
@@ -782,7 +782,9 @@ assert (
 # matrices; "own rate" gives those 1e-3.
 
 # %%
-ALL = [trade_off.FULL, *METHODS[:3], trade_off.ONE_RATE, trade_off.OWN_RATE]
+ALL = trade_off.complete(
+    study, [trade_off.FULL, *METHODS[:3], trade_off.ONE_RATE, trade_off.OWN_RATE]
+)
 print(results(study, ALL))
 
 # %% tags=["hide-input"]

@@ -20,7 +20,6 @@ CURVES = {  # method: learning rate: exact match, facts kept
     LORA: {1e-3: (0.2, 1.0), 3e-3: (0.5, 0.9), 9e-3: (0.3, 0.5)},
     DORA: {1e-3: (0.3, 0.9), 3e-3: (0.7, 0.7), 9e-3: (0.2, 0.1)},
 }
-STEPS = {FULL: 30.0, LORA: 20.0, DORA: 40.0}
 
 
 def made_up_study():
@@ -35,8 +34,7 @@ def made_up_study():
         for seed in SEEDS:
             exact, kept = curve[best]
             records.append({**Trial(TASK, method, best, seed).__dict__, "test_exact": exact + 0.01 * seed,
-                            "test_loss": 2 - exact, "kept": kept, "cpu_ms": STEPS[method] + seed,
-                            "trainable": 1000})  # fmt: skip
+                            "test_loss": 2 - exact, "kept": kept})  # fmt: skip
     return BracketedStudy(records, Trial)
 
 
@@ -71,9 +69,18 @@ def test_the_tables_have_means_over_the_final_seeds(study):
     rows = family.results(study, [FULL, LORA]).splitlines()
     assert rows[2].split() == ["full", "0.0003", "62%", "1.40", "80%"]
     assert rows[3].split() == ["LoRA", "0.003", "52%", "1.50", "90%"]
-    rows = family.costs(study, [LORA, DORA], LORA).splitlines()
-    assert rows[2].split() == ["LoRA", "1,000", "0.01", "MB", "1.0"]
-    assert rows[3].split()[-1] == f"{42 / 22:.1f}"  # the median of five pairs
+
+
+def test_costs_are_counts_and_medians_of_paired_times():
+    made = [
+        {"task": "t", "model": "", "row": row, "lr": 1e-3, "seed": seed, "step_ms": time, "trainable": 1000,
+         "adapter_bytes": 4200, "test_exact": 0.5, "test_loss": 1.0}
+        for row, times in (("lora", (20, 20, 40, 40)), ("dora", (20, 30, 60, 80)))
+        for seed, time in zip((100, 0, 1, 2), times, strict=True)
+    ]  # fmt: skip
+    rows = family.costs(made, ["t"], ["lora", "dora"], "lora").splitlines()
+    assert rows[2].split() == ["lora", "1,000", "4,200", "1.0"]
+    assert rows[3].split()[-1] == "1.5"  # of 1.5, 1.5 and 2
 
 
 def test_gains_are_differences_from_the_reference(study):

@@ -137,8 +137,12 @@ def test_the_command_runs_every_method(tmp_path, monkeypatch):
     assert {record["method"] for record in read_records(output)} == set(METHODS)
 
 
-def test_every_method_is_stored_with_its_seeds():
+def test_what_the_lessons_compare_is_stored_with_its_seeds():
     stored = study.read()
-    assert {method.method for method in stored.methods} == set(METHODS)
-    for name in METHODS:
-        assert list(stored.runs(study.trial(name))) == list(SEEDS)
+    assert {study.FULL, study.LORA, study.TOKENS, study.ZERO_A} <= set(study.complete(stored))
+    assert {method.method for method in stored.methods} == set(study.complete(stored))
+
+
+def test_a_method_that_lacks_a_final_run_is_not_complete():
+    records = [record for record in study.read().records if (record["method"], record["seed"]) != (study.LORA, 3)]
+    assert study.complete(study.BracketedStudy(records, Trial), [study.LORA, study.FULL]) == [study.FULL]
