@@ -39,6 +39,7 @@ def plot_trade_off(study: BracketedStudy, methods: Sequence[str], ax=None):
     ax.set(xlabel="learnt: exact match on new questions", ylabel="kept: facts still known", ylim=(0, 1.03))
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
+    ax.locator_params(nbins=7)
     ax.grid(color="#dddddd", linewidth=0.6)
     ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=9)
     return ax
@@ -116,18 +117,18 @@ def in_units(gain: Interval, measure: str) -> str:
 
 
 def plot_movement(panels: Mapping[str, Sequence[Sequence[tuple[float, float]]]], notes: Mapping[str, str] = {}):
-    """Draw one panel per method, on equal scales: each matrix a point at its ΔD and ΔM; return the Axes.
+    """Draw one panel per method, on equal log scales: each matrix a point at its ΔD and ΔM; return the Axes.
 
     `panels` maps a title to the points of each seed, which has a sign of its own; `notes` are written under the titles.
     """
     axes = np.atleast_1d(new_axes(3 * len(panels), 2.8, columns=len(panels))[1])
     everything = [point for seeds in panels.values() for points in seeds for point in points]
-    limits = [1.08 * max(values) for values in zip(*everything, strict=True)]
+    limits = [(min(values) / 1.3, 1.3 * max(values)) for values in zip(*everything, strict=True)]
     for ax, (title, seeds) in zip(axes, panels.items(), strict=True):
         for sign, colour, points in zip(MARKERS, OKABE_ITO, seeds, strict=False):
             ax.plot(*zip(*points, strict=True), sign, markersize=4, alpha=0.7, color=colour)
         ax.set_title(f"{title}\n{notes[title]}" if title in notes else title, fontsize=10)
-        ax.set(xlabel="ΔD: mean of 1 - cosine", xlim=(0, limits[0]), ylim=(0, limits[1]))
+        ax.set(xscale="log", yscale="log", xlim=limits[0], ylim=limits[1], xlabel="ΔD: mean of 1 - cosine")
         if ax is not axes[0]:
             ax.set_yticklabels([])
     axes[0].set_ylabel("ΔM: mean change of length")

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import ipywidgets
 import torch
 
-from ftcourse.plots import HATCHES, OKABE_ITO, new_axes
+from ftcourse.plots import OKABE_ITO, new_axes
 
 from . import Explorer
 
@@ -20,33 +20,35 @@ def plot_schematic(width: int = 128, r: int = 8, ax=None):
     ax = ax or new_axes(8.6, 3.0)[1]
     thick = 2.4 * r / width
 
-    def box(x, y, w, h, colour, hatch, label, below):
+    def box(x, y, w, h, colour, hatch, label, place, **where):
         look = {"facecolor": colour, "edgecolor": "black", "hatch": hatch, "linewidth": 1.0}
         ax.add_patch(Rectangle((x, y), w, h, **look))
-        ax.text(x + w / 2, y + h + 0.12, label, ha="center", va="bottom")
-        ax.text(x + w / 2, y - 0.12, below, ha="center", va="top", fontsize=9)
+        ax.text(*place, label, fontsize=9, linespacing=1.3, **where)
 
-    box(3.2, 3.0, 2.4, 2.4, "#eeeeee", "////", "W, frozen", f"out × in = {width} × {width}")
-    box(2.4, 1.1, 2.4, thick, OKABE_ITO[4], HATCHES[0], "lora_A, trained", f"r × in = {r} × {width}")
-    box(5.8, 0.0, thick, 2.4, OKABE_ITO[1], HATCHES[0], "lora_B, trained", f"out × r = {width} × {r}")
+    middle, low = {"ha": "center", "va": "bottom"}, 1.2 + thick / 2
+    box(3.2, 3.0, 2.4, 2.4, "#eeeeee", "////", f"W, frozen: out × in = {width} × {width}", (4.4, 5.5), **middle)
+    box(
+        2.4, 1.2, 2.4, thick, OKABE_ITO[4], "", f"lora_A, trained\nr × in = {r} × {width}", (3.6, 1.3 + thick), **middle
+    )
+    side = {"ha": "left", "va": "center"}
+    box(5.8, 0.0, thick, 2.4, OKABE_ITO[1], "", f"lora_B, trained\nout × r = {width} × {r}", (6.1 + thick, 0.4), **side)
     arrow = {"arrowstyle": "->", "color": "black", "linewidth": 1.2, "shrinkA": 0, "shrinkB": 0}
-    mid = 1.1 + thick / 2
     for start, end in (
         ((0.6, 4.2), (3.2, 4.2)),
-        ((5.6, 4.2), (8.55, 4.2)),
-        ((1.4, 4.2), (1.4, mid)),
-        ((1.4, mid), (2.4, mid)),
-        ((4.8, mid), (5.8, mid)),
-        ((5.8 + thick, mid), (8.8, mid)),
-        ((8.8, mid), (8.8, 3.95)),
-        ((9.05, 4.2), (9.9, 4.2)),
+        ((5.6, 4.2), (8.95, 4.2)),
+        ((1.4, 4.2), (1.4, low)),
+        ((1.4, low), (2.4, low)),
+        ((4.8, low), (5.8, low)),
+        ((5.8 + thick, low), (9.2, low)),
+        ((9.2, low), (9.2, 3.95)),
+        ((9.45, 4.2), (10.2, 4.2)),
     ):
         ax.annotate("", end, start, arrowprops=arrow)
-    ax.text(0.35, 4.2, "x", ha="center", va="center", fontsize=12)
-    ax.text(10.15, 4.2, "y", ha="center", va="center", fontsize=12)
-    ax.text(8.8, 4.2, "+", ha="center", va="center", fontsize=14, bbox={"boxstyle": "circle", "facecolor": "white"})
-    ax.text(7.6, mid + 0.12, "× lora_alpha / r", ha="center", va="bottom", fontsize=9)
-    ax.set(xlim=(0, 10.5), ylim=(-0.75, 6.0), aspect="equal")
+    for place, text, size in (((0.35, 4.2), "x", 12), ((10.45, 4.2), "y", 12)):
+        ax.text(*place, text, ha="center", va="center", fontsize=size)
+    ax.text(9.2, 4.2, "+", ha="center", va="center", fontsize=14, bbox={"boxstyle": "circle", "facecolor": "white"})
+    ax.text(7.6, low + 0.12, "× lora_alpha / r", ha="center", va="bottom", fontsize=9)
+    ax.set(xlim=(0, 10.8), ylim=(-0.1, 6.0), aspect="equal")
     ax.set_axis_off()
     return ax
 

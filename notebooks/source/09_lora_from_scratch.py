@@ -776,14 +776,14 @@ assert (
 # hides this; a sampled answer would go on. Training a few rows solves it.
 
 # %% [markdown]
-# ### All configurations
+# ### The configurations side by side
 #
-# The stored runs, each at its own learning rate. "one rate" shares LoRA's learning rate with the fully trained
-# matrices; "own rate" gives those 1e-3.
+# The stored runs, each at its own learning rate for the low-rank factors. Fully trained parameters beside them have
+# 1e-3, unless a name says "one rate".
 
 # %%
 ALL = trade_off.complete(
-    study, [trade_off.FULL, *METHODS[:3], trade_off.ONE_RATE, trade_off.OWN_RATE]
+    study, [trade_off.FULL, *METHODS, trade_off.ONE_RATE, trade_off.RANK_1, trade_off.RANK_64]
 )
 print(results(study, ALL))
 
@@ -791,32 +791,19 @@ print(results(study, ALL))
 _ = plot_gains(study, [name for name in ALL if name != trade_off.LORA], trade_off.LORA)
 
 # %% [markdown]
-# The figure shows each configuration's difference from LoRA on all linear layers. Read exact match, which greedy
-# decoding sees, beside the loss, which sampling feels.
+# The figure shows each configuration's difference from LoRA on all linear layers, paired by seed, with 95 % intervals.
+# Read exact match, which greedy decoding sees, beside the loss, which sampling feels.
 
-# %% tags=["hide-input"]
+# %%
 tokens = study.gain(trial(trade_off.TOKENS), trial(trade_off.LORA), "test_loss")
 print(
     f"chat tokens' rows trained as well: loss {in_units(tokens, 'test_loss')} nats per token"
 )
-own = study.gain(trial(trade_off.OWN_RATE), trial(trade_off.ONE_RATE), "test_loss")
-print(f"own rate instead of one rate: loss {in_units(own, 'test_loss')} nats per token")
-assert tokens.high < 0
+ratio = study.best(trial(trade_off.LORA)) / study.best(trial(trade_off.FULL))
+print(f"LoRA's best learning rate is {ratio:.0f} times full fine-tuning's")
+assert tokens.high < 0 and 10 / 3 < ratio < 30
 
 # %% tags=["hide-input"]
-targets = study.gain(trial(trade_off.LORA), trial(trade_off.ATTENTION))
-ledger.add(
-    "LoRA on all linear layers does better than on attention alone",
-    "Schulman et al. 2025, LoRA Without Regret",
-    targets,
-    f"exact match {targets.points} percentage points, each at its own learning rate, r = {R} for both",
-    seeds=5,
-    worthwhile=0.01,
-)
-ratio = study.best(trial(trade_off.LORA)) / study.best(trial(trade_off.FULL))
-print(
-    f"LoRA's best learning rate is {ratio:.0f} times full fine-tuning's, on a grid of factors of 3"
-)
 _ = ledger.add(
     "LoRA's best learning rate is about ten times that of full fine-tuning",
     "Schulman et al. 2025, LoRA Without Regret",
@@ -825,6 +812,20 @@ _ = ledger.add(
     f"{ratio:.0f} times, on a grid of factors of 3",
     seeds=2,
 )
+if trade_off.ATTENTION in ALL:
+    targets = study.gain(trial(trade_off.LORA), trial(trade_off.ATTENTION))
+    ledger.add(
+        "LoRA on all linear layers does better than on attention alone",
+        "Schulman et al. 2025, LoRA Without Regret",
+        targets,
+        f"exact match {targets.points} percentage points, each at its own learning rate, r = {R} for both",
+        seeds=5,
+        worthwhile=0.02,
+    )
+
+# %% [markdown]
+# A few rows more, a thousand parameters, take a third of the loss away. The ratio of learning rates agrees with the
+# literature, as far as a grid in factors of 3 can tell.
 
 # %% [markdown]
 # ### Exercise 3 · how many times higher?

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ftcourse.studies import trade_off as study
-from ftcourse.studies.bracketing import SEEDS, TUNING_SEEDS, check_study
+from ftcourse.studies.bracketing import TUNING_SEEDS, check_study
 from ftcourse.studies.chat_recipe import chat_token_ids
 from ftcourse.studies.records import read_records, trial_of
 from ftcourse.studies.tasks import load_task
