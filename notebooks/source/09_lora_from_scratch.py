@@ -34,6 +34,8 @@ from pathlib import Path
 
 import peft
 import torch
+
+# %% tags=["hide-input"]
 from ftcourse.almanac import corpus
 from ftcourse.claims import Ledger
 from ftcourse.exercises.lora import check_factor, check_merge, check_rate_ratio
