@@ -277,12 +277,12 @@ print(
     f"from width 64 to 1,024 it falls {shrink[STARTS[0]]:.0f}-fold and {shrink[STARTS[1]]:.0f}-fold"
 )
 assert all(stable[STARTS[0], n] > stable[STARTS[1], n] for n in WIDTHS[1:])
-assert shrink[STARTS[0]] < shrink[STARTS[1]]
+assert shrink == {STARTS[0]: 4, STARTS[1]: 16}
 
 # %% [markdown]
 # So it is no mere convention. With B = 0 and A random, larger learning rates are stable, and the advantage grows with
-# the width: theory expects 1 / √n against 1 / n (Hayou et al. 2024, *The Impact of Initialization*). PEFT starts linear
-# layers in this way.
+# the width: sixteen times the width costs a factor of 4, as 1 / √n, against 16, as 1 / n. That is what theory expects
+# (Hayou et al. 2024, *The Impact of Initialization*), and PEFT starts linear layers in this way.
 #
 # Now pocket-base: stored runs of both starts, each at its own learning rate.
 
@@ -304,14 +304,28 @@ for measure, gain in gains.items():
 
 # %% tags=["hide-input"]
 rates = [study.best(trial(name)) for name in (trade_off.LORA, trade_off.ZERO_A)]
+assert rates[0] > 2 * rates[1] and gains["test_exact"].low < 0 < gains["test_exact"].high
 _ = ledger.add(
-    "LoRA with B = 0 and A random learns better than with A = 0 and B random, at a larger learning rate",
+    "B = 0 with A random allows larger learning rates than A = 0 with B random",
+    "Hayou et al. 2024, The Impact of Initialization",
+    rates[0] > rates[1] and shrink[STARTS[0]] < shrink[STARTS[1]],
+    f"best learning rate {rates[0]:g} against {rates[1]:g}; highest stable one of a toy layer, from width 64 to 1,024, "
+    f"{shrink[STARTS[0]]:.0f} times lower against {shrink[STARTS[1]]:.0f} times",
+    seeds=2,
+)
+_ = ledger.add(
+    "LoRA learns better from B = 0 with A random than from A = 0 with B random",
     "Hayou et al. 2024, The Impact of Initialization",
     gains["test_exact"],  # an interval
-    f"exact match {gains['test_exact'].points} percentage points at learning rates of {rates[0]:g} and {rates[1]:g}",
+    f"each at its own learning rate: exact match {gains['test_exact'].points} percentage points, "
+    f"loss {in_units(gains['test_loss'], 'test_loss')} nats per token",
     seeds=len(study.ends(trial(trade_off.LORA))),
-    worthwhile=0.01,
+    worthwhile=0.02,
 )
+
+# %% [markdown]
+# At this width of 128 the best learning rate is three times as large from B = 0. Given its own learning rate, the other
+# start answers as well: five seeds cannot tell them apart. At a shared learning rate, it would not.
 
 # %% [markdown]
 # ### What lora_alpha does
@@ -746,36 +760,35 @@ def at_the_end(model):
 
 
 found = {name: at_the_end(model) for name, model in live.items()}
+found["full, section 3"] = at_the_end(truncate(RANKS[-1]))
 
 # %% tags=["nbval-ignore-output"]
 for name, p in found.items():
     likeliest = (p.argmax(-1) == END).float().mean()
     print(
-        f"{name:18} <|end|> is the likeliest in {likeliest:.0%}; its mean probability is {p[:, END].mean():.1%}"
+        f"{name:18} <|end|> is the likeliest in {likeliest:.0%}; its mean probability: {p[:, END].mean():.1%}"
     )
 
 # %%
-likeliest = {name: (p.argmax(-1) == END).float().mean().item() for name, p in found.items()}
-mean = {name: p[:, END].mean().item() for name, p in found.items()}
+likeliest = [(p.argmax(-1) == END).float().mean().item() for p in found.values()]
+mean = [p[:, END].mean().item() for p in found.values()]
 head = load_base(POCKET)[0].lm_head.weight.detach()
 twins = torch.cosine_similarity(head, head[[END]]) > 0.99
 seen = {token for page in corpus(500) for token in tokenizer.encode(page)}
 occur = sum(token in seen for token in twins.nonzero().flatten().tolist())
 print(
-    f"{int(twins.sum())} of {len(head)} rows of the LM head have a cosine over 0.99 with <|end|>'s"
+    f"{int(twins.sum())} of {len(head)} rows of the LM head point where <|end|>'s does (cosine > 0.99)"
 )
 print(f"of their tokens, {occur} occur in 500 pages of the base model's corpus")
-assert (
-    min(likeliest.values()) > 0.9 and mean[trade_off.LORA] < 0.2 < 0.5 < mean[trade_off.TOKENS]
-)
-assert (
-    twins.sum() > 100 and occur == 0 and found[trade_off.LORA][:, twins].sum(-1).mean() > 0.8
-)
+assert min(likeliest) > 0.9 and mean[0] < 0.05 and 5 * mean[0] < mean[1] < 0.5 < mean[2]
+assert twins.sum() > 100 and occur == 0
+assert found[trade_off.LORA][:, twins].sum(-1).mean() > 0.8
 
 # %% [markdown]
-# With LoRA alone `<|end|>` is the likeliest token and still improbable: it shares its probability with tokens that
-# pretraining never met, whose rows all point in one direction. A frozen LM head cannot tell them apart. Greedy decoding
-# hides this; a sampled answer would go on. Training a few rows solves it.
+# With LoRA alone `<|end|>` is the likeliest token and still has a probability of a few per cent at most: it shares with
+# tokens that pretraining never met, whose rows all point in one direction. A frozen LM head cannot tell them apart.
+# Greedy decoding hides this; a sampled answer would go on. Trained rows raise it many times; a fully trained LM head
+# goes further.
 
 # %% [markdown]
 # ### The configurations side by side
@@ -803,7 +816,8 @@ print(
 )
 ratio = study.best(trial(trade_off.LORA)) / study.best(trial(trade_off.FULL))
 print(f"LoRA's best learning rate is {ratio:.0f} times full fine-tuning's")
-assert tokens.high < 0 and 10 / 3 < ratio < 30
+lora_loss = statistics.fmean(study.ends(trial(trade_off.LORA), "test_loss"))
+assert tokens.high < 0 and 0.25 < -tokens.mean / lora_loss < 0.4 and 10 / 3 < ratio < 30
 
 # %% tags=["hide-input"]
 _ = ledger.add(

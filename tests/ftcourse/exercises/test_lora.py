@@ -48,7 +48,8 @@ def of_losses(validation_loss):
 
 
 def of_the_worst(validation_loss):
-    worst = {method: max(losses, key=losses.get) for method, losses in swept(validation_loss).items()}
+    runs = swept(validation_loss, grid=(1e-6, 3e-6))
+    worst = {method: max(losses, key=losses.get) for method, losses in runs.items()}
     return worst["lora"] / worst["full"]
 
 
