@@ -102,7 +102,8 @@ def plot_singular_values(change: torch.Tensor, losses: Mapping[int, float], r: i
     axes[1].annotate(f"{losses[r]:.2f}", (r, losses[r]), xytext=(6, 9), textcoords="offset points")
     axes[1].set_xscale("log", base=2)
     axes[1].set_xticks(list(losses), list(losses))
-    axes[1].set(title="every ΔW truncated to rank r", xlabel="r", ylabel="loss (nats per token)", ylim=(0, None))
+    axes[1].set(title="every ΔW truncated to rank r", xlabel="r", ylabel="loss (nats per token)")
+    axes[1].set_ylim(0, 1.2 * max(losses.values()))
     return axes
 
 

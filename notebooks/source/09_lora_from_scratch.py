@@ -358,8 +358,8 @@ by_rate = delta_after(torch.optim.Adam, 200, lr=2e-3)
 root = 2**0.5
 by_both = delta_after(torch.optim.Adam, 200, lr=root * 1e-3, start=root)
 apart = [((other - by_alpha).norm() / by_alpha.norm()).item() for other in (by_rate, by_both)]
-print(f"after 200 steps, twice the rate differs from twice lora_alpha by {apart[0]:.0%} of ΔW")
-print(f"√2 times the rate, from an A that is √2 times as large, by {apart[1]:.0%}")
+print(f"after 200 steps, twice lr differs from twice lora_alpha by {apart[0]:.0%} of ΔW")
+print(f"√2 times lr, from an A that is √2 times as large, by {apart[1]:.0%}")
 assert apart[0] > 0.1 and apart[1] < 1e-4
 
 # %% tags=["hide-input"]
@@ -372,8 +372,8 @@ _ = ledger.add(
 )
 
 # %% [markdown]
-# At Adam's first step both do the same. Later they part, because twice the rate also moves A twice as fast. So tune one
-# of the two: fix `lora_alpha`, and sweep the learning rate.
+# At Adam's first step both do the same. Later they part, because twice the learning rate also moves A twice as fast. So
+# tune one of the two: fix `lora_alpha`, and sweep the learning rate.
 #
 # The scale `lora_alpha / r` also falls as r grows. Measure ΔW after one step of Adam, at a fixed learning rate:
 
@@ -696,7 +696,8 @@ for name in METHODS:
 
 # %% [markdown]
 # Factors and whole matrices need different learning rates: full fine-tuning of this model is best at 1e-3, LoRA at
-# about ten times that. At one shared rate, one of the two is always off. So give the optimizer separate groups:
+# about ten times that. A shared one is a compromise, and a comparison that shares it confounds the two. So give the
+# optimizer separate groups:
 
 
 # %%
@@ -815,6 +816,14 @@ print(
 ratio = study.best(trial(trade_off.LORA)) / study.best(trial(trade_off.FULL))
 print(f"LoRA's best learning rate is {ratio:.0f} times full fine-tuning's")
 lora_loss = statistics.fmean(study.ends(trial(trade_off.LORA), "test_loss"))
+own = {
+    measure: study.gain(trial(trade_off.OWN_RATE), trial(trade_off.ONE_RATE), measure)
+    for measure in ("test_loss", "kept")
+}
+print(
+    f"own rate less one rate: loss {in_units(own['test_loss'], 'test_loss')}, facts kept {own['kept'].points}"
+)
+assert own["test_loss"].high < 0 and own["kept"].high < 0
 assert tokens.high < 0 and 0.25 < -tokens.mean / lora_loss < 0.4 and 10 / 3 < ratio < 30
 
 # %% tags=["hide-input"]
@@ -842,6 +851,9 @@ _ = ledger.add(
 # A few rows more, a thousand parameters, take a third of the loss away. The ratio of learning rates agrees with the
 # literature, as far as a grid in factors of 3 can tell. Factors on attention alone give a higher loss; five seeds
 # cannot tell the exact match apart.
+#
+# A learning rate of their own lowers the loss of fully trained matrices beside LoRA, and costs facts, because the
+# factors then run at three times the shared rate. Notebook 10 takes up that trade-off.
 
 # %% [markdown]
 # ### And the rank?
@@ -856,7 +868,7 @@ for r in (1, 64):
     gain = study.gain(trial(BY_RANK[r]), trial(trade_off.LORA))
     print(f"r = {r} less r = 8: exact match {gain.points} percentage points")
 best = [study.best(trial(name)) for name in BY_RANK.values()]
-assert all(2.5 < low / high < 3.5 for low, high in zip(best, best[1:], strict=False))
+assert all(2.5 < best[place] / best[place + 1] < 3.5 for place in (0, 1))
 
 # %% [markdown]
 # Eight times the rank wants a third of the learning rate; √8 is 2.8. A comparison of ranks at one learning rate would
@@ -1019,9 +1031,10 @@ for name in ("r", "lora_alpha", "lora_dropout", "use_rslora", "target_modules"):
 #
 # - Target all linear layers, attention and MLP (Dettmers et al. 2023; Biderman et al. 2024; Schulman et al. 2025).
 # - r 8 to 64; more for large data sets: LoRA falls behind once the data exceed its capacity (Schulman et al. 2025).
-# - `lora_alpha` of r to 2r and fixed while you sweep; with rsLoRA, or `lora_alpha` that grows with r, for r above 64.
-# - Learning rate about ten times full fine-tuning's, 1e-4 to 2e-4 for 7B and 8B, up to 15 times in runs under 100 steps
-#   (Schulman et al. 2025).
+# - `lora_alpha` fixed while you sweep: 2r, as in adapters that Biderman et al. published (r 256, alpha 512), or 32 at
+#   any r (Schulman et al. 2025); rsLoRA for comparisons of ranks.
+# - Learning rate about ten times full fine-tuning's, up to 15 times in runs under 100 steps (Schulman et al. 2025);
+#   2e-4 for 7B and 13B (Dettmers et al. 2023).
 # - LoRA tolerates large batches less than full fine-tuning does (Schulman et al. 2025).
 #
 # Counted here: a matrix of n × n at rank r trains 2r / n of its size; r = 8 at 4,096 is 0.4 %.
