@@ -27,7 +27,8 @@ from .trackers import validate_trackers
 RESUMABLE_FIELDS = (
     *("output", "resume", "stop_after", "save_every", "eval_every", "save_total_limit", "report_to"),
     *("micro_batch_size", "packing", "mesh"),
-    *("reshard_after_forward", "activation_checkpointing", "compile", "compute_dtype", "estimate_memory", "timeout"),
+    *("reshard_after_forward", "activation_checkpointing", "loss_chunk", "compile"),
+    *("compute_dtype", "estimate_memory", "timeout"),
 )
 DESCRIPTION = "Fine-tune a causal language model on conversations: one process on a CPU, or N GPUs on M nodes."
 # What a number may be, in words and as a test.
@@ -41,7 +42,8 @@ LIMITS: dict[str, tuple[str, Callable[[float], bool]]] = {
         ("weight_decay", "max_steps", "eval_every", "save_every", "stop_after", "seed", "record"), NOT_NEGATIVE
     ),
     **dict.fromkeys(
-        ("neftune_noise_alpha", "warmup_steps", "save_total_limit", "early_stopping_patience"), NOT_NEGATIVE
+        ("neftune_noise_alpha", "warmup_steps", "save_total_limit", "early_stopping_patience", "loss_chunk"),
+        NOT_NEGATIVE,
     ),
     **dict.fromkeys(("adam_beta1", "adam_beta2", "lora_dropout"), BELOW_ONE),
     "adam_epsilon": POSITIVE,
@@ -127,6 +129,7 @@ class Config:
         choices=["auto", "float32", "bfloat16"],
     )
     activation_checkpointing: bool = flag(False, "recompute activations: less memory")
+    loss_chunk: int = flag(0, "tokens whose logits exist at once, recomputed in backward: less memory (default: all)")
     compile: bool = flag(False, "torch.compile each decoder layer")
     estimate_memory: bool = flag(True, "print the estimated peak memory first")
     timeout: float = flag(10.0, "minutes that a rank waits for the others")

@@ -39,7 +39,7 @@ from ftkit.memory import Estimate, compare
 from .config import Run, parse_config, validate
 from .data import Batches, TrainingData, make_batches, read_training_data
 from .export import export_lora, export_weights
-from .loss import Loss, accumulate_gradients, evaluate
+from .loss import Loss, accumulate_gradients, check_chunked, evaluate
 from .memory import MemoryMonitor, print_memory_estimate
 from .metrics import Logger, MetricsFile
 from .model import load_model, make_optimizer
@@ -66,11 +66,13 @@ def fine_tune(
         preemption: asked after every step whether the run should checkpoint and stop.
         estimate: of the peak memory of step 2, which is then measured and compared.
     """
-    config, loss = run.config, Loss(context, run.compute_dtype)
+    config, loss = run.config, Loss(context, run.compute_dtype, bool(run.config.loss_chunk))
     with refused_by_all(context):
         model = load_model(run, data.source, context)
         if config.packing:
             check_packing(model, context.device)
+        if config.loss_chunk:
+            check_chunked(model, loss)
     with refused_by_all(context):
         if context.is_main_process:
             make_output(run)
@@ -136,7 +138,7 @@ def make_schedule(run: Run, optimizer: torch.optim.Optimizer, batches: Batches) 
 
 def record_steps(run: Run, data: TrainingData, context: DistributedContext) -> None:
     """Record the first `--record` steps of a run: from its beginning, and from there again with rounding noise."""
-    config, loss = run.config, Loss(context, run.compute_dtype)
+    config, loss = run.config, Loss(context, run.compute_dtype, bool(run.config.loss_chunk))
     with refused_by_all(context):
         if context.is_main_process:
             make_output(run)
