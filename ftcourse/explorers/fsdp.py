@@ -48,34 +48,39 @@ def order(events: Sequence[Event]) -> list[tuple[str, str]]:
 
 
 def plot_step(events: Sequence[Event], title: str, ax=None):
-    """Draw a row for each unit: its all-gathers, passes and reduce-scatter in order, grey while it is unsharded.
+    """Draw a row for each unit: its all-gathers, passes and reduce-scatter, grey while it is unsharded.
 
-    The x axis counts starts and ends of events; it is not time. Returns Axes.
+    Each event takes one place on the x axis, in order; it is not time. Returns Axes.
     """
     from matplotlib.patches import Patch
 
     units = [event.unit for event in moments(events) if event.kind == FORWARD]
     units += [ROOT] if any(event.unit == ROOT for event in events) else []
     ax = ax or new_axes(10, 1.2 + 0.38 * len(units))[1]
-    last = max(event.end for event in events)
-    for gather in (event for event in events if event.kind == GATHER):
-        ends = [e.end for e in events if e.kind == RESHARD and e.unit == gather.unit and e.end > gather.start]
-        until = min(ends, default=last)
-        ax.barh(units.index(gather.unit), until - gather.start, left=gather.start, height=0.84, color=HELD)
-    for event in events:
-        if event.kind in LOOKS:
-            colour, hatch, letter = LOOKS[event.kind]
-            width = max(event.end - event.start, 1)
-            look = {"color": colour, "hatch": hatch, "edgecolor": "white", "linewidth": 0}
-            row = units.index(event.unit)
-            ax.barh(row, width, left=event.start, height=0.6, **look)
-            box = {"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.85}
-            middle = event.start + width / 2
-            ax.text(middle, row, letter, ha="center", va="center", fontsize=7, bbox=box)
-    turn = min(event.start for event in events if event.kind == BACKWARD) - 0.5
+    drawn = sorted((event for event in events if event.kind in LOOKS), key=lambda event: event.start)
+
+    def slot(place: int) -> int:
+        """The number of drawn events that begin before this place of the order."""
+        return sum(event.start < place for event in drawn)
+
+    for gather in (event for event in drawn if event.kind == GATHER):
+        ends = [e.start for e in events if e.kind == RESHARD and e.unit == gather.unit and e.start > gather.start]
+        first, last = slot(gather.start), slot(min(ends)) if ends else len(drawn)
+        ax.barh(units.index(gather.unit), last - first, left=first, height=0.9, color=HELD)
+    for number, event in enumerate(drawn):
+        colour, hatch, letter = LOOKS[event.kind]
+        look = {"facecolor": colour, "hatch": hatch, "edgecolor": "white", "linewidth": 1}
+        row = units.index(event.unit)
+        ax.barh(row, 1, left=number, height=0.64, **look)
+        box = {"facecolor": "white", "edgecolor": "none", "pad": 0.8, "alpha": 0.9}
+        ax.text(number + 0.5, row, letter, ha="center", va="center", fontsize=8, bbox=box)
+    turn = slot(min(event.start for event in events if event.kind == BACKWARD))
     ax.axvline(turn, color="black", linestyle=":", linewidth=1)
-    ax.set(title=title, yticks=range(len(units)), yticklabels=units, ylim=(len(units) - 0.5, -0.5), xticks=[])
-    ax.set(xlim=(-0.5, last + 1.5), xlabel="order of events on rank 0, forward pass | backward pass (not time)")
+    for x, text, side in ((turn - 0.2, "forward pass", "right"), (turn + 0.2, "backward pass", "left")):
+        ax.text(x, 1.0, text, ha=side, va="bottom", transform=ax.get_xaxis_transform(), fontsize=9)
+    ax.set(yticks=range(len(units)), yticklabels=units, ylim=(len(units) - 0.5, -0.5), xticks=[])
+    ax.set_title(title, pad=18)
+    ax.set(xlim=(-0.2, len(drawn) + 0.2), xlabel="events of rank 0 in their order (not time)")
     patches = [
         Patch(facecolor=colour, hatch=hatch, edgecolor="white", label=f"{letter}: {kind}")
         for kind, (colour, hatch, letter) in LOOKS.items()

@@ -30,6 +30,7 @@ import re
 import tempfile
 
 import torch
+import transformers
 from ftcourse.claims import Ledger
 from ftcourse.exercises.ddp_to_fsdp import check_choose_wrapping, check_find_desync
 from ftcourse.explorers.fsdp import held_explorer, order, plot_step, read_steps
@@ -45,6 +46,7 @@ from ftkit._compat import fake_ranks
 
 # %% tags=["nbval-ignore-output"]
 use_course_style()
+transformers.utils.logging.disable_progress_bar()
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the ranks of this notebook use the CPU
 os.chdir(tempfile.mkdtemp())  # what this notebook writes lies there
 print(f"Python {sys.version.split()[0]}, device: cpu, {os.cpu_count()} cores")
@@ -177,12 +179,11 @@ def shown(distance: float) -> str:
     return f"under {TOLERANCE:.2%}" if distance < TOLERANCE else f"{distance:.0%}"
 
 
-found = {
-    name: max(d[name] for d in ranks.get("distances")) for name in ranks.get("distances")[0]
-}
+everywhere = ranks.get("distances")  # a dict from each rank
+found = {name: max(d[name] for d in everywhere) for name in everywhere[0]}
 print("largest distance from a single process's gradients")
-for name, distance in found.items():
-    print(f"  {name:22} {shown(distance)}")
+for name in ("own examples alone", "DDP", "DDP, times the ranks"):
+    print(f"  {name:22} {shown(found[name])}")
 from_mean = max(ranks.get("from_mean"))
 print(f"lm_head.weight: {shown(from_mean)} from the mean of the ranks' gradients")
 sums = ranks.get("gradients(replica)['lm_head.weight'].double().sum().item()")
@@ -527,8 +528,8 @@ ledger.add(
 )
 
 # %% [markdown]
-# Four layers save little, because embedding and head are a quarter of this model. What would the same order of events
-# hold for Llama 3 8B, in bfloat16? Put its sizes into it; more layers repeat the same pattern.
+# Layers as units halve the peak, embedding and head as units halve it again, because they are a quarter of this model.
+# For Llama 3 8B in bfloat16, put its sizes into the same order of events; more layers repeat the pattern.
 
 # %%
 sizes_8b = {"vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336}
@@ -567,10 +568,10 @@ assert peak_8b["embedding and head too"] < 0.75 * peak_8b["each layer"]
 # %% [markdown]
 # ### Exercise 1 · choose by measuring
 #
-# Difficulty ●●○, 8 minutes. `measure(name)` wraps pocket-base in one way, trains a step on the live ranks and returns
-# `(peak bytes, collectives, error)`, the error being the distance from right gradients. Return the name of the way with
-# the fewest collectives that fits into `limit` bytes *and* computes the right gradients; None if none does. Call
-# `measure` once per name. Expected: one of `WAYS` within 4.5 MB.
+# Difficulty ●●○, 8 minutes. `measure(name)` trains a step on the live ranks and returns `(peak bytes, collectives,
+# error)`, the error being the distance from right gradients. Return the way with the fewest collectives that fits into
+# `limit` bytes *and* computes the right gradients; None if none does. Call `measure` once per name. Expected: one of
+# `WAYS`, for 4.5 MB.
 
 
 # %% tags=["hide-input"]
@@ -667,11 +668,10 @@ doubled = {name: world_size * g for name, g in gradients(accumulated).items()}
 distances["a sum in place of the mean"] = apart(doubled, expected)
 
 # %%
-found = {
-    name: max(d[name] for d in ranks.get("distances")) for name in ranks.get("distances")[0]
-}
-for name, distance in found.items():
-    print(f"{name:27} {shown(distance)} from a single process's gradients")
+everywhere = ranks.get("distances")
+found = {name: max(d[name] for d in everywhere) for name in everywhere[0]}
+for name in (*ways, "accumulated", "a sum in place of the mean"):
+    print(f"{name:27} {shown(found[name])} from a single process's gradients")
 sent = ranks.get("(once.counts['reduce_scatter'], each.counts['reduce_scatter'])")[0]
 print(f"reduce-scatters over two micro-batches: {sent[0]} at the end, or {sent[1]} at each")
 wrong = found.pop("a sum in place of the mean")
@@ -706,7 +706,7 @@ ledger.add(
     "fully_shard's gradients are a single process's, accumulated and clipped too",
     "PyTorch's documentation of fully_shard",
     max(*found.values(), clipped) < TOLERANCE,
-    f"{RANKS} ranks, {len(WRAPPINGS)} ways of wrapping, within {TOLERANCE:g} of each tensor's largest entry",
+    f"{RANKS} ranks, {len(ways)} ways of wrapping, within {TOLERANCE:g} of each tensor's largest entry",
     only_if="every rank has equally many labels",
 )
 
@@ -816,21 +816,17 @@ for name, model in (
 
 # %%
 orders = ranks.get("orders")[0]
-for name, (wrappers, sent, distance) in orders.items():
-    print(
-        f"{name:16} {wrappers} layers checkpointed, {sent['all_gather']} all-gathers, "
-        f"{sent['reduce_scatter']} reduce-scatters, gradients {shown(distance)} off"
-    )
 expected_counts = {"all_gather": 2 * layers + 1, "reduce_scatter": layers + 1}
-same = {
-    name: sent == expected_counts and distance < TOLERANCE
-    for name, (_, sent, distance) in orders.items()
-}
-assert all(same.values()) and [wrappers for wrappers, _, _ in orders.values()] == [
-    0,
-    layers,
-    layers,
-]
+same = {}
+for name, checkpointed_layers in (("none", 0), ("before sharding", 4), ("after sharding", 4)):
+    wrappers, sent, distance = orders[name]
+    print(
+        f"{name:16} {wrappers} layers checkpointed, gradients {shown(distance)} off,", end=" "
+    )
+    print(f"{sent['all_gather']} all-gathers, {sent['reduce_scatter']} reduce-scatters")
+    assert wrappers == checkpointed_layers
+    same[name] = sent == expected_counts and distance < TOLERANCE
+assert all(same.values())
 
 # %%
 ledger.add(
@@ -1043,11 +1039,9 @@ assert [len(entries) for entries in dumps.values()] == [5, 4]
 #
 # ### Exercise 2 · read the recorders
 #
-# Difficulty ●●○, 8 minutes. `dumps` maps each rank to its entries, dicts with `collective_seq_id`, `profiling_name` and
-# `input_sizes`. Find the first sequence number at which the ranks are not in the same collective, by name and sizes.
-# Return it with the list of ranks that never entered it (empty if all called something), or None if there is none. A
-# ring buffer may have dropped its oldest entries: begin where all ranks have some. Expected: `(5, [1])` for the
-# recorders above.
+# Difficulty ●●○, 8 minutes. `dumps` maps each rank to its entries. Find the first sequence number at which ranks differ
+# in name or sizes. Return it with the list of ranks that never entered it, or None if the ranks agree. A ring buffer
+# may have dropped its oldest entries: begin where all ranks have some. Expected: `(5, [1])` for the recorders above.
 
 
 # %% tags=["exercise"]
@@ -1089,11 +1083,13 @@ ranks
 #
 # Measured here: pocket-base, 1.0 M parameters, on two CPU processes over gloo. Equalities, shapes, the order of events
 # and the counts of collectives are the same for 8B on eight GPUs, because they follow from how modules are wrapped.
-# Bytes were counted from shapes. Nothing here says how long a step takes: whether communication hides behind
-# computation depends on bandwidth, batch and layer size ([12_memory](12_memory.ipynb)).
+# Bytes were counted from shapes.
+
+# %% [markdown]
+# Nothing here says how long a step takes: whether communication hides behind computation depends on bandwidth, batch
+# and layer size ([12_memory](12_memory.ipynb)).
 #
-# Embedding and head are a quarter of pocket-base and 13 % of Llama 3 8B, so its gains from sharding by layers look
-# smaller than they are.
+# Embedding and head are a quarter of pocket-base and 13 % of Llama 3 8B; section 7 gives the peaks of both.
 
 # %% [markdown]
 # From the literature, not measured here:

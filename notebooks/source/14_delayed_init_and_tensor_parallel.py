@@ -44,6 +44,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from ftkit import load_base
 from ftkit._compat import restore_buffers
+from ftkit.conversations import find_chat
 from ftkit.distributed import tensor_parallel
 from ftkit.distributed.loading import assert_initialized, fill_with_nan, tensor_files
 from ftkit.models import meta_model, resolve_model
@@ -63,7 +64,7 @@ print(f"torch {torch.__version__}, device: cpu, {os.cpu_count()} cores")
 RANKS = 4  # processes; in sections 5 to 7 they are two pairs
 TOLERANCE = 1e-4  # float32 has 7 digits; sums in another order lose two or three of them
 ledger = Ledger("distributed training")  # the claims tested here; the recap shows them
-reference, _ = load_base()
+reference, tokenizer = load_base()
 
 
 def shown(distance: float) -> str:
@@ -380,7 +381,8 @@ finally:
 
 # %%
 checkpoint = load_file(Path(resolve_model(), "model.safetensors"))
-ids = torch.arange(256).view(8, 32)  # (B, T)
+text = find_chat()["train"].read_text(encoding="utf-8")[:2000]
+ids = torch.tensor(tokenizer(text).input_ids[:256]).view(8, 32)  # (B, T)
 
 
 def loss_of(model):
@@ -396,8 +398,8 @@ print(model.load_state_dict(checkpoint))
 for buffer in model.buffers():
     buffer.zero_()  # fresh memory holds anything, and often zeros
 right, found = loss_of(reference), loss_of(model)
-print(f"loss {found:.1f}, and {right:.1f} where from_pretrained loaded the model")
-assert 1e9 > found > right + 0.1
+print(f"loss {found:.2f}, and {right:.2f} where from_pretrained loaded the model")
+assert found > right + 0.1
 assert_initialized(model)  # passes, because zeros are finite
 
 # %% [markdown]
@@ -584,12 +586,13 @@ assert totals[0] == 1 < totals[1] and max(d for *_, d in plans.values()) < TOLER
 # Both orders are right, and only the first is cheap: column-parallel followed by row-parallel needs a single all-reduce
 # in the forward pass. In the backward pass gate and up each sum a gradient of their common input; a program that
 # fuses them sums once.
-#
+
+# %% [markdown]
 # ### Exercise 2 · a plan for a decoder layer
 #
-# Difficulty ●●○, 6 minutes. Give each of the seven matrices of a decoder layer, attention and MLP, a style, so that the
-# forward pass needs two all-reduces. `try_plan` runs your plan on the live ranks. Expected: a dict from `q_proj`,
-# `k_proj`, `v_proj`, `o_proj`, `gate_proj`, `up_proj` and `down_proj` to `"colwise"` or `"rowwise"`.
+# Difficulty ●●○, 6 minutes. Give each of the seven matrices of a decoder layer a style, so that the forward pass needs
+# two all-reduces. `try_plan` runs your plan on the live ranks. Expected: a dict from `q_proj`, `k_proj`, `v_proj`,
+# `o_proj`, `gate_proj`, `up_proj` and `down_proj` to `"colwise"` or `"rowwise"`.
 
 
 # %% tags=["hide-input"]
@@ -660,7 +663,10 @@ sequence = tensor | {
     "mlp.down_proj": RowwiseParallel(output_layouts=Shard(1)),
 }
 tensor |= {"mlp.down_proj": RowwiseParallel()}
-mine = hidden.chunk(2, dim=1)[grid.get_local_rank("tp")]
+
+# %%
+# %%px
+mine = hidden.chunk(2, dim=1)[grid.get_local_rank("tp")]  # half of the tokens
 blocks = {}
 for name, plan, given in (("tensor", tensor, hidden), ("sequence", sequence, mine)):
     block = parallelize_module(deepcopy(whole), grid["tp"], plan)
@@ -682,7 +688,7 @@ assert max(distance for *_, distance in blocks.values()) < TOLERANCE
 # %% [markdown]
 # No: an all-reduce *is* a reduce-scatter followed by an all-gather, so the bytes are the same, and the activations that
 # each rank saves for the backward pass shrink. Korthikanti et al. (2022) introduced it; torchtitan always uses it
-# with TP. A Hugging Face model run by `tp_size` does not: its plan keeps hidden states replicated.
+# with TP. transformers does not yet: its plans keep hidden states replicated.
 
 # %% [markdown]
 # The logits are the largest activation. A plan that gathers them (`colwise_gather_output`, transformers' default) gives
@@ -801,6 +807,9 @@ alone = step(deepcopy(start), batch)
 two_d = with_ftkit()
 weight = two_d.model.layers[0].self_attn.o_proj.weight
 lies = (weight.placements, tuple(weight.to_local().shape), tuple(weight.shape))
+
+# %%
+# %%px
 cases = {
     "by_hand": step(by_hand(), batch),
     "no_sum": step(by_hand(output_layouts=Partial()), batch),
@@ -821,8 +830,8 @@ placements, here, whole = ranks.get("lies")[0]
 print(f"o_proj.weight lies {placements}, {here} of {whole}")
 distances = ranks.get("distances")[0]
 print(f"\nlargest distance from one process: {', '.join(distances['by_hand'])}")
-for case, found in distances.items():
-    print(f"{case:14}", "  ".join(f"{shown(distance):>11}" for distance in found.values()))
+for case in ("by_hand", "no_sum", "transformers", "ftkit", "same_examples"):
+    print(f"{case:14}", "  ".join(f"{shown(d):>11}" for d in distances[case].values()))
 for case in ("by_hand", "transformers", "ftkit"):
     assert max(distances[case].values()) < TOLERANCE
 for case in ("no_sum", "same_examples"):
@@ -851,7 +860,7 @@ for claim, source, case in (
     ledger.add(claim, source, held, f"{measured_as} within {TOLERANCE:g}, 4 ranks")
 
 # %% [markdown]
-# One call of torch fails here, in all versions that we know. Norm weights lie on FSDP's dimension alone, matrices on
+# One call of torch fails here. Norm weights lie on FSDP's dimension alone, matrices on
 # both, and `clip_grad_norm_` does not add over two meshes. `ftkit`'s sums over each mesh, then adds the squares.
 
 # %%
