@@ -44,7 +44,6 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from ftkit import load_base
 from ftkit._compat import restore_buffers
-from ftkit.conversations import find_chat
 from ftkit.distributed import tensor_parallel
 from ftkit.distributed.loading import assert_initialized, fill_with_nan, tensor_files
 from ftkit.models import meta_model, resolve_model
@@ -381,8 +380,9 @@ finally:
 
 # %%
 checkpoint = load_file(Path(resolve_model(), "model.safetensors"))
-text = find_chat()["train"].read_text(encoding="utf-8")[:2000]
-ids = torch.tensor(tokenizer(text).input_ids[:256]).view(8, 32)  # (B, T)
+question = "Q: What planets are in our solar system?\n"
+answer = "A: Mercury, Venus, Earth, Mars, Jupiter, Saturn, Uranus and Neptune.\n"
+ids = torch.tensor([tokenizer(4 * (question + answer)).input_ids])  # (1, T)
 
 
 def loss_of(model):
@@ -398,7 +398,7 @@ print(model.load_state_dict(checkpoint))
 for buffer in model.buffers():
     buffer.zero_()  # fresh memory holds anything, and often zeros
 right, found = loss_of(reference), loss_of(model)
-print(f"loss {found:.2f}, and {right:.2f} where from_pretrained loaded the model")
+print(f"loss {found:.1f}, and {right:.1f} where from_pretrained loaded the model")
 assert found > right + 0.1
 assert_initialized(model)  # passes, because zeros are finite
 
@@ -677,7 +677,8 @@ for name, plan, given in (("tensor", tensor, hidden), ("sequence", sequence, min
 
 # %%
 blocks = ranks.get("blocks")[0]
-for name, (collectives, shape, distance) in blocks.items():
+for name in ("tensor", "sequence"):
+    collectives, shape, distance = blocks[name]
     print(
         f"{name:9} the norm sees {shape}, sends {collectives}, {shown(distance)} from the whole"
     )
