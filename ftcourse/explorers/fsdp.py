@@ -56,7 +56,7 @@ def plot_step(events: Sequence[Event], title: str, ax=None):
 
     units = [event.unit for event in moments(events) if event.kind == FORWARD]
     units += [ROOT] if any(event.unit == ROOT for event in events) else []
-    ax = ax or new_axes(10, 1.2 + 0.38 * len(units))[1]
+    ax = ax or new_axes(9, 1.6 + 0.38 * len(units))[1]
     drawn = sorted((event for event in events if event.kind in LOOKS), key=lambda event: event.start)
 
     def slot(place: int) -> int:
@@ -86,7 +86,7 @@ def plot_step(events: Sequence[Event], title: str, ax=None):
         for kind, (colour, hatch, letter) in LOOKS.items()
     ]
     patches.append(Patch(facecolor=HELD, label="unsharded"))
-    ax.legend(handles=patches, frameon=False, loc="upper left", bbox_to_anchor=(1, 1.05), fontsize=8)
+    ax.legend(handles=patches, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=len(patches))
     return ax
 
 
@@ -101,7 +101,7 @@ def plot_held(held: Mapping[str, Sequence[tuple[int, int]]], at: Sequence[Event]
     held: way of wrapping -> (parameters, gradients) at each moment; at: the moments; moment: the marked one.
     Returns Axes.
     """
-    ax = ax or new_axes(8.5, 3.2)[1]
+    ax = ax or new_axes(8.5, 3.6)[1]
     for number, (name, values) in enumerate(held.items()):
         look = {"color": OKABE_ITO[(0, 5, 2)[number]], "linestyle": LINES[number], "linewidth": 2}
         total = [(parameters + gradients) / MB for parameters, gradients in values]
@@ -115,7 +115,7 @@ def plot_held(held: Mapping[str, Sequence[tuple[int, int]]], at: Sequence[Event]
     ax.set(xticks=range(len(at)), xticklabels=[short(event) for event in at], xlabel="module that computes")
     ax.set(ylabel="unsharded parameters\nand gradients", ylim=(0, None))
     ax.yaxis.set_major_formatter(lambda value, _: f"{value:g} MB")
-    ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    ax.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=len(held))
     return ax
 
 

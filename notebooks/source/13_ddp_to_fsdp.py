@@ -191,7 +191,7 @@ assert len(set(sums)) == 1 and max(found["DDP"], from_mean) < TOLERANCE
 assert found["own examples alone"] > 0.1 and found["DDP, times the ranks"] > 0.9
 
 # %%
-ledger.add(
+_ = ledger.add(
     "DDP's gradients are the mean over ranks, and those of a single process",
     "PyTorch's documentation of DDP",
     max(found["DDP"], from_mean) < TOLERANCE,
@@ -305,7 +305,7 @@ assert flat[False, False] == [(12,)] and "uniform `requires_grad`" in flat[True,
 assert len(flat[True, True]) == 4
 
 # %%
-ledger.add(
+_ = ledger.add(
     "FSDP1 cannot mix frozen and trainable parameters in one wrapper",
     "PyTorch's documentation of FullyShardedDataParallel",
     "uniform `requires_grad`" in flat[True, False],
@@ -478,9 +478,12 @@ explorer.slider.value = 6  # the head's backward pass
 explorer
 
 # %%
-explorer.slider.value = 11  # the embedding's backward pass, the last
-print(explorer.caption)
-print("peak of parameters and gradients:")
+explorer.slider.value = 8  # layer 2's backward pass
+parameters, gradients = explorer.here["each layer"]
+print(
+    f"each layer: {parameters / 1e6:.2f} MB of parameters, {gradients / 1e6:.2f} MB of gradients"
+)
+print("peak of both together:")
 for way in ways:
     print(f"  {way:23} {explorer.peak(way) / 1e6:.2f} MB")
 peaks = [explorer.peak(way) for way in ways]
@@ -509,17 +512,16 @@ counted = {
 
 # %%
 counted = ranks.get("counted")[0]
-for way, sent in counted.items():
-    print(
-        f"{way:23} {sent['all_gather']:2} all-gathers, {sent['reduce_scatter']} reduce-scatters"
-    )
+for way in ways:
+    gathers, scatters = counted[way]["all_gather"], counted[way]["reduce_scatter"]
+    print(f"{way:23} {gathers:2} all-gathers, {scatters} reduce-scatters")
 layers = 4
 assert counted["whole model"] == {"all_gather": 1, "reduce_scatter": 1}
 assert counted["each layer"] == {"all_gather": 2 * layers + 1, "reduce_scatter": layers + 1}
 
 # %%
 coarse, fine = (explorer.peak(way) for way in ways[:2])
-ledger.add(
+_ = ledger.add(
     "calling fully_shard layer by layer, not only on the root, saves peak memory",
     "PyTorch's documentation of fully_shard",
     fine < coarse,
@@ -565,15 +567,6 @@ assert peak_8b["embedding and head too"] < 0.75 * peak_8b["each layer"]
 # `ftkit`'s program leaves both in the root. **Tied** embedding and head must share a unit, because a weight belongs to
 # one unit.
 
-# %% [markdown]
-# ### Exercise 1 · choose by measuring
-#
-# Difficulty ●●○, 8 minutes. `measure(name)` trains a step on the live ranks and returns `(peak bytes, collectives,
-# error)`, the error being the distance from right gradients. Return the way with the fewest collectives that fits into
-# `limit` bytes *and* computes the right gradients; None if none does. Call `measure` once per name. Expected: one of
-# `WAYS`, for 4.5 MB.
-
-
 # %% tags=["hide-input"]
 # %%px
 from ftcourse.fsdp_steps import LAYERS, WRAPPINGS, held_bytes, unit_bytes
@@ -603,6 +596,15 @@ def measure(name: str) -> tuple[int, int, float]:
     """Peak bytes, collectives and error of a step on the live ranks."""
     found = ranks.get(f"measured({name!r})")
     return max(f[0] for f in found), found[0][1], max(f[2] for f in found)
+
+
+# %% [markdown]
+# ### Exercise 1 · choose by measuring
+#
+# Difficulty ●●○, 8 minutes. `measure(name)` trains a step on the live ranks and returns `(peak bytes, collectives,
+# error)`, the error being the distance from right gradients. Return the way with the fewest collectives that fits into
+# `limit` bytes *and* computes the right gradients; None if none does. Call `measure` once per name. Expected: one of
+# `WAYS`, for 4.5 MB.
 
 
 # %% tags=["exercise"]
@@ -702,7 +704,7 @@ print(f"clipped gradients: {shown(clipped)} from a single process's")
 assert max(own) < 0.99 * norm and abs(norm / norm_alone - 1) < TOLERANCE > clipped
 
 # %%
-ledger.add(
+_ = ledger.add(
     "fully_shard's gradients are a single process's, accumulated and clipped too",
     "PyTorch's documentation of fully_shard",
     max(*found.values(), clipped) < TOLERANCE,
@@ -829,7 +831,7 @@ for name, checkpointed_layers in (("none", 0), ("before sharding", 4), ("after s
 assert all(same.values())
 
 # %%
-ledger.add(
+_ = ledger.add(
     "activation checkpointing must be applied after sharding",
     "L. Wright, FSDP activation checkpointing, 2022",
     not same["before sharding"],

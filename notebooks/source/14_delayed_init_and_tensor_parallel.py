@@ -325,7 +325,7 @@ assert spared and only_shards
 # memory a machine must have. Where ranks read their shards, no rank ever holds the model.
 
 # %%
-ledger.add(
+_ = ledger.add(
     "letting only rank 0 load spares the other ranks the whole model",
     "Accelerate, fsdp_cpu_ram_efficient_loading",
     spared,
@@ -333,7 +333,7 @@ ledger.add(
     model="a Llama of 20 M random parameters",
     only_if="rank 0 holds the whole model and its shard",
 )
-ledger.add(
+_ = ledger.add(
     "no rank needs to hold the whole model while loading",
     "PyTorch, distributed checkpoint",
     only_shards,
@@ -459,7 +459,7 @@ print(f"planted faults named: {sum(caught)} of {len(faults)}")
 assert all(caught)
 
 # %%
-ledger.add(
+_ = ledger.add(
     "a look at all parameters and buffers finds what delayed initialisation left unset",
     "Amazon SageMaker SMP v2, DelayedParamIniter, validate_params_and_buffers_inited",
     all(caught),
@@ -587,13 +587,6 @@ assert totals[0] == 1 < totals[1] and max(d for *_, d in plans.values()) < TOLER
 # in the forward pass. In the backward pass gate and up each sum a gradient of their common input; a program that
 # fuses them sums once.
 
-# %% [markdown]
-# ### Exercise 2 · a plan for a decoder layer
-#
-# Difficulty ●●○, 6 minutes. Give each of the seven matrices of a decoder layer a style, so that the forward pass needs
-# two all-reduces. `try_plan` runs your plan on the live ranks. Expected: a dict from `q_proj`, `k_proj`, `v_proj`,
-# `o_proj`, `gate_proj`, `up_proj` and `down_proj` to `"colwise"` or `"rowwise"`.
-
 
 # %% tags=["hide-input"]
 # %%px
@@ -621,6 +614,14 @@ def tried(plan):
 def try_plan(plan: dict[str, str]) -> dict:
     """Distance from the whole layer, and all-reduces of the forward pass, on the live ranks."""
     return ranks.get(f"tried({plan!r})")[0]
+
+
+# %% [markdown]
+# ### Exercise 2 · a plan for a decoder layer
+#
+# Difficulty ●●○, 6 minutes. Give each of the seven matrices of a decoder layer a style, so that the forward pass needs
+# two all-reduces. `try_plan` runs your plan on the live ranks. Expected: a dict from `q_proj`, `k_proj`, `v_proj`,
+# `o_proj`, `gate_proj`, `up_proj` and `down_proj` to `"colwise"` or `"rowwise"`.
 
 
 # %% tags=["exercise"]
