@@ -190,7 +190,7 @@ sums = ranks.get("gradients(replica)['lm_head.weight'].double().sum().item()")
 assert len(set(sums)) == 1 and max(found["DDP"], from_mean) < TOLERANCE
 assert found["own examples alone"] > 0.1 and found["DDP, times the ranks"] > 0.9
 
-# %%
+# %% tags=["hide-input"]
 _ = ledger.add(
     "DDP's gradients are the mean over ranks, and those of a single process",
     "PyTorch's documentation of DDP",
@@ -304,7 +304,7 @@ for (frozen, original), outcome in flat.items():
 assert flat[False, False] == [(12,)] and "uniform `requires_grad`" in flat[True, False]
 assert len(flat[True, True]) == 4
 
-# %%
+# %% tags=["hide-input"]
 _ = ledger.add(
     "FSDP1 cannot mix frozen and trainable parameters in one wrapper",
     "PyTorch's documentation of FullyShardedDataParallel",
@@ -519,7 +519,7 @@ layers = 4
 assert counted["whole model"] == {"all_gather": 1, "reduce_scatter": 1}
 assert counted["each layer"] == {"all_gather": 2 * layers + 1, "reduce_scatter": layers + 1}
 
-# %%
+# %% tags=["hide-input"]
 coarse, fine = (explorer.peak(way) for way in ways[:2])
 _ = ledger.add(
     "calling fully_shard layer by layer, not only on the root, saves peak memory",
@@ -703,7 +703,7 @@ clipped = max(ranks.get("clipped"))
 print(f"clipped gradients: {shown(clipped)} from a single process's")
 assert max(own) < 0.99 * norm and abs(norm / norm_alone - 1) < TOLERANCE > clipped
 
-# %%
+# %% tags=["hide-input"]
 _ = ledger.add(
     "fully_shard's gradients are a single process's, accumulated and clipped too",
     "PyTorch's documentation of fully_shard",
@@ -830,7 +830,7 @@ for name, checkpointed_layers in (("none", 0), ("before sharding", 4), ("after s
     same[name] = sent == expected_counts and distance < TOLERANCE
 assert all(same.values())
 
-# %%
+# %% tags=["hide-input"]
 _ = ledger.add(
     "activation checkpointing must be applied after sharding",
     "L. Wright, FSDP activation checkpointing, 2022",
