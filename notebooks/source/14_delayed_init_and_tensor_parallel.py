@@ -303,7 +303,7 @@ _ = ax.legend(frameon=False, loc="lower right")
 
 # %% [markdown]
 # The prediction leaves out buffers of messages and files, which weigh more on a small model. All five models compute
-# the same loss. Compare the machine's sum, too:
+# the same loss. In relation to the model's size, and as ranges that hold on any machine:
 
 # %%
 parts = {route: [megabytes / full for megabytes in found] for route, found in peaks.items()}
@@ -677,7 +677,7 @@ blocks = ranks.get("blocks")[0]
 for name in ("tensor", "sequence"):
     collectives, shape, distance = blocks[name]
     print(
-        f"{name:9} the norm sees {shape}, sends {collectives}, {shown(distance)} from the whole"
+        f"{name:9} the norm sees {shape}, {shown(distance)} from the whole\n    sends {collectives}"
     )
 assert blocks["tensor"][0] == {"all_reduce": 1}
 assert set(blocks["sequence"][0].values()) == {1} and len(blocks["sequence"][0]) == 2
