@@ -1,6 +1,5 @@
 """Every use of a private API of torch, transformers and PEFT, each with a test that fails when it changes."""
 
-import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -164,16 +163,6 @@ def fake_ranks(world_size: int) -> Iterator[None]:
         yield
     finally:
         dist.destroy_process_group()
-
-
-def flight_record() -> list[dict]:
-    """This process's entries in torch's flight recorder of collectives on the CPU, the oldest first.
-
-    Each has `collective_seq_id`, counted per process group, `profiling_name`, `input_sizes` and more.
-    """
-    from torch._C._distributed_c10d import _dump_fr_trace_json
-
-    return json.loads(_dump_fr_trace_json()).get("entries", [])
 
 
 def fix_adaption_prompt_bias(model: PeftModel) -> PeftModel:

@@ -996,7 +996,7 @@ assert (
 
 # %%
 # %%px
-from ftkit._compat import flight_record
+from ftcourse.instruments import flight_record
 
 loop = dist.new_group(timeout=timedelta(seconds=2))
 already = len(flight_record())

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import nn
 from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
@@ -88,17 +87,3 @@ def test_layers_are_computed_again_by_both_names_of_the_method():
     new = type("New", (), {"activation_checkpointing_enable": lambda self, options: asked.append(options)})
     _compat.enable_activation_checkpointing(new())
     assert asked == [{"use_reentrant": False}]
-
-
-def test_the_flight_recorder_lists_collectives_in_their_order():
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    try:
-        group, before = dist.new_group(), len(_compat.flight_record())
-        assert len(_compat.flight_record()) == before  # reading records nothing
-        dist.all_reduce(torch.ones(2, 3), group=group)
-        dist.broadcast(torch.ones(4), 0, group=group)
-        entries = _compat.flight_record()[before:]
-    finally:
-        dist.destroy_process_group()
-    first, second = ((e["collective_seq_id"], e["profiling_name"], e["input_sizes"]) for e in entries)
-    assert first == (1, "gloo:all_reduce", [[2, 3]]) and second == (2, "gloo:broadcast", [[4]])
