@@ -1072,9 +1072,8 @@ check_find_desync(find_desync, dumps)
 #
 # </details>
 
-# %%
-ranks.stop()
-ranks
+# %% [markdown]
+# The ranks end with this notebook, however it ends; `ranks.stop()` ends them now.
 
 # %% [markdown]
 # ## What transfers

@@ -977,7 +977,6 @@ assert tp_bytes(8 * 4096) > fsdp_bytes() > tp_bytes(8 * 1024)
 
 # %%
 ledger.show()
-ranks.stop()
 os.chdir(Path(folder.name).parent)
 folder.cleanup()
 
