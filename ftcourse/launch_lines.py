@@ -7,6 +7,7 @@ shrinks a line so that this machine can run it, with the same flags.
 import argparse
 import contextlib
 import io
+import math
 import re
 import shlex
 from dataclasses import dataclass, fields, replace
@@ -64,9 +65,10 @@ def read_launch_line(text: str) -> LaunchLine:
             raise ValueError(f"torchrun: {said.getvalue().strip().rpartition('error: ')[2]}") from None
         if not (launcher.module and launcher.training_script == "ftkit.finetune"):
             raise ValueError("torchrun starts another program: write -m ftkit.finetune after torchrun's own flags")
-        if not (launcher.nnodes.isdigit() and launcher.nproc_per_node.isdigit()):
+        nodes, most = (launcher.nnodes.partition(":")[0], launcher.nnodes.rpartition(":")[2])
+        if nodes != most or not (nodes.isdigit() and launcher.nproc_per_node.isdigit()):
             raise ValueError("give whole numbers to --nnodes and --nproc-per-node")
-        nodes, gpus = int(launcher.nnodes), int(launcher.nproc_per_node)
+        nodes, gpus = int(nodes), int(launcher.nproc_per_node)
         restarts, flags = launcher.max_restarts, launcher.training_script_args
         if nodes > 1 and not launcher.rdzv_endpoint:
             raise ValueError("several nodes need a rendezvous: --rdzv-backend c10d --rdzv-endpoint HOST:PORT")
@@ -128,12 +130,20 @@ def find_risks(line: LaunchLine) -> list[str]:
     return found
 
 
-def memory_plan(line: LaunchLine) -> MemoryPlan:
-    """The plan of a step on GPUs, as the program itself would print it, in bfloat16."""
+def micro_batches(line: LaunchLine, tokens: int) -> int:
+    """Forward passes of a step on each GPU, for conversations of `tokens` on average; packing fills 9 tenths."""
+    config = line.config
+    packed = math.ceil(config.batch_size * tokens / (0.9 * config.max_length))
+    sequences = min(config.batch_size, packed) if config.packing else config.batch_size
+    return math.ceil(math.ceil(sequences / (line.gpus // line.dims.tp)) / config.micro_batch_size)
+
+
+def memory_plan(line: LaunchLine, tokens: int) -> MemoryPlan:
+    """The plan of a step on GPUs in bfloat16, as the program makes it, for conversations of `tokens` on average."""
     device = DeviceInfo(torch.device("cuda"), "nccl", torch.bfloat16)
     run = Run(line.config, line.dims, device, torch.bfloat16, Path(line.config.output), False, [])
-    sequences = line.config.batch_size / (line.gpus // line.dims.tp)
-    return plan_of(run, line.config.micro_batch_size, line.config.max_length, 1 if sequences <= 1 else 2)
+    # From the second micro-batch on, the peak is the same.
+    return plan_of(run, line.config.micro_batch_size, line.config.max_length, min(2, micro_batches(line, tokens)))
 
 
 def rehearsal(line: LaunchLine, output: str, **changes) -> list[str]:

@@ -90,14 +90,16 @@ def check_own_line(text) -> str:
             f"--save_every {line.config.save_every} is about every {minutes:.0f} minutes, and Young's interval is "
             f"{young:.0f} minutes."
         )
-    found = estimate_memory(published_meta_model(MODEL), memory_plan(line))
+    found = estimate_memory(published_meta_model(MODEL), memory_plan(line, JOB.tokens))
     if not fits(found.peak):
         most = max(found.at_peak, key=found.at_peak.get)
+        several = ", unsharded gradients of several micro-batches included" * (found.plan.accumulation > 1)
         raise WrongAnswer(
             f"it would run out of memory: {found.peak / GIB:.0f} of {0.9 * CAPACITY / GIB:.0f} GiB, most of it {most} "
-            f"({found.at_peak[most] / GIB:.0f} GiB)."
+            f"({found.at_peak[most] / GIB:.0f} GiB{several})."
         )
-    return f"{found.peak / GIB:.0f} GiB on each GPU, a checkpoint every {minutes:.0f} minutes, {line.max_restarts} restarts."
+    restarts = f"{line.max_restarts} restarts"
+    return f"{found.peak / GIB:.0f} GiB on each GPU, a checkpoint every {minutes:.0f} minutes, {restarts}."
 
 
 def _minutes_between_saves(line: LaunchLine) -> tuple[float, float]:

@@ -24,31 +24,30 @@ from ftkit.models import data_dir
 
 SMALL, LARGE = "llama-3-8b", "llama-3-70b"
 CAPACITY = 80 * 2**30  # bytes of a GPU
-BASE = MemoryPlan(
-    compute_dtype="bfloat16", micro_batch_size=2, max_length=2048, packing=True, accumulation=2, kernel="fused"
-)
+BASE = MemoryPlan(compute_dtype="bfloat16", micro_batch_size=2, max_length=2048, packing=True, kernel="fused")
 CHECKPOINTING = {"activation_checkpointing": True}
 LORA = {"method": "lora", "options": lora_options(Config("", lora_r=16, lora_alpha=32.0)), "param_dtype": "bfloat16"}
 FREE = {"optimizer": "child-tuning", "kernel": "foreach"}
 FISHER = {**FREE, "child_state": "compact", "reserve_p": 0.1}
-NODE, ONE = {"mesh": (1, 8, 1)}, {"micro_batch_size": 1}
+NODE, NODES = {"mesh": (1, 8, 1)}, {"mesh": (1, 32, 1)}
+SEVERAL = {"accumulation": 2}  # micro-batches; more need no more memory
+WHOLE = {**CHECKPOINTING, "micro_batch_size": 8}  # a step's sequences on one of 8 GPUs at once
 PLANS = {  # a name that a table can show -> model, changes to BASE
-    "8B, 1 GPU, full": (SMALL, {**ONE, **CHECKPOINTING}),
-    "8B, 1 GPU, LoRA": (SMALL, {**CHECKPOINTING, **LORA}),
-    "8B, 8 GPUs, LoRA": (SMALL, {**NODE, **LORA}),
-    "8B, 8 GPUs, full": (SMALL, NODE),
-    "8B, 8 GPUs, child-tuning F": (SMALL, {**NODE, **FREE}),
-    "8B, 8 GPUs, child-tuning D, 10 %": (SMALL, {**NODE, **FISHER}),
-    "full, micro-batch 4": (SMALL, {**NODE, "micro_batch_size": 4}),
-    "full, micro-batch 4, checkpointing": (SMALL, {**NODE, **CHECKPOINTING, "micro_batch_size": 4}),
-    "full, micro-batch 16, checkpointing": (SMALL, {**NODE, **CHECKPOINTING, "micro_batch_size": 16}),
-    "full, weights kept unsharded": (SMALL, {**NODE, "reshard_after_forward": False}),
-    "full, tensor parallel 2": (SMALL, {"mesh": (1, 4, 2)}),
+    "8B, 1 GPU, full": (SMALL, {**CHECKPOINTING, **SEVERAL}),
+    "8B, 1 GPU, LoRA": (SMALL, {**CHECKPOINTING, **SEVERAL, **LORA}),
+    "8B, 8 GPUs, LoRA": (SMALL, {**NODE, **SEVERAL, **LORA}),
+    "8B, 8 GPUs, full": (SMALL, {**NODE, **WHOLE}),
+    "8B, 8 GPUs, child-tuning F": (SMALL, {**NODE, **WHOLE, **FREE}),
+    "8B, 8 GPUs, child-tuning D, 10 %": (SMALL, {**NODE, **WHOLE, **FISHER}),
     "8B, 4 nodes, full": (SMALL, {"mesh": (4, 8, 1)}),
-    "70B, 1 GPU, LoRA": (LARGE, {**ONE, **CHECKPOINTING, **LORA}),
-    "70B, 8 GPUs, LoRA": (LARGE, {**NODE, **CHECKPOINTING, **LORA}),
-    "70B, 8 GPUs, full": (LARGE, {**NODE, **CHECKPOINTING}),
-    "70B, 4 nodes, full": (LARGE, {**CHECKPOINTING, "mesh": (1, 32, 1)}),
+    "70B, 1 GPU, LoRA": (LARGE, {**CHECKPOINTING, **SEVERAL, **LORA}),
+    "70B, 8 GPUs, LoRA": (LARGE, {**NODE, **CHECKPOINTING, **SEVERAL, **LORA}),
+    "70B, 8 GPUs, full": (LARGE, {**NODE, **WHOLE}),
+    "70B, 4 nodes, full": (LARGE, {**NODES, **CHECKPOINTING}),
+    "8B full, no checkpointing": (SMALL, {**NODE, "micro_batch_size": 8}),
+    "8B full, several micro-batches of 2": (SMALL, {**NODE, **SEVERAL}),
+    "8B full, weights kept unsharded": (SMALL, {**NODE, **WHOLE, "reshard_after_forward": False}),
+    "8B full, tensor parallel 2": (SMALL, {**WHOLE, "micro_batch_size": 16, "mesh": (1, 4, 2)}),
 }
 FILE = data_dir() / "results" / "launch_plans.json"
 

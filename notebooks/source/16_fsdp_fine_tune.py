@@ -25,6 +25,7 @@ if "google.colab" in sys.modules:
     ...  # installs ftkit
 
 # %%
+import contextlib
 import json
 import os
 import re
@@ -46,12 +47,14 @@ from ftcourse.launch_lines import (
     read_launch_line,
     rehearsal,
 )
-from ftcourse.planning import Cluster, Job, tokens_per_second
+from ftcourse.planning import Cluster, Job, parameters_of, tokens_per_second
 from ftcourse.plots import plot_loss, use_course_style
 from ftcourse.runs import start
 from ftcourse.studies import launch_plans
 from ftcourse.studies.launch_plans import CAPACITY, fits
 from ftcourse.studies.lifecycle import Lifecycle
+
+# %%
 from safetensors.torch import load_file
 
 from ftkit import load_base, load_chat
@@ -114,46 +117,53 @@ print(f"8B, 8 GPUs, full: {again['peak'] / GIB:.1f} GiB, in phase: {again['phase
 assert again == plans["8B, 8 GPUs, full"]
 
 # %%
-shown = {name: plans[name]["at_peak"] for name in list(plans)[:9]}
+shown = {name: plan["at_peak"] for name, plan in plans.items() if name.startswith("8B")}
 ax = plot_memory(shown, capacity=CAPACITY)
 
 # %% [markdown]
-# On one GPU, AdamW's two moments and the gradients of 8B parameters alone exceed 80 GiB. FSDP over eight GPUs leaves an
+# On one GPU, the weights, gradients and moments of 8B parameters alone exceed 80 GiB. FSDP over eight GPUs leaves an
 # eighth of them on each. Then activations and logits are the largest parts, and both grow with the micro-batch.
 
 # %% [markdown]
 # ### From figures to decisions
 #
-# A setting that saves memory costs something else, so use it only where it is needed. **Predict first:** which of
-# activation checkpointing, a larger micro-batch, unsharded weights and tensor parallelism does the 8B run need?
+# A setting that saves memory costs something else, so use it only where it is needed. **Predict first:** a GPU has six
+# or seven sequences to do in a step. Which needs more memory: all at once with activation checkpointing, or in
+# micro-batches of 2 without?
 
 # %%
 peak = {name: plan["peak"] / GIB for name, plan in plans.items()}
 sent = {name: plan["sent"] / 1e9 for name, plan in plans.items()}  # GB per rank and step
-PER_RANK = -(-JOB.tokens_per_step // 2048 // 8)  # packed sequences of a step on each of 8 GPUs
-print(f"a step has about {PER_RANK} packed sequences for each of 8 GPUs")
-full, kept, tp = "8B, 8 GPUs, full", "full, weights kept unsharded", "full, tensor parallel 2"
+at_once, several = "8B, 8 GPUs, full", "8B full, several micro-batches of 2"
+kept, tp = "8B full, weights kept unsharded", "8B full, tensor parallel 2"
+print(f"packed sequences of a step: {JOB.tokens_per_step / 2048:.0f}, over 8 GPUs")
 print(
-    f"micro-batch 2: {peak[full]:.0f} GiB; 4: {peak['full, micro-batch 4']:.0f}; "
-    f"4 with checkpointing: {peak['full, micro-batch 4, checkpointing']:.0f}"
+    f"at once, checkpointing: {peak[at_once]:.0f} GiB; micro-batches of 2: {peak[several]:.0f}"
 )
 print(
-    f"weights kept unsharded: {peak[kept]:.0f} GiB, sends {sent[kept]:.0f} GB, not {sent[full]:.0f}"
+    f"weights kept unsharded: {peak[kept]:.0f} GiB, sends {sent[kept]:.0f} GB, not {sent[at_once]:.0f}"
 )
-print(
-    f"tensor parallel 2: sends {2 * sent[tp]:.0f} GB for the same tokens, not {sent[full]:.0f}"
-)
-assert fits(plans[full]["peak"]) and 2 * sent[tp] > sent[full] > sent[kept]
+print(f"tensor parallel 2: {peak[tp]:.0f} GiB, sends {sent[tp]:.0f} GB")
+gradients = 4 * parameters_of(launch_plans.SMALL) / GIB
+print(f"gradients of all parameters in float32: {gradients:.0f} GiB")
+assert peak[several] - peak[at_once] > gradients and sent[tp] > sent[at_once] > sent[kept]
+
+# %% [markdown]
+# Accumulation is the trap. The program reduces gradients once per step, to save communication, so until the last
+# micro-batch every GPU holds the gradients of *all* parameters, unsharded: 30 GiB for 8B, 263 for 70B. In full
+# fine-tuning under FSDP, do a step in one micro-batch, with checkpointing. LoRA's gradients are small, so it may
+# accumulate.
 
 # %% [markdown]
 # | decision | for 8B on eight GPUs | because |
 # | --- | --- | --- |
-# | micro-batch | 2, which makes three forward passes a step | it fits; 4 does not without checkpointing |
-# | activation checkpointing | off; on for 70B and long sequences | it fits without, and recomputing costs a forward pass |
+# | micro-batch, full | 8: the whole step at once | several would hold unsharded gradients |
+# | micro-batch, LoRA | 2, accumulated | its gradients are small |
+# | activation checkpointing | on for full, off for LoRA | 8 sequences do not fit without; LoRA does |
 # | reshard after forward | on, the default | NVLink hides the second all-gather; between nodes, try it off |
 # | packing | on | conversations have 700 tokens, sequences 2,048 |
-# | tensor parallelism | no | FSDP fits; tp halves the parts of a batch and sends activations in every layer |
-# | mesh | the default, `1,-1,1` | one node; `4,8,1` on four: shards within a node, replicas across |
+# | tensor parallelism | no | FSDP fits; tp sends more, and within every layer, where nothing hides it |
+# | mesh | `1,-1,1`, the default | one node; `4,8,1` on four: shards within a node, replicas across |
 
 # %% [markdown]
 # ### LoRA, full or child-tuning?
@@ -257,7 +267,8 @@ torchrun --standalone --nproc-per-node 8 --max-restarts 3 -m ftkit.finetune --ou
 # 8B, 8 GPUs, full
 torchrun --standalone --nproc-per-node 8 --max-restarts 3 -m ftkit.finetune --output runs/full \
     --model MODEL --data data/ --lr 1e-5 --warmup_ratio 0.03 \
-    --epochs 2 --batch_size 128 --micro_batch_size 2 --max_length 2048 --packing --eval_every 200 --save_every 500
+    --epochs 2 --batch_size 128 --micro_batch_size 8 --activation_checkpointing --max_length 2048 --packing \
+    --eval_every 200 --save_every 500
 """)
 
 # %%
@@ -265,11 +276,13 @@ LINES |= launch_lines_of(r"""
 # 8B, 8 GPUs, child-tuning F
 torchrun --standalone --nproc-per-node 8 --max-restarts 3 -m ftkit.finetune --output runs/free \
     --model MODEL --data data/ --optimizer child-tuning --reserve_p 0.3 --lr 2e-5 --warmup_ratio 0.03 \
-    --epochs 2 --batch_size 128 --micro_batch_size 2 --max_length 2048 --packing --eval_every 200 --save_every 500
+    --epochs 2 --batch_size 128 --micro_batch_size 8 --activation_checkpointing --max_length 2048 --packing \
+    --eval_every 200 --save_every 500
 # 8B, 8 GPUs, child-tuning D, 10 %
 torchrun --standalone --nproc-per-node 8 --max-restarts 3 -m ftkit.finetune --output runs/fisher \
     --model MODEL --data data/ --optimizer child-tuning-d --reserve_p 0.1 --lr 1e-5 --warmup_ratio 0.03 \
-    --epochs 2 --batch_size 128 --micro_batch_size 2 --max_length 2048 --packing --eval_every 200 --save_every 500
+    --epochs 2 --batch_size 128 --micro_batch_size 8 --activation_checkpointing --max_length 2048 --packing \
+    --eval_every 200 --save_every 500
 """)
 
 # %% [markdown]
@@ -300,7 +313,10 @@ sbatch --nodes 4 deploy/slurm/finetune.sbatch --output /shared/runs/large \
 lines = {name: read_launch_line(text) for name, text in LINES.items()}
 for name, line in lines.items():
     model = {"8B": launch_plans.SMALL, "70B": launch_plans.LARGE}[name.split(",")[0]]
-    assert launch_plans.name_of(memory_plan(line), model) == name and find_risks(line) == []
+    assert (
+        launch_plans.name_of(memory_plan(line, JOB.tokens), model) == name
+        and find_risks(line) == []
+    )
     label = f"{model[8:-1].upper()}B, {'LoRA' if line.config.method == 'lora' else 'full'}"
     timing = timings(JOB, replace(CLUSTER, gpus=line.gpus))[label]
     minutes = line.config.save_every * timing.step_seconds / 60
@@ -374,11 +390,11 @@ for folder in plan["runs"]:
 rehearsed = start("-m", "ftcourse.rehearsal", "plan.json", ranks=RANKS, max_restarts=3)
 
 # %% [markdown]
-# Meanwhile this process trains the same, alone: one rank, padded and not packed, in micro-batches of 8. If the ranks
-# compute what they should, the losses are equal.
+# Meanwhile this process trains the same, alone: one rank, padded and not packed, without checkpointing, in other micro-
+# batches. If the ranks compute what they should, the losses are equal.
 
 # %% tags=["nbval-ignore-output"]
-PLAIN = {"lr": 1e-3, "packing": None, "micro_batch_size": 8}
+PLAIN = {"lr": 1e-3, "packing": None, "activation_checkpointing": None, "micro_batch_size": 8}
 for method, name in NAMES.items():
     changes = {**PLAIN, **CHANGES.get(method, {})}
     if method == "F":
@@ -557,9 +573,9 @@ for prompt, b, a in list(zip(prompts, old, new, strict=True))[:3]:
 # %% [markdown]
 # ## 7 · The same on a real model
 #
-# SmolLM2-135M-Instruct, 134.5 million parameters, trained on SNIPS requests by the same program on two shared cores: one
-# process and two ranks, LoRA and full. One run was killed after step 4 and resumed. Its weights were dequantised from
-# four bits. `python -m experiments.real_model --data SNIPS` makes the record.
+# SmolLM2-135M-Instruct, 134.5 million parameters, trained on SNIPS requests by the same program on two shared cores:
+# one process and two ranks, LoRA and full. One run was killed after step 4 and resumed. Its weights were dequantised
+# from four bits. `python -m experiments.real_model --data SNIPS` makes the record.
 
 # %%
 real = Lifecycle()
@@ -629,16 +645,12 @@ for text, ranks in (("1,-1,1", 8), ("1,-1,1", 32), ("4,-1,1", 32)):
 read_launch_line(LINES["8B, 8 GPUs, full"] + " --mesh 4,8,1")
 
 # %%
-four = read_launch_line(
-    LINES["8B, 8 GPUs, full"].replace(
-        "torchrun --standalone --nproc-per-node 8 --max-restarts 3 -m ftkit.finetune",
-        "sbatch --nodes 4 deploy/slurm/finetune.sbatch",
-    )
-    + " --mesh 4,8,1"
-)
-print(f"{four.gpus} GPUs, mesh {four.dims}: {peak['8B, 4 nodes, full']:.0f} GiB on each")
-assert launch_plans.name_of(memory_plan(four), launch_plans.SMALL) == "8B, 4 nodes, full"
-
+ON_SLURM = r"""sbatch --nodes 4 deploy/slurm/finetune.sbatch --output /shared/runs/full \
+    --model MODEL --data /shared/data --lr 1e-5 --warmup_ratio 0.03 --epochs 2 --batch_size 128 \
+    --micro_batch_size 2 --max_length 2048 --packing --mesh 4,8,1 --save_every 700"""
+four = check_launch_line(ON_SLURM)
+name = launch_plans.name_of(memory_plan(four, JOB.tokens), launch_plans.SMALL)
+print(f"{four.gpus} GPUs, mesh {four.dims}: {peak[name]:.0f} GiB on each")
 
 # %% [markdown]
 # The exercises need a short run: three steps of pocket-base in this process, with one more flag.
@@ -648,8 +660,10 @@ assert launch_plans.name_of(memory_plan(four), launch_plans.SMALL) == "8B, 4 nod
 def short_run(flag: str) -> list[float]:
     """The losses of three steps, with `flag` (empty: none) added to those of the full fine-tune."""
     folder = tempfile.mkdtemp(dir=".") + "/run"
-    flags = rehearsal(lines[NAMES["full"]], folder, lr=1e-3, max_steps=3, packing=None)
-    with open(os.devnull, "w") as nowhere, __import__("contextlib").redirect_stdout(nowhere):
+    flags = rehearsal(
+        lines[NAMES["full"]], folder, **{**PLAIN, "micro_batch_size": 2, "max_steps": 3}
+    )
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
         train.main([*flags, "--estimate_memory", "false", *flag.split()])
     return [row["loss"] for row in metrics(folder)]
 
@@ -699,7 +713,7 @@ check_changing(changing, FLAGS, short_run)
 ### BEGIN SOLUTION
 my_line = r"""torchrun --standalone --nproc-per-node 8 --max-restarts 3 -m ftkit.finetune --output runs/13b \
     --model meta-llama/Llama-2-13b-hf --data data/ --lr 1e-5 --warmup_ratio 0.03 --epochs 2 --batch_size 128 \
-    --micro_batch_size 2 --max_length 2048 --packing --activation_checkpointing --eval_every 200 --save_every 400"""
+    --micro_batch_size 8 --max_length 2048 --packing --activation_checkpointing --eval_every 200 --save_every 400"""
 ### END SOLUTION
 
 check_own_line(my_line)
@@ -725,22 +739,26 @@ check_own_line(my_line)
 # %% [markdown]
 # ## Numbers to take away
 #
-# From the tables above: 8B full needs 120 GiB on one GPU and 44 on each of eight; 8B LoRA fits on one; 70B LoRA fits on
-# eight, 70B full on 32. From the literature, not measured here:
+# From the tables above: 8B full needs over 120 GiB on one GPU and 37 on each of eight; 8B LoRA fits on one; 70B LoRA
+# fits on eight, 70B full on 32. Accumulation under FSDP adds 4 bytes per parameter.
 #
-# - Full fine-tuning at 5e-6 to 2e-5, LoRA at about ten times that; batch 128, 2 epochs, warmup 3 % (Tülu 3: 5e-6 for 8B,
-#   2e-6 for 70B).
+# From the literature, not measured here:
+#
+# - Full fine-tuning at 5e-6 to 2e-5, LoRA at about ten times that; batch 128, 2 epochs, warmup 3 % (Tülu 3:
+#   5e-6 for 8B, 2e-6 for 70B).
 # - MFU 33 to 39 % for 8B under FSDP on eight H100 (torchtitan 2024).
 
 # %%
-assert round(peak["8B, 1 GPU, full"]) == 120 and round(peak["8B, 8 GPUs, full"]) == 44
+assert peak["8B, 1 GPU, full"] > 120 and round(peak["8B, 8 GPUs, full"]) == 37
+assert fits(plans["70B, 8 GPUs, LoRA"]["peak"]) and fits(plans["70B, 4 nodes, full"]["peak"])
+assert round(gradients) == 30 and round(4 * parameters_of(launch_plans.LARGE) / GIB) == 263
 assert fits(plans["8B, 1 GPU, LoRA"]["peak"]) and not fits(plans["70B, 8 GPUs, full"]["peak"])
 
 # %% [markdown]
 # ## Recap
 #
 # - Ask in this order: does it fit, how long, what if it dies. Then write the line.
-# - Use a memory saver only where memory needs it.
+# - Use a memory saver only where memory needs it; avoid accumulation in full fine-tuning under FSDP.
 # - A safe line has `--lr`, `--save_every` by Young's interval, `--max-restarts`, and `--resume` for later.
 # - Rehearse the same flags on two processes, and compare with one process.
 # - Child-tuning works under FSDP unchanged, because its masks depend on places in the whole matrix.
@@ -752,7 +770,7 @@ ledger.show()
 # ## Recall
 #
 # 1. Which parts of a GPU's memory does FSDP divide by the number of GPUs, and which not?
-# 2. Why is activation checkpointing off for 8B on eight GPUs?
+# 2. Why does a full fine-tune under FSDP need more memory in several micro-batches?
 # 3. On twice as many GPUs, how does `--save_every` change, if failures stay as rare?
 # 4. Why would all shards getting the same mask go unnoticed without a comparison?
 # 5. What may change between a run and its resumption, and what not?
@@ -761,7 +779,7 @@ ledger.show()
 # <details><summary>Answers</summary>
 #
 # - 1: weights, gradients and moments; not activations, logits and the layer that is gathered.
-# - 2: it fits without, and recomputing costs one more forward pass.
+# - 2: gradients are reduced once per step, and until then those of all parameters lie on every GPU, unsharded.
 # - 3: steps take half as long, so it doubles: the interval is a time.
 # - 4: the run trains and its loss falls; only the single process shows that it should be another.
 # - 5: ranks, mesh, micro-batch size, packing, checkpointing; not data, batch size or learning rate.
