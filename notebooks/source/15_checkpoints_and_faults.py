@@ -172,7 +172,7 @@ print(f"torch {torch.__version__}, device: cpu, {os.cpu_count()} cores")
 
 # %%
 ranks = start_ranks(RANKS, timeout=60)
-ranks.run(Path("loop.py").read_text())  # defines build and one_step on every rank
+_ = ranks.run(Path("loop.py").read_text())  # defines build and one_step on every rank
 
 # %%
 # %%px
@@ -184,7 +184,7 @@ transformers.utils.logging.disable_progress_bar()
 model, optimizer = build(mesh)
 losses = {step: one_step(model, optimizer, step, rank, world_size) for step in (1, 2, 3)}
 weights, moments = get_state_dict(model, optimizer)
-dcp.save({"model": weights, "optimizer": moments}, checkpoint_id="plain/step-3")
+_ = dcp.save({"model": weights, "optimizer": moments}, checkpoint_id="plain/step-3")
 
 # %%
 # %%px
@@ -243,8 +243,10 @@ for step in range(4, 11):
 undisturbed = ranks.get("losses")[0]
 apart = max(abs(resumed[step] - undisturbed[step]) for step in resumed)
 print(f"{len(resumed)} losses on one rank, each within 0.0001 of those on two")
-assert 0 < len(resumed) == 7 and apart < 1e-4
-ledger.add(
+assert len(resumed) == 7 and apart < 1e-4
+
+# %% tags=["hide-input"]
+_ = ledger.add(
     "a checkpoint resumes on another number of ranks",
     "PyTorch, distributed checkpoint",
     apart < 1e-4,
@@ -279,14 +281,17 @@ dcp.load(copied, checkpoint_id="plain/step-10")
 saved = copied["model"]["model.layers.0.mlp.up_proj.weight"].norm().item()
 now = ranks.get("weights[name].full_tensor().norm().item()")[0]
 print(f"norm of a weight: {saved:.1f} in the checkpoint, {now:.1f} on the ranks")
-assert abs(saved - ranks.get("norm")[0]) < 1e-4 and now == 0
-ledger.add(
+copied_whole = abs(saved - ranks.get("norm")[0]) < 1e-4
+assert copied_whole and now == 0
+ranks.stop()
+
+# %% tags=["hide-input"]
+_ = ledger.add(
     "training may go on while a checkpoint is written",
     "PyTorch, async_save",
-    abs(saved - ranks.get("norm")[0]) < 1e-4 and now == 0,
+    copied_whole and now == 0,
     "weights set to zero after async_save returned; the checkpoint holds them as they were",
 )
-ranks.stop()
 
 # %% [markdown]
 # The price is a second copy of the state in the processor's memory. On a GPU the copy itself also takes time, which
@@ -344,7 +349,7 @@ class RandomState:
 torch.manual_seed(0)
 loader, random_state = Shuffled(examples=32, batch_size=4), RandomState()
 seen = [next(loader) for _ in range(5)]
-dcp.save({"loader": loader, "random": random_state}, checkpoint_id="plain/data")
+_ = dcp.save({"loader": loader, "random": random_state}, checkpoint_id="plain/data")
 straight = [next(loader) for _ in range(3)], torch.rand(2)
 
 # %%
@@ -512,8 +517,8 @@ rows = [
 ]
 attempts = [[int(step) for step, attempt, *_ in rows if attempt == str(n)] for n in (0, 1)]
 survived = {int(step): float(loss) for step, _, loss, _ in rows}
-print(f"killed in step {KILL_AT}, while {attempts[0][-1]} steps were done")
-print(f"steps done again: at most {2 * SAVE_EVERY - 1}")
+print(f"rank 1 was killed in step {KILL_AT}; the last finished step was {attempts[0][-1]}")
+print(f"fewer than {2 * SAVE_EVERY} steps were done again")
 assert attempts[0][-1] == KILL_AT - 1 and attempts[1][-1] == STEPS
 assert 1 < attempts[1][0] <= KILL_AT  # it went on from a checkpoint
 
@@ -521,7 +526,9 @@ assert 1 < attempts[1][0] <= KILL_AT  # it went on from a checkpoint
 identical = sum(survived[step] == undisturbed[step] for step in undisturbed)
 print(f"losses that are bitwise identical to the undisturbed run's: {identical} of {STEPS}")
 assert identical == STEPS
-ledger.add(
+
+# %% tags=["hide-input"]
+_ = ledger.add(
     "after kill -9 a run restarts and resumes by itself",
     "torchrun",
     identical == STEPS and 1 < attempts[1][0] <= KILL_AT,
@@ -531,7 +538,8 @@ ledger.add(
 # %% tags=["nbval-ignore-output"]
 times = [float(row[3]) for row in rows]
 gap = max(b - a for a, b in itertools.pairwise(times))
-print(f"from the last step before the kill to the next step: {gap:.1f} s")
+print(f"from the last step before the kill to the next one: {gap:.0f} seconds")
+print(f"done again: steps {attempts[1][0]} to {KILL_AT - 1}")
 ax = plot_attempts(attempts, KILL_AT, SAVE_EVERY)
 
 # %% [markdown]
@@ -574,7 +582,7 @@ off = max(abs(wrong[step] - undisturbed[step]) for step in wrong)
 print(
     f"without the moments, losses are off by more than {100 * 1e-4:.2f}; rounding: below 0.0001"
 )
-assert off > 100 * 1e-4 and wrong[4] == resumed[4]
+assert off > 0.01 and wrong[4] == resumed[4]
 
 # %% [markdown]
 # The first loss after the resume is right even so, because it is computed before the first update.
@@ -647,8 +655,8 @@ formula = lost_share(young, WRITE, BETWEEN, RESTART)
 print(f"the formula at Young's: {formula:.1%}")
 assert best == 1 and abs(found[1] - formula) < 0.01
 
-# %%
-ledger.add(
+# %% tags=["hide-input"]
+_ = ledger.add(
     "save every √(2·C·M) seconds",
     "Young, 1974",
     best == 1,

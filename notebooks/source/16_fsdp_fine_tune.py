@@ -468,9 +468,9 @@ share = sum(int(m.sum()) for m in masks.values()) / sum(m.numel() for m in masks
 print(f"D: {share:.1%} of the weights are in the mask; {moved} others moved")
 assert moved == 0 and abs(share - 0.1) < 0.005
 
-# %%
+# %% tags=["hide-input"]
 held = all(apart(m, f"{m}-alone") < TOLERANCE for m in ("F", "D")) and moved == 0
-ledger.add(
+_ = ledger.add(
     "child-tuning works under FSDP as in one process",
     "Wright 2022, transformer_central and its video on child-tuning under FSDP",
     held and mutated > 10 * TOLERANCE,
@@ -519,7 +519,7 @@ for method, predicted, measured in found:
 seconds = [row["seconds"] for row in metrics("F-alone")]
 early = sorted(seconds[2:6])[2]
 print(
-    f"predicted for {COMPARED} steps: {COMPARED * early:.1f} s, measured: {sum(seconds):.1f} s"
+    f"{COMPARED} steps, in seconds: {COMPARED * early:.1f} predicted, {sum(seconds):.1f} measured"
 )
 ax = plot_loss(metrics("F"))
 
@@ -594,7 +594,7 @@ assert max(gaps) < 1e-5 and differing == 0
 ratio = real.step_seconds("lora, 1 process") / real.step_seconds("full, 1 process")
 predicted, measured = real.predicted_seconds("lora, 1 process")
 print(f"a LoRA step takes {ratio:.2f} of a full one; 4/6 is {4 / 6:.2f}")
-print(f"32 steps: predicted {predicted:.0f} s from steps 2 to 5, measured {measured:.0f} s")
+print(f"32 steps, in seconds: {predicted:.0f} from steps 2 to 5, measured {measured:.0f}")
 before, after = (sum(calls) for calls in real.exact_calls.values())
 print(f"exact calls: {before} of 40 before, {after} of 40 after")
 assert abs(ratio - 4 / 6) < 0.1 and abs(predicted / measured - 1) < 0.1
@@ -603,8 +603,8 @@ assert abs(ratio - 4 / 6) < 0.1 and abs(predicted / measured - 1) < 0.1
 # The run was for the mechanics: 32 steps of 4 requests teach almost no exact call. With a learning rate tuned for this
 # model and 48 steps of 8, 06 shows far more.
 
-# %%
-ledger.add(
+# %% tags=["hide-input"]
+_ = ledger.add(
     "fully_shard trains LoRA and full models as one process does, frozen and trained parameters side by side",
     "PyTorch, fully_shard",
     max(gaps) < 1e-5,
