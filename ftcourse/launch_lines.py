@@ -160,7 +160,7 @@ def rehearsal(line: LaunchLine, output: str, **changes) -> list[str]:
     for name in (item.name for item in fields(Config)):  # in the program's order
         value = getattr(config, name)
         if name in names | {"output"} and value != "":
-            words += [f"--{name}", str(value)]
+            words += [f"--{name}"] if value is True else [f"--{name}", str(value)]
     return words
 
 

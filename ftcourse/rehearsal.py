@@ -49,7 +49,7 @@ def begin(plan: dict) -> tuple[list[tuple[str, Run, TrainingData]], dict]:
         todo.append((name, run, datasets[key]))
     killed = plan.get("kill", {}).get("run") if attempt() == 0 else None
     for name, run, data in todo:
-        if env_rank() == 0:
+        if env_rank() == 0 and run.config.estimate_memory:
             estimates[name] = train.estimate_run(run, data)
         if name == killed:
             break

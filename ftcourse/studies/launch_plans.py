@@ -33,7 +33,7 @@ NODE, NODES = {"mesh": (1, 8, 1)}, {"mesh": (1, 32, 1)}
 SEVERAL = {"accumulation": 2}  # micro-batches; more need no more memory
 WHOLE = {**CHECKPOINTING, "micro_batch_size": 8}  # a step's sequences on one of 8 GPUs at once
 PLANS = {  # a name that a table can show -> model, changes to BASE
-    "8B, 1 GPU, full": (SMALL, {**CHECKPOINTING, **SEVERAL}),
+    "8B, 1 GPU, full": (SMALL, {**CHECKPOINTING, "micro_batch_size": 1}),
     "8B, 1 GPU, LoRA": (SMALL, {**CHECKPOINTING, **SEVERAL, **LORA}),
     "8B, 8 GPUs, LoRA": (SMALL, {**NODE, **SEVERAL, **LORA}),
     "8B, 8 GPUs, full": (SMALL, {**NODE, **WHOLE}),

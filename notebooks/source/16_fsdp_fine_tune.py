@@ -381,7 +381,8 @@ print(
 # **Predict first:** which steps of F will be done twice?
 
 # %%
-wrong = rehearsal(lines[NAMES["F"]], "wrong", lr=1e-3, max_steps=60, stop_after=4)
+faulty = {"max_steps": 60, "stop_after": COMPARED, "estimate_memory": False}
+wrong = rehearsal(lines[NAMES["F"]], "wrong", lr=1e-3, **faulty)
 plan = {"runs": {**small, "wrong": wrong}, "same_masks": ["wrong"]}
 plan["kill"] = {"run": "F", "rank": 1, "step": 24}
 Path("plan.json").write_text(json.dumps(plan))
@@ -395,6 +396,7 @@ rehearsed = start("-m", "ftcourse.rehearsal", "plan.json", ranks=RANKS, max_rest
 
 # %% tags=["nbval-ignore-output"]
 PLAIN = {"lr": 1e-3, "packing": None, "activation_checkpointing": None, "micro_batch_size": 8}
+PLAIN |= {"estimate_memory": False}
 for method, name in NAMES.items():
     changes = {**PLAIN, **CHANGES.get(method, {})}
     if method == "F":
@@ -548,7 +550,7 @@ print(f"LoRA: {merged[1]} of {merged[2]} greedy tokens differ after the merge")
 assert different == 0 and merged[1] == "0"
 
 # %% [markdown]
-# **Predict first:** pocket-base never stops after its answer. After 60 steps, killed and resumed, how often does F's
+# **Predict first:** pocket-base hardly ever stops after its answer. After 60 steps, killed and resumed, how often does F's
 # model stop?
 
 # %%
@@ -558,9 +560,9 @@ expected = [row["messages"][-1]["content"] for row in chats]
 old = generate_answers(load_base()[0], tokenizer, prompts)
 new = generate_answers(tuned, tokenizer, prompts)
 stops, right = stop_rate(new), exact_match(new, expected)
-print(f"stops after the answer: before {stop_rate(old):.0%}, after over 95 %")
-print(f"exact match: before {exact_match(old, expected):.0%}, after between 20 and 60 %")
-assert stop_rate(old) == 0 and stops > 0.95 and 0.2 < right < 0.6
+print("stops after the answer: under 10 % before, over 95 % after")
+print(f"exact match: {exact_match(old, expected):.0%} before, between 20 and 60 % after")
+assert stop_rate(old) < 0.1 and stops > 0.95 and 0.2 < right < 0.6
 
 # %% tags=["nbval-ignore-output"]
 for prompt, b, a in list(zip(prompts, old, new, strict=True))[:3]:
@@ -664,7 +666,7 @@ def short_run(flag: str) -> list[float]:
         lines[NAMES["full"]], folder, **{**PLAIN, "micro_batch_size": 2, "max_steps": 3}
     )
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-        train.main([*flags, "--estimate_memory", "false", *flag.split()])
+        train.main([*flags, *flag.split()])
     return [row["loss"] for row in metrics(folder)]
 
 

@@ -34,7 +34,7 @@ def test_a_full_step_costs_six_operations_per_parameter_and_token():
 
 
 def test_a_frozen_base_costs_four_and_saves_only_what_trains():
-    cluster = Cluster(gpus=1, mfu=0.2)
+    cluster = Cluster(gpus=1, mfu=0.2, failures_apart=60.0)
     full, lora = (estimate_time(10**9, trained, JOB, cluster) for trained in (10**9, 10**6))
     assert lora.step_seconds / full.step_seconds == pytest.approx(4 / 6)
     assert lora.write_seconds == pytest.approx(full.write_seconds / 1000) and lora.save_every < full.save_every

@@ -30,7 +30,6 @@ def right(ours, base):
 MISTAKES = {
     "last digits": lambda ours, base: ours != base,
     "compare every step": lambda ours, base: not abs(ours[0] - base[0]) <= 1e-4,
-    "with those of the run without it": lambda ours, base: not abs(ours[2] - 2) <= 0.1,
     "may cancel": lambda ours, base: not abs(sum(ours) - sum(base)) <= 1e-4 or math.isclose(ours[2], 1.96),
     "never greater than a tolerance": lambda ours, base: any(
         abs(a - b) > 1e-4 for a, b in zip(ours, base, strict=True)
@@ -86,5 +85,5 @@ def test_a_line_that_fits_and_one_that_does_not():
     assert verdict.right, verdict
     peak = estimate_memory(published_meta_model(MODEL), memory_plan(read_launch_line(LINE), JOB.tokens)).peak
     assert f"{peak / 2**30:.0f} GiB on each GPU" in verdict.message
-    verdict = check_own_line(LINE.replace("micro_batch_size 8", "micro_batch_size 2"))
+    verdict = check_own_line(LINE.replace("micro_batch_size 8", "micro_batch_size 2 --reshard_after_forward false"))
     assert "run out of memory" in verdict.message and "gradients of several micro-batches" in verdict.message

@@ -25,7 +25,7 @@ def test_a_record_of_another_plan_is_refused(tmp_path):
 def test_every_plan_is_found_by_its_settings_and_no_other():
     assert [name_of(plan_of(name), PLANS[name][0]) for name in PLANS] == list(PLANS)
     with pytest.raises(ValueError, match="no estimate of llama-3-70b is stored"):
-        name_of(plan_of("8B, 8 GPUs, full"), LARGE)
+        name_of(plan_of("8B, 4 nodes, full"), LARGE)
 
 
 def test_a_plan_fits_with_a_tenth_to_spare():
