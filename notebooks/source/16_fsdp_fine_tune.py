@@ -550,8 +550,8 @@ print(f"LoRA: {merged[1]} of {merged[2]} greedy tokens differ after the merge")
 assert different == 0 and merged[1] == "0"
 
 # %% [markdown]
-# **Predict first:** pocket-base hardly ever stops after its answer. After 60 steps, killed and resumed, how often does F's
-# model stop?
+# **Predict first:** pocket-base hardly ever stops after its answer. After 60 steps, killed and resumed, how often does
+# F's model stop?
 
 # %%
 chats = load_chat()["test"].select(range(48))
@@ -711,14 +711,18 @@ check_changing(changing, FLAGS, short_run)
 # withdrawn. Full fine-tuning or LoRA, as you choose. Write the line. The checker parses it with the program's parser,
 # estimates its memory, and compares `--save_every` with Young's interval. Expected: a line without risks that fits.
 
+
 # %% tags=["exercise"]
-### BEGIN SOLUTION
-my_line = r"""torchrun --standalone --nproc-per-node 8 --max-restarts 3 -m ftkit.finetune --output runs/13b \
+def my_line() -> str:
+    """The launch line."""
+    ### BEGIN SOLUTION
+    return r"""torchrun --standalone --nproc-per-node 8 --max-restarts 3 -m ftkit.finetune --output runs/13b \
     --model meta-llama/Llama-2-13b-hf --data data/ --lr 1e-5 --warmup_ratio 0.03 --epochs 2 --batch_size 128 \
     --micro_batch_size 8 --max_length 2048 --packing --activation_checkpointing --eval_every 200 --save_every 400"""
-### END SOLUTION
+    ### END SOLUTION
 
-check_own_line(my_line)
+
+check_own_line(my_line())
 
 # %% [markdown] tags=["hint"]
 # <details><summary>Hint</summary>
@@ -741,7 +745,7 @@ check_own_line(my_line)
 # %% [markdown]
 # ## Numbers to take away
 #
-# From the tables above: 8B full needs over 120 GiB on one GPU and 37 on each of eight; 8B LoRA fits on one; 70B LoRA
+# From the tables above: 8B full needs 120 GiB on one GPU and 37 on each of eight; 8B LoRA fits on one; 70B LoRA
 # fits on eight, 70B full on 32. Accumulation under FSDP adds 4 bytes per parameter.
 #
 # From the literature, not measured here:
@@ -751,7 +755,7 @@ check_own_line(my_line)
 # - MFU 33 to 39 % for 8B under FSDP on eight H100 (torchtitan 2024).
 
 # %%
-assert peak["8B, 1 GPU, full"] > 120 and round(peak["8B, 8 GPUs, full"]) == 37
+assert round(peak["8B, 1 GPU, full"]) == 120 and round(peak["8B, 8 GPUs, full"]) == 37
 assert fits(plans["70B, 8 GPUs, LoRA"]["peak"]) and fits(plans["70B, 4 nodes, full"]["peak"])
 assert round(gradients) == 30 and round(4 * parameters_of(launch_plans.LARGE) / GIB) == 263
 assert fits(plans["8B, 1 GPU, LoRA"]["peak"]) and not fits(plans["70B, 8 GPUs, full"]["peak"])
