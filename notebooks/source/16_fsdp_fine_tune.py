@@ -169,7 +169,7 @@ assert peak[several] - peak[at_once] > gradients and sent[tp] > sent[at_once] > 
 # ### LoRA, full or child-tuning?
 #
 # Memory does not decide it here: all of them fit. From the literature, not measured here: LoRA on all linear layers
-# matches full fine-tuning on data sets of this size if its learning rate is about ten times as high (Schulman et al.
+# matches full fine-tuning on small and medium instruction data, at about ten times its learning rate (Schulman et al.
 # 2025), and it forgets less (Biderman et al. 2024).
 
 # %% [markdown]
@@ -255,7 +255,7 @@ assert 200 < hours_apart / 24 < 300
 # | sequence and context parallelism, fp8, offload, MoE parallelism | not in the program |
 
 # %% [markdown]
-# LoRA does not combine with tensor parallelism. The three lines below share data, batch, length and restarts.
+# LoRA does not combine with tensor parallelism. The lines below share data, batch, length and restarts.
 # `data/` holds `train.jsonl` and `test.jsonl`; MODEL is a folder or a name on the hub.
 
 # %%
@@ -297,11 +297,11 @@ torchrun --standalone --nproc-per-node 1 --max-restarts 3 -m ftkit.finetune --ou
     --batch_size 128 --micro_batch_size 2 --max_length 2048 --packing --activation_checkpointing --save_every 10
 # 70B, 8 GPUs, LoRA
 torchrun --standalone --nproc-per-node 8 --max-restarts 3 -m ftkit.finetune --output runs/large \
-    --model MODEL --data data/ --method lora --lora_r 16 --lora_alpha 32 --lr 5e-5 --warmup_ratio 0.03 --epochs 2 \
+    --model MODEL --data data/ --method lora --lora_r 16 --lora_alpha 32 --lr 2e-5 --warmup_ratio 0.03 --epochs 2 \
     --batch_size 128 --micro_batch_size 2 --max_length 2048 --packing --activation_checkpointing --save_every 15
 # 70B, 4 nodes, full
 sbatch --nodes 4 deploy/slurm/finetune.sbatch --output /shared/runs/large \
-    --model MODEL --data /shared/data --lr 5e-6 --warmup_ratio 0.03 --epochs 2 \
+    --model MODEL --data /shared/data --lr 2e-6 --warmup_ratio 0.03 --epochs 2 \
     --batch_size 128 --micro_batch_size 2 --max_length 2048 --packing --activation_checkpointing --save_every 500
 """)
 
