@@ -10,12 +10,14 @@ After a restart, runs that have ended are passed over, and the killed one goes o
 """
 
 import gc
+import io
 import json
 import os
 import signal
 import sys
 import time
-from contextlib import contextmanager, nullcontext
+import warnings
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from pathlib import Path
 from unittest import mock
 
@@ -65,7 +67,7 @@ def attempt() -> int:
 def killed_in(step: int, rank: int, checkpoints: Path, context: DistributedContext):
     """SIGKILL this process, if it is `rank`, in that step, between its gradients and its update.
 
-    It waits until a checkpoint is complete: a step of a larger model lasts longer than the writing here.
+    It waits until the newest checkpoint is complete: a step of a larger model lasts longer than the writing here.
     """
     steps = iter(range(1, step + 1))
     gradients = train.accumulate_gradients
@@ -74,7 +76,7 @@ def killed_in(step: int, rank: int, checkpoints: Path, context: DistributedConte
         mean = gradients(*arguments)
         if next(steps, 0) == step and context.rank == rank:
             deadline = time.monotonic() + PATIENCE
-            while latest_checkpoint(checkpoints) is None and time.monotonic() < deadline:
+            while not _complete(checkpoints) and time.monotonic() < deadline:
                 time.sleep(0.05)
             os.kill(os.getpid(), signal.SIGKILL)
         return mean
@@ -83,11 +85,24 @@ def killed_in(step: int, rank: int, checkpoints: Path, context: DistributedConte
         yield
 
 
+def _complete(checkpoints: Path) -> bool:
+    return latest_checkpoint(checkpoints) is not None and not list(checkpoints.glob("*.incomplete"))
+
+
 @contextmanager
 def same_masks():
     """Child-tuning that takes a rank's shard for the whole tensor, and so draws one mask for all shards."""
     with mock.patch("ftkit.child_tuning.optimizer.local_region", lambda tensor: Region(local_tensor(tensor).shape)):
         yield
+
+
+def run_alone(flags: list[str]) -> str:
+    """`ftkit.finetune` in this process; returns the last line that it printed, and shows nothing."""
+    said = io.StringIO()
+    with warnings.catch_warnings(), redirect_stdout(said), redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
+        train.main(flags)
+    return said.getvalue().strip().rpartition("\n")[2]
 
 
 def main(path: str) -> None:

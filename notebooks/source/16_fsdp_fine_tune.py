@@ -25,7 +25,6 @@ if "google.colab" in sys.modules:
     ...  # installs ftkit
 
 # %%
-import contextlib
 import json
 import os
 import re
@@ -49,6 +48,7 @@ from ftcourse.launch_lines import (
 )
 from ftcourse.planning import Cluster, Job, parameters_of, tokens_per_second
 from ftcourse.plots import plot_loss, use_course_style
+from ftcourse.rehearsal import run_alone
 from ftcourse.runs import start
 from ftcourse.studies import launch_plans
 from ftcourse.studies.launch_plans import CAPACITY, fits
@@ -62,7 +62,6 @@ from ftkit.child_tuning import gradient_mask
 from ftkit.distributed.checkpoint import load_weights
 from ftkit.distributed.mesh import ParallelDims
 from ftkit.evaluate import exact_match, generate_answers, stop_rate
-from ftkit.finetune import train
 from ftkit.models import resolve_model
 
 # %% tags=["nbval-ignore-output"]
@@ -150,9 +149,9 @@ assert peak[several] - peak[at_once] > gradients and sent[tp] > sent[at_once] > 
 
 # %% [markdown]
 # Accumulation is the trap. The program reduces gradients once per step, to save communication, so until the last
-# micro-batch every GPU holds the gradients of *all* parameters, unsharded: 30 GiB for 8B, 263 for 70B. In full
-# fine-tuning under FSDP, do a step in one micro-batch, with checkpointing. LoRA's gradients are small, so it may
-# accumulate.
+# micro-batch every GPU holds the gradients of *all* parameters, unsharded: 30 GiB for 8B, 263 for 70B (the figure
+# counts them among the activations). In full fine-tuning under FSDP, do a step in one micro-batch. LoRA's gradients are
+# small, so it may accumulate.
 
 # %% [markdown]
 # | decision | for 8B on eight GPUs | because |
@@ -186,8 +185,8 @@ assert peak[several] - peak[at_once] > gradients and sent[tp] > sent[at_once] > 
 
 # %% [markdown]
 # Published for Llama 3.1 8B under FSDP on eight H100 GPUs: 33 % MFU, and 39 % with `torch.compile` (torchtitan, 2024);
-# for 405B on 16,000 GPUs 38 to 43 % (Llama team 2024). We plan with 20 %, because a first run is not tuned and fine-
-# tuning data are uneven. **Predict first:** how many hours does full fine-tuning of 8B take?
+# for 405B on 16,000 GPUs 38 to 43 % (Llama team 2024). We plan with 20 %, because a first run is not tuned.
+# **Predict first:** how many hours does full fine-tuning of 8B take?
 
 # %%
 CLUSTER = Cluster(gpus=8, mfu=0.20)  # H100: 989e12 operations/s; storage writes 2 GB/s
@@ -213,7 +212,7 @@ assert abs(5762 / estimated - 1) < 0.2
 # The formula is 18 % too fast there, because it leaves out attention scores, which at torchtitan's 8,192 tokens add
 # about a quarter. Measure your own first ten steps, and plan again with their MFU.
 #
-# **Predict first:** move the GPUs to 32. Does the time between two checkpoints change, in steps?
+# **Predict first:** with 32 GPUs, are there more or fewer steps between two checkpoints?
 
 # %%
 explorer = job_explorer(JOB, CLUSTER)
@@ -261,27 +260,31 @@ assert 200 < hours_apart / 24 < 300
 # %%
 LINES = launch_lines_of(r"""
 # 8B, 8 GPUs, LoRA
-torchrun --standalone --nproc-per-node 8 --max-restarts 3 -m ftkit.finetune --output runs/lora \
-    --model MODEL --data data/ --method lora --lora_r 16 --lora_alpha 32 --lr 1e-4 --warmup_ratio 0.03 \
-    --epochs 2 --batch_size 128 --micro_batch_size 2 --max_length 2048 --packing --eval_every 200 --save_every 50
+torchrun --standalone --nproc-per-node 8 --max-restarts 3 -m ftkit.finetune \
+    --output runs/lora --model MODEL --data data/ --method lora --lora_r 16 \
+    --lora_alpha 32 --lr 1e-4 --warmup_ratio 0.03 --epochs 2 --batch_size 128 \
+    --micro_batch_size 2 --max_length 2048 --packing --eval_every 200 \
+    --save_every 50
 # 8B, 8 GPUs, full
-torchrun --standalone --nproc-per-node 8 --max-restarts 3 -m ftkit.finetune --output runs/full \
-    --model MODEL --data data/ --lr 1e-5 --warmup_ratio 0.03 \
-    --epochs 2 --batch_size 128 --micro_batch_size 8 --activation_checkpointing --max_length 2048 --packing \
-    --eval_every 200 --save_every 500
+torchrun --standalone --nproc-per-node 8 --max-restarts 3 -m ftkit.finetune \
+    --output runs/full --model MODEL --data data/ --lr 1e-5 --warmup_ratio 0.03 \
+    --epochs 2 --batch_size 128 --micro_batch_size 8 --activation_checkpointing \
+    --max_length 2048 --packing --eval_every 200 --save_every 500
 """)
 
 # %%
 LINES |= launch_lines_of(r"""
 # 8B, 8 GPUs, child-tuning F
-torchrun --standalone --nproc-per-node 8 --max-restarts 3 -m ftkit.finetune --output runs/free \
-    --model MODEL --data data/ --optimizer child-tuning --reserve_p 0.3 --lr 2e-5 --warmup_ratio 0.03 \
-    --epochs 2 --batch_size 128 --micro_batch_size 8 --activation_checkpointing --max_length 2048 --packing \
+torchrun --standalone --nproc-per-node 8 --max-restarts 3 -m ftkit.finetune \
+    --output runs/free --model MODEL --data data/ --optimizer child-tuning \
+    --reserve_p 0.3 --lr 2e-5 --warmup_ratio 0.03 --epochs 2 --batch_size 128 \
+    --micro_batch_size 8 --activation_checkpointing --max_length 2048 --packing \
     --eval_every 200 --save_every 500
 # 8B, 8 GPUs, child-tuning D, 10 %
-torchrun --standalone --nproc-per-node 8 --max-restarts 3 -m ftkit.finetune --output runs/fisher \
-    --model MODEL --data data/ --optimizer child-tuning-d --reserve_p 0.1 --lr 1e-5 --warmup_ratio 0.03 \
-    --epochs 2 --batch_size 128 --micro_batch_size 8 --activation_checkpointing --max_length 2048 --packing \
+torchrun --standalone --nproc-per-node 8 --max-restarts 3 -m ftkit.finetune \
+    --output runs/fisher --model MODEL --data data/ --optimizer child-tuning-d \
+    --reserve_p 0.1 --lr 1e-5 --warmup_ratio 0.03 --epochs 2 --batch_size 128 \
+    --micro_batch_size 8 --activation_checkpointing --max_length 2048 --packing \
     --eval_every 200 --save_every 500
 """)
 
@@ -292,17 +295,22 @@ torchrun --standalone --nproc-per-node 8 --max-restarts 3 -m ftkit.finetune --ou
 # %%
 LINES |= launch_lines_of(r"""
 # 8B, 1 GPU, LoRA
-torchrun --standalone --nproc-per-node 1 --max-restarts 3 -m ftkit.finetune --output runs/one \
-    --model MODEL --data data/ --method lora --lora_r 16 --lora_alpha 32 --lr 1e-4 --warmup_ratio 0.03 --epochs 2 \
-    --batch_size 128 --micro_batch_size 2 --max_length 2048 --packing --activation_checkpointing --save_every 10
+torchrun --standalone --nproc-per-node 1 --max-restarts 3 -m ftkit.finetune \
+    --output runs/one --model MODEL --data data/ --method lora --lora_r 16 \
+    --lora_alpha 32 --lr 1e-4 --warmup_ratio 0.03 --epochs 2 --batch_size 128 \
+    --micro_batch_size 2 --max_length 2048 --packing --activation_checkpointing \
+    --save_every 10
 # 70B, 8 GPUs, LoRA
-torchrun --standalone --nproc-per-node 8 --max-restarts 3 -m ftkit.finetune --output runs/large \
-    --model MODEL --data data/ --method lora --lora_r 16 --lora_alpha 32 --lr 2e-5 --warmup_ratio 0.03 --epochs 2 \
-    --batch_size 128 --micro_batch_size 2 --max_length 2048 --packing --activation_checkpointing --save_every 15
+torchrun --standalone --nproc-per-node 8 --max-restarts 3 -m ftkit.finetune \
+    --output runs/large --model MODEL --data data/ --method lora --lora_r 16 \
+    --lora_alpha 32 --lr 2e-5 --warmup_ratio 0.03 --epochs 2 --batch_size 128 \
+    --micro_batch_size 2 --max_length 2048 --packing --activation_checkpointing \
+    --save_every 15
 # 70B, 4 nodes, full
 sbatch --nodes 4 deploy/slurm/finetune.sbatch --output /shared/runs/large \
     --model MODEL --data /shared/data --lr 2e-6 --warmup_ratio 0.03 --epochs 2 \
-    --batch_size 128 --micro_batch_size 2 --max_length 2048 --packing --activation_checkpointing --save_every 500
+    --batch_size 128 --micro_batch_size 2 --max_length 2048 --packing \
+    --activation_checkpointing --save_every 500
 """)
 
 # %% [markdown]
@@ -334,8 +342,9 @@ for name, line in lines.items():
 # dies. **Predict first:** what would you regret?
 
 # %% tags=["raises-exception"]
-EARLIER = r"""torchrun --standalone --nproc-per-node 8 --max-restarts 3 -m ftkit.finetune --output runs/a \
-    --model MODEL --data chats.jsonl --activation_checkpointing --micro_batch_size 1 --max_length 2048 --batch_size 8"""
+EARLIER = r"""torchrun --standalone --nproc-per-node 8 --max-restarts 3 -m ftkit.finetune \
+    --output runs/a --model MODEL --data chats.jsonl --activation_checkpointing \
+    --micro_batch_size 1 --max_length 2048 --batch_size 8"""
 check_launch_line(EARLIER)
 
 # %%
@@ -391,8 +400,8 @@ for folder in plan["runs"]:
 rehearsed = start("-m", "ftcourse.rehearsal", "plan.json", ranks=RANKS, max_restarts=3)
 
 # %% [markdown]
-# Meanwhile this process trains the same, alone: one rank, padded and not packed, without checkpointing, in other micro-
-# batches. If the ranks compute what they should, the losses are equal.
+# Meanwhile this process trains the same, alone: one rank, padded and not packed, without checkpointing, eight sequences
+# at once. If the ranks compute what they should, the losses are equal.
 
 # %% tags=["nbval-ignore-output"]
 PLAIN = {"lr": 1e-3, "packing": None, "activation_checkpointing": None, "micro_batch_size": 8}
@@ -401,7 +410,7 @@ for method, name in NAMES.items():
     changes = {**PLAIN, **CHANGES.get(method, {})}
     if method == "F":
         changes["stop_after"] = COMPARED
-    train.main(rehearsal(lines[name], f"{method}-alone", **changes))
+    print(run_alone(rehearsal(lines[name], f"{method}-alone", **changes)))
 
 # %% tags=["nbval-ignore-output"]
 said = rehearsed.result()  # waits for the ranks
@@ -665,8 +674,7 @@ def short_run(flag: str) -> list[float]:
     flags = rehearsal(
         lines[NAMES["full"]], folder, **{**PLAIN, "micro_batch_size": 2, "max_steps": 3}
     )
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-        train.main([*flags, *flag.split()])
+    run_alone([*flags, *flag.split()])
     return [row["loss"] for row in metrics(folder)]
 
 

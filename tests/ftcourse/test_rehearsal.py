@@ -4,8 +4,8 @@ import json
 
 import pytest
 
+from ftcourse.rehearsal import run_alone
 from ftcourse.runs import LaunchError, start
-from ftkit.finetune import train
 
 COMMON = ["--lr", "3e-3", "--batch_size", "8", "--micro_batch_size", "4", "--max_length", "64", "--max_steps", "8"]
 FLAGS = ["--optimizer", "child-tuning", *COMMON]
@@ -15,7 +15,7 @@ def losses(folder):
     return [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_killed_resumed_and_compared(tmp_path, monkeypatch):
+def test_killed_resumed_and_compared(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     runs = {"F": [*FLAGS, "--save_every", "1"], "wrong": [*FLAGS, "--estimate_memory", "False"]}
     runs = {name: [*flags, "--output", name] for name, flags in runs.items()}
@@ -25,7 +25,8 @@ def test_killed_resumed_and_compared(tmp_path, monkeypatch):
     assert said.count("== F, attempt 0") == said.count("== F, attempt 1") == 1
     assert "== wrong, attempt 1" in said and "== wrong, attempt 0" not in said
     assert "measured (" in said.split("== F, attempt 1")[1].split("== wrong")[0]
-    train.main([*FLAGS, "--output", "alone", "--estimate_memory", "False"])
+    assert run_alone([*FLAGS, "--output", "alone"]).startswith("the model is in alone/model")
+    assert capsys.readouterr().out == ""
     alone = losses(tmp_path / "alone")
     assert losses(tmp_path / "F") == pytest.approx(alone, abs=1e-4) and len(alone) == 8
     assert losses(tmp_path / "wrong") != pytest.approx(alone, abs=1e-3)
