@@ -564,7 +564,7 @@ assert (a + b) + c != a + (b + c)
 #
 # | what may differ from run to run | what fixes it, for some speed |
 # | --- | --- |
-# | atomic additions, as in backward of `index_add_`, `scatter_add_` | `torch.use_deterministic_algorithms(True)` |
+# | atomic additions, as in `index_add_` and `scatter_add_` | `torch.use_deterministic_algorithms(True)` |
 # | cuBLAS with several streams | the environment's `CUBLAS_WORKSPACE_CONFIG=:4096:8` |
 # | cuDNN choosing kernels by timing | `torch.backends.cudnn.benchmark = False` |
 # | another GPU model, driver, library or number of GPUs | nothing: expect other last digits |
