@@ -257,17 +257,21 @@ for text, source, one, other, measure in CLAIMS:
     print(f"{added.verdict}: {text}\n    {measured}")
 
 # %% [markdown]
-# ### Exercise 1 · which methods are worth a look
-#
-# Difficulty ●●○, 8 minutes. A method is **beaten** if another is at least as good in both measures and better in one.
-# Return the names of those that are not beaten. The checker tries its own points first, then those of pocket-base.
-# Expected: a set of names.
+# For the next exercise, what each method learnt and kept, means over the five seeds:
 
 # %%
 points = {
     name: tuple(sum(study.ends(trial(name), m)) / 5 for m in ("test_exact", "kept"))
     for name in FAMILY
 }
+
+
+# %% [markdown]
+# ### Exercise 1 · which methods are worth a look
+#
+# Difficulty ●●○, 8 minutes. A method is **beaten** if another is at least as good in both measures and better in one.
+# Return the names of those that are not beaten. The checker tries its own points first, then those of pocket-base.
+# Expected: a set of names.
 
 
 # %% tags=["exercise"]
@@ -539,12 +543,7 @@ else:
     print("bitsandbytes is not installed here: install it, then run this cell again")
 
 # %% [markdown]
-# ### Exercise 2 · what four bits cost
-#
-# Difficulty ●●●, 12 minutes; the runs take about 10 s. `final_loss(quantised, seed)` trains LoRA for 12 steps on a
-# 4-bit or float32 base and returns the validation loss. Run both for each seed, and return "costs", "gains" or "cannot
-# tell" by the 95 % interval of the paired differences (`interval(values)` has `low` and `high`). The checker tries
-# made-up losses first. Expected: one of the three words.
+# The next exercise needs LoRA on both bases, in short runs:
 
 
 # %%
@@ -561,6 +560,15 @@ def final_loss(quantised: bool, seed: int) -> float:
     list(training_steps(replace(task, model=tuned), optimizer, seed))
     with torch.no_grad():
         return task.evaluate(tuned.eval(), "validation")["validation_loss"]
+
+
+# %% [markdown]
+# ### Exercise 2 · what four bits cost
+#
+# Difficulty ●●●, 12 minutes; the runs take about 10 s. `final_loss(quantised, seed)` trains LoRA for 12 steps on a
+# 4-bit or float32 base and returns the validation loss. Run both for each seed, and return "costs", "gains" or "cannot
+# tell" by the 95 % interval of the paired differences (`interval(values)` has `low` and `high`). The checker tries
+# made-up losses first. Expected: one of the three words.
 
 
 # %% tags=["exercise"]

@@ -43,6 +43,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from ftkit import freezing, load_base
 from ftkit._compat import fake_ranks
+from ftkit.divergence import compare
 
 # %% tags=["nbval-ignore-output"]
 use_course_style()
@@ -716,6 +717,83 @@ _ = ledger.add(
 # Norms do not add, squares do. `clip_grad_norm_` on DTensors does that with the line that a single process uses.
 
 # %% [markdown]
+# ### Find where two runs part
+#
+# Your own loop on two ranks should compute what one process computes. `record` stores, for a few steps, what every
+# module computes: outputs, their gradients, the parameters' gradients, and parameters after the step. `compare` names
+# the first tensor that differs.
+
+# %%
+WORK = tempfile.mkdtemp()
+ranks.run(f"work = {WORK!r}")
+
+
+# %%
+# %%px
+from ftkit.divergence import record
+
+
+def train(name, examples, reduce, rounding=False):
+    model = deepcopy(start)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    with record(f"{work}/{name}", model, optimizer, steps=2, rounding=rounding):
+        for _ in range(2):
+            loss_of(model, examples).backward()
+            for parameter in model.parameters():
+                reduce(parameter.grad)
+            optimizer.step()
+            optimizer.zero_grad()
+    return loss_of(model, batch).item()
+
+
+# %% [markdown]
+# Which difference is rounding? It is measured: the reference runs once more with `rounding=True`, which adds noise of
+# the size of rounding errors to every output and gradient (the idea of TTrace, 2025). A difference ten times as large
+# as that noise makes is reported.
+
+
+# %%
+# %%px
+def keep(grad):
+    """The reference: each rank takes all examples, and nothing is reduced."""
+
+
+def mean(grad):
+    dist.all_reduce(grad)
+    grad /= world_size
+
+
+single = train("single", batch, keep)
+train("single", batch, keep, rounding=True)
+averaged = train("averaged", mine, mean)
+
+# %%
+report = compare(f"{WORK}/single", f"{WORK}/averaged")
+print("first difference of two ranks from one process:", report.first or "none")
+assert report.first is None
+
+# %% [markdown]
+# Now `all_reduce` alone, without the division: a sum in place of a mean. **Predict:** does the loss show it?
+
+# %%
+# %%px
+summed = train("summed", mine, dist.all_reduce)
+print(f"loss after two steps: {averaged:.2f} with the mean, {summed:.2f} with the sum")
+assert abs(summed - averaged) < 0.01
+
+# %%
+first = compare(f"{WORK}/single", f"{WORK}/summed").first
+print(f"first difference: step {first.step}, {first.kind}, factor {first.factor:.2f}")
+assert (first.step, first.kind) == (0, "gradient") and abs(first.factor - 2) < 1e-3
+
+# %% [markdown]
+# Both losses agree in all printed digits, because AdamW divides the factor away. The report names step 0, the
+# parameters' gradients and the factor 2; outputs agree, so the fault is in how the ranks' gradients are combined.
+#
+# From the command line: `ftkit finetune --record 3 --output one`, the same under torchrun with `--output two`, then
+# `ftkit compare-runs one two`.
+
+# %% [markdown]
 # ## 9 · bfloat16
 #
 # A **mixed precision policy** has `param_dtype`, in which a unit's parameters are gathered and computed with, and
@@ -1152,6 +1230,8 @@ ledger.show()
 #   [FSDP activation checkpointing](https://github.com/lessw2020/transformer_central/tree/main/activation_checkpointing_tutorial),
 #   2022; [pytorch issue 82203](https://github.com/pytorch/pytorch/issues/82203), 2022: FSDP1 inside a checkpoint
 #   wrapper fails.
+# - [TTrace](https://arxiv.org/abs/2506.09280), 2025: rounding errors measured by noise, to find faults in distributed
+#   training.
 # - [ipyparallel](https://ipyparallel.readthedocs.io), which carries `%%px`.
 #
 # ## Next
