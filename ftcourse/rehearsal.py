@@ -10,16 +10,17 @@ After a restart, runs that have ended are passed over, and the killed one goes o
 """
 
 import gc
-import io
 import json
 import os
 import signal
 import sys
 import time
 import warnings
-from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from unittest import mock
+
+from IPython.utils.capture import capture_output
 
 from ftkit.distributed.checkpoint_folder import latest_checkpoint
 from ftkit.distributed.launch import Refusal, env_rank, run_distributed
@@ -97,12 +98,11 @@ def same_masks():
 
 
 def run_alone(flags: list[str]) -> str:
-    """`ftkit.finetune` in this process; returns the last line that it printed, and shows nothing."""
-    said = io.StringIO()
-    with warnings.catch_warnings(), redirect_stdout(said), redirect_stderr(io.StringIO()):
+    """`ftkit.finetune` in this process; returns the last line that it printed, and shows nothing, no bars either."""
+    with capture_output() as said, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         train.main(flags)
-    return said.getvalue().strip().rpartition("\n")[2]
+    return said.stdout.strip().rpartition("\n")[2]
 
 
 def main(path: str) -> None:
