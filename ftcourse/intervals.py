@@ -18,6 +18,10 @@ class Interval:
     low: float
     high: float
 
+    def in_own_unit(self, digits: int = 2) -> str:
+        """As a difference in the unit of its values."""
+        return f"{self.mean:+.{digits}f} ({self.low:+.{digits}f} to {self.high:+.{digits}f})"
+
     @property
     def points(self) -> str:
         """As a difference in percentage points."""

@@ -148,8 +148,7 @@ def real_differences(study: real_model.RealStudy, methods: Sequence[str] = REAL_
     lines.append(f"{first:18}{study.runs(first)[0]['lr']:13.2g}   {'':22}   {statistics.fmean(ends):.0%}")
     for method in others:
         early, end = study.gain((method,), (first,), "loss", 0), study.gain((method,), (first,))
-        quarter = f"{early.mean:+.2f} ({early.low:+.2f} to {early.high:+.2f})"
-        lines.append(f"{method:18}{study.runs(method)[0]['lr']:13.2g}   {quarter:22}   {end.points} points")
+        lines.append(f"{method:18}{study.runs(method)[0]['lr']:13.2g}   {early.in_own_unit():22}   {end.points} points")
     return "\n".join([*lines, f"differences from {first}, {len(ends)} seeds (95 % interval)"])
 
 

@@ -3,14 +3,13 @@
 import statistics
 from collections.abc import Mapping, Sequence
 
-from ftcourse.intervals import Interval
 from ftcourse.plots import OKABE_ITO, STYLE, new_axes, settle_layout
 from ftcourse.studies import real_model
 from ftcourse.studies.bracketing import SCORE, BracketedStudy, method_of
-from ftcourse.studies.real_model import RealStudy
+from ftcourse.studies.real_model import RealStudy, short
 from ftcourse.studies.recipe import EPOCHS, QUESTIONS, Trial, usual, variants
 
-DEFAULTS = {"TRL 2e-5": 2e-5, "transformers 5e-5": 5e-5}  # SFTConfig and TrainingArguments
+DEFAULTS = {f"{name} {short(lr)}": lr for lr, name in sorted(real_model.DEFAULTS.items())}
 COLOURS, MARKERS = (OKABE_ITO[0], OKABE_ITO[2]), ("o", "s")
 SAY_ENOUGH = ("schedule", "optimizer")  # questions whose labels need no name before them
 BEST = {"marker": "D", "color": OKABE_ITO[5]}
@@ -163,7 +162,7 @@ def effects(study: BracketedStudy, question: str) -> str:
             line = f"{task:8} {label:{wide}} {best:8.2g} {seeds:6} {exacts[label]:6.0%} {losses[label]:5.2f}"
             if trial != usual(task):
                 gains = (study.gain(trial, usual(task), f"test_{m}") for m in ("exact", "loss"))
-                line += f"  {next(gains).points:22}  {in_nats(next(gains))}"
+                line += f"  {next(gains).points:22}  {next(gains).in_own_unit()}"
             lines.append(line)
     return "\n".join(lines)
 
@@ -176,10 +175,6 @@ def common_means(study: BracketedStudy, trials: Mapping[str, Trial], measure: st
     """The mean of a test measure by label, over the seeds that all the trials ran."""
     runs, seeds = {label: study.runs(trial) for label, trial in trials.items()}, _common_seeds(study, trials)
     return {label: statistics.fmean(found[seed][measure] for seed in seeds) for label, found in runs.items()}
-
-
-def in_nats(found: Interval) -> str:
-    return f"{found.mean:+.2f} ({found.low:+.2f} to {found.high:+.2f})"
 
 
 def _scaled(curve: Mapping[float, Sequence[float]], factor: float) -> dict[float, list[float]]:

@@ -41,7 +41,7 @@ def add_child_tuning_claims(ledger: Ledger, study: Tournament) -> None:
         wright,
         lags,
         "loss after epoch 1 higher by "
-        + _each(starts, lambda i: f"{i.mean:+.2f} ({i.low:+.2f} to {i.high:+.2f})")
+        + _each(starts, Interval.in_own_unit)
         + _lag_at_one_rate(study)
         + "; score at the end, percentage points: "
         + _each(ends),
@@ -57,7 +57,7 @@ def add_child_tuning_claims(ledger: Ledger, study: Tournament) -> None:
         study,
         "a reserve_p of 30 to 35 % is a good start",
         wright,
-        {name: _no_worse(found) for name, found in rivals.items()},
+        {name: no_worse(found) for name, found in rivals.items()},
         "p = 0.3 against other values, percentage points: " + _each(rivals),
         worthwhile=0.0,
         every=True,
@@ -176,11 +176,11 @@ def _versus(ledger, study, claim: str, source: str, pair: tuple[str, str], match
     gains = {task: study.effect(task, pair[0], against=pair[1]) for task in study.tasks}
     rates = {task: " and ".join(f"{study.rate(task, method):g}" for method in pair) for task in study.tasks}
     text = f"{pair[0]} against {pair[1]}, percentage points: {_each(gains)}; learning rates: {_each(rates, str)}"
-    held = {task: _no_worse(found) for task, found in gains.items()} if match else gains
+    held = {task: no_worse(found) for task, found in gains.items()} if match else gains
     _add(ledger, study, claim, source, held, text, worthwhile=0.0 if match else WORTHWHILE)
 
 
-def _no_worse(found: Interval) -> Interval:
+def no_worse(found: Interval) -> Interval:
     """Above 0 where a method is not worse by as much as WORTHWHILE."""
     return Interval(*(bound + WORTHWHILE for bound in (found.mean, found.low, found.high)))
 

@@ -29,7 +29,7 @@ from .records import read_records, trial_of
 MODEL = "SmolLM2-135M-Instruct"
 WEIGHTS = "Q4_1, dequantised"
 TUNING_SEED, SEEDS = 100, (0, 1, 2)  # of other examples, in another order
-DEFAULTS = (5e-5, 2e-5)  # learning rates of transformers' TrainingArguments and of TRL's SFTConfig
+DEFAULTS = {5e-5: "transformers", 2e-5: "TRL"}  # learning rates of TrainingArguments and of SFTConfig
 WARMUP = 0.1
 
 
@@ -113,6 +113,11 @@ class RealStudy:
         )
         return interval([first[seed] - second[seed] for seed in sorted(first.keys() & second.keys())])
 
+    def model(self) -> str:
+        """What was trained, and its size, as a ledger row names them."""
+        run = self.runs(ADAMW)[0]
+        return f"{run['model']}, {run['trained'] / 1e6:.1f} M parameters"
+
     def source(self) -> str:
         """What a figure's caption has to say."""
         run = self.records[0]
@@ -189,6 +194,11 @@ PREDICTIONS = (
 )
 
 
+def short(lr: float) -> str:
+    """As people write it: 5e-5."""
+    return f"{lr:.0e}".replace("e-0", "e-")
+
+
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 
@@ -200,10 +210,10 @@ def plot_learning_rates(study: RealStudy, methods: Sequence[str], measure: str =
     from ftcourse.plots import OKABE_ITO, new_axes
 
     ax = ax or new_axes()[1]
-    for lr, library in zip(DEFAULTS, ("transformers", "TRL"), strict=True):
+    for lr, library in DEFAULTS.items():
         ax.axvline(lr, color="#999999", linewidth=1, linestyle=":")
         ax.annotate(
-            f"{library}\n{lr:.0e}".replace("e-0", "e-"),
+            f"{library}\n{short(lr)}",
             (lr, 1),
             xycoords=("data", "axes fraction"),
             va="bottom",

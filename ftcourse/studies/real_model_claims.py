@@ -3,10 +3,10 @@
 from ftcourse.claims import Ledger
 from ftcourse.intervals import Interval
 
+from .mask_claims import no_worse
 from .masks import WORTHWHILE
-from .real_model import ADAMW, CONTROL, FISHER, FREE, LORA, MAGNITUDE, MODEL, RANDOM, SEEDS, WEIGHTS, RealStudy
+from .real_model import ADAMW, CONTROL, FISHER, FREE, LORA, MAGNITUDE, RANDOM, SEEDS, RealStudy
 
-REAL = f"{MODEL} ({WEIGHTS}), 134.5 M parameters"
 SNIPS = "SNIPS calls, 48 steps, each at its best learning rate, percentage points of exact calls: "
 
 
@@ -15,6 +15,7 @@ def add_real_child_tuning_claims(ledger: Ledger, study: RealStudy) -> None:
     early, end = study.gain((FREE,), (ADAMW,), "loss", 0), study.gain((FREE,), (ADAMW,))
     _add(
         ledger,
+        study,
         "on a published model, too, child-tuning lags, then exceeds",
         "Wright 2022, transformer_central and its video on child-tuning under FSDP",
         end if early.low > 0 else early,
@@ -24,6 +25,7 @@ def add_real_child_tuning_claims(ledger: Ledger, study: RealStudy) -> None:
     against = study.gain((FREE,), (CONTROL,))
     _add(
         ledger,
+        study,
         "on a published model, too, task-free child-tuning generalises better than AdamW",
         "Xu et al. 2021; Wright 2022",
         end,
@@ -31,6 +33,7 @@ def add_real_child_tuning_claims(ledger: Ledger, study: RealStudy) -> None:
     )
     _add(
         ledger,
+        study,
         "on a published model, too, task-driven child-tuning generalises better than AdamW",
         "Xu et al. 2021",
         driven,
@@ -45,8 +48,7 @@ def add_real_mask_claims(ledger: Ledger, study: RealStudy) -> None:
         ("on a published model, too, training the largest weights matches LoRA", "Super-Tuning 2026", MAGNITUDE),
     ):
         gain = study.gain((one,), (LORA,))
-        no_worse = Interval(*(bound + WORTHWHILE for bound in (gain.mean, gain.low, gain.high)))
-        _add(ledger, claim, source, no_worse, f"{SNIPS}{one} of 10 % against LoRA {gain.points}", 0.0)
+        _add(ledger, study, claim, source, no_worse(gain), f"{SNIPS}{one} of 10 % against LoRA {gain.points}", 0.0)
 
 
 def nats(found: Interval) -> str:
@@ -54,5 +56,7 @@ def nats(found: Interval) -> str:
     return f"{found.mean:+.3f} nats ({found.low:+.3f} to {found.high:+.3f})"
 
 
-def _add(ledger: Ledger, claim: str, source: str, held: Interval, measured: str, worthwhile=WORTHWHILE) -> None:
-    ledger.add(claim, source, held, measured, model=REAL, seeds=len(SEEDS), worthwhile=worthwhile)
+def _add(
+    ledger, study: RealStudy, claim: str, source: str, held: Interval, measured: str, worthwhile=WORTHWHILE
+) -> None:
+    ledger.add(claim, source, held, measured, model=study.model(), seeds=len(SEEDS), worthwhile=worthwhile)

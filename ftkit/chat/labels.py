@@ -32,14 +32,14 @@ def check_labels(
     """
     pairs = _as_pairs(rows)
     stops = stop_ids(tokenizer) | {end_of_turn_id(tokenizer)}
-    empty = [k for k, (_, labels) in enumerate(pairs) if all(label == IGNORE_INDEX for label in labels)]
-    endless, padded = [], []
+    empty, endless, padded = [], [], []
     for k, (ids, labels) in enumerate(pairs):
-        if k in set(empty) or stops & set(labels):
-            continue
-        first = next(i for i, label in enumerate(labels) if label != IGNORE_INDEX)
-        masked = tokenizer.pad_token_id in stops and tokenizer.pad_token_id in ids[first:]
-        (padded if masked else endless).append(k)
+        first = next((i for i, label in enumerate(labels) if label != IGNORE_INDEX), None)
+        if first is None:
+            empty.append(k)
+        elif not stops & set(labels):
+            masked = tokenizer.pad_token_id in stops and tokenizer.pad_token_id in ids[first:]
+            (padded if masked else endless).append(k)
     bos = tokenizer.bos_token_id
     doubled = [k for k, (ids, _) in enumerate(pairs) if bos is not None and ids[:2] == [bos, bos]]
     observed = {

@@ -42,11 +42,9 @@ from ftcourse.explorers.child_tuning import (
 )
 from ftcourse.intervals import interval
 from ftcourse.plots import use_course_style
+from ftcourse.studies import real_model
 from ftcourse.studies.mask_claims import add_child_tuning_claims
 from ftcourse.studies.masks import ADAMW, CONTROL, FISHER, LOSS, F, Tournament
-from ftcourse.studies.real_model import ADAMW as REAL_ADAMW
-from ftcourse.studies.real_model import CONTROL as REAL_CONTROL
-from ftcourse.studies.real_model import FREE, PREDICTIONS, RealStudy, outcome
 from ftcourse.studies.real_model_claims import add_real_child_tuning_claims
 from torch.nn.utils import clip_grad_norm_
 
@@ -450,9 +448,7 @@ print("test loss, F minus AdamW, nats per token (95 % interval)")
 for task in study.tasks:
     for epoch in (1, 3):
         found = study.effect(task, F, LOSS, epoch=epoch - 1)
-        print(
-            f"{task}, after epoch {epoch}: {found.mean:+.2f} ({found.low:+.2f} to {found.high:+.2f})"
-        )
+        print(f"{task}, after epoch {epoch}: {found.in_own_unit()}")
 assert abs(study.effect("chat-96", F, LOSS, epoch=2).mean) < 0.05
 
 # %% [markdown]
@@ -468,18 +464,17 @@ assert abs(study.effect("chat-96", F, LOSS, epoch=2).mean) < 0.05
 # requests. **Predict:** does F lag here, and does it exceed AdamW at the end?
 
 # %% tags=["hide-input"]
-real = RealStudy()
+real = real_model.RealStudy()
 _ = plot_real_study(real)
 print(real_differences(real))
-half = real.gain((FREE,), (REAL_ADAMW,), "loss", 1)
-from_control = real.gain((FREE,), (REAL_CONTROL,))
-print(
-    f"F's loss after half of the run: {half.mean:+.2f} ({half.low:+.2f} to {half.high:+.2f})"
-)
+free, adamw_runs = (real_model.FREE,), (real_model.ADAMW,)
+half = real.gain(free, adamw_runs, "loss", 1)
+from_control = real.gain(free, (real_model.CONTROL,))
+print(f"F's loss after half of the run: {half.in_own_unit()}")
 print(f"F minus its control: {from_control.points} points")
 assert half.low > 0 and from_control.low > 0
-assert real.gain((FREE,), (REAL_ADAMW,), "loss", 0).low < 0
-assert -0.02 < real.gain((FREE,), (REAL_ADAMW,)).mean < 0.02
+assert real.gain(free, adamw_runs, "loss", 0).low < 0
+assert -0.02 < real.gain(free, adamw_runs).mean < 0.02
 add_real_child_tuning_claims(ledger, real)
 
 # %% [markdown]
@@ -488,8 +483,8 @@ add_real_child_tuning_claims(ledger, real)
 # of its control**: F's best learning rate is six times AdamW's, and AdamW at `√p` times that is above its own best.
 
 # %% tags=["hide-input"]
-for prediction in PREDICTIONS:
-    if judged := outcome(prediction, real):
+for prediction in real_model.PREDICTIONS:
+    if judged := real_model.outcome(prediction, real):
         print(f"{judged:14} {prediction.text}")
 
 # %% [markdown]

@@ -32,7 +32,6 @@ from ftcourse.claims import Ledger
 from ftcourse.exercises.optimizer_and_schedule import check_accumulate, check_sweep
 from ftcourse.explorers.recipe import (
     effects,
-    in_nats,
     plot_defaults,
     plot_question,
     plot_real_learning_rates,
@@ -600,7 +599,7 @@ def claim(text, source, question, better, worse):
             "in loss, not in exact match" if held is loss else "in exact match, not in loss"
         )
     measured = f"{better} against {worse}, {' and '.join(tasks_of(study, question))}: "
-    measured += f"loss lower by {in_nats(loss)} nats per token, "
+    measured += f"loss lower by {loss.in_own_unit()} nats per token, "
     measured += f"exact match {exact.points} percentage points"
     details = {"seeds": len(gaps), "only_if": only_if, "worthwhile": 0.02}
     added = ledger.add(text, source, held, measured, **details)
@@ -617,7 +616,7 @@ added = ledger.add(
     "Ouyang et al. 2022, InstructGPT",
     points,  # an interval
     f"20 epochs against 10, chat-96: exact match {points.points} percentage points, "
-    f"loss {in_nats(more)} nats per token",
+    f"loss {more.in_own_unit()} nats per token",
     seeds=len(study.ends(longer)),
 )
 

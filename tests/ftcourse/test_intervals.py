@@ -5,7 +5,7 @@ import statistics
 
 import pytest
 
-from ftcourse.intervals import T_975, interval
+from ftcourse.intervals import T_975, Interval, interval
 
 
 def test_an_interval_is_student_s():
@@ -24,3 +24,5 @@ def test_an_interval_is_student_s():
         with pytest.raises(ValueError, match="needs 2 to 20 values"):
             interval(values)
     assert interval([0.01, 0.02]).points == "+1.5 (-4.9 to +7.9)"
+    assert Interval(-0.021, -0.04, 0.01).in_own_unit() == "-0.02 (-0.04 to +0.01)"
+    assert Interval(0.0004, -0.0001, 0.0008).points == "+0.0 (+0.0 to +0.1)", "no -0.0"

@@ -9,7 +9,6 @@ import pytest
 from ftcourse.explorers import recipe
 from ftcourse.explorers.recipe import (
     effects,
-    in_nats,
     plot_defaults,
     plot_learning_rates,
     plot_question,
@@ -19,7 +18,6 @@ from ftcourse.explorers.recipe import (
     tasks_of,
     worth,
 )
-from ftcourse.intervals import Interval
 from ftcourse.studies import real_model
 from ftcourse.studies.bracketing import SEEDS, TUNING_SEEDS, BracketedStudy
 from ftcourse.studies.recipe import EPOCHS, QUESTIONS, Trial, usual, variants
@@ -89,7 +87,6 @@ def test_the_table_has_the_numbers_of_the_figure():
     assert lines[1].index("nats") == constant.index("+0.10 (") and lines[1].index("percentage") == constant.index(
         "+5.0"
     )
-    assert in_nats(Interval(-0.021, -0.04, 0.01)) == "-0.02 (-0.04 to +0.01)"
 
 
 def test_a_task_without_runs_of_a_question_is_left_out():

@@ -14,6 +14,9 @@ class Runs:
     def __init__(self, **gains):
         self.gains = gains
 
+    def model(self):
+        return "a model (dequantised)"
+
     def gain(self, one, other, measure="exact", evaluation=-1):
         pairs = {(FREE, ADAMW): "free", (FISHER, ADAMW): "driven", (FREE, CONTROL): "control", (RANDOM, LORA): "random",
                  (MAGNITUDE, LORA): "magnitude"}  # fmt: skip

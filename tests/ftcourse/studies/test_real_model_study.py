@@ -40,6 +40,7 @@ def record(method: str, lr: float, seed: int, loss: list[float], exact: list[flo
         "model": "a model (Q4_1, dequantised)",
         "data": "calls",
         "examples": 8,
+        "trained": 1_500_000,
         "steps": 20,
         "precision": "float32",
     }
@@ -98,6 +99,7 @@ def test_a_seed_that_one_method_lacks_is_left_out(tmp_path):
 
 
 def test_the_source_says_that_the_weights_are_dequantised(study):
+    assert study.model() == "a model (Q4_1, dequantised), 1.5 M parameters"
     assert "dequantised" in study.source() and "8 examples, 20 steps" in study.source()
 
 
