@@ -11,6 +11,7 @@ COMMANDS = {  # name: (module whose `main(arguments)` runs it, what --help says)
     "chat-with": ("ftkit.chat.talk", "talk to a model on the terminal"),
     "memory": ("ftkit.memory.__main__", "estimate the peak memory of a training step, without loading weights"),
     "merge": ("ftkit.finetune.merge_command", "merge a trained adapter into its base model, and verify the logits"),
+    "compare-runs": ("ftkit.divergence.comparison", "find the first step, module and tensor in which two runs differ"),
     "machine": ("ftcourse.machine", "check that this machine can run the course"),
     "lab": ("ftcourse.lab", "copy the notebooks to a folder of yours and open JupyterLab on them"),
     "notebooks": ("ftcourse.copying", "copy the notebooks to a folder of yours"),

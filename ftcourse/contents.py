@@ -81,10 +81,10 @@ ROUTES = (
     Route("two hours", "fine-tune a chat model, and check its data first", _numbered("05", "08")),
     Route(
         "one day",
-        "the same, and choose weights, settings and memory, up to sharding on several GPUs",
-        _numbered("01", "02", "04", "05", "06", "07", "08", "09", "11", "12", "13"),
+        "the same, and choose optimizer, settings and memory, up to sharding on several GPUs",
+        _numbered("01", "02", "05", "06", "07", "08", "09", "11", "12", "13"),
     ),
-    Route("everything", "also Fisher masks, the other adapters, and runs that survive faults", tuple(NEEDS)),
+    Route("everything", "also freezing, Fisher masks, the other adapters, and runs that survive faults", tuple(NEEDS)),
 )
 
 

@@ -1,7 +1,8 @@
-"""Instruments of the lessons: `CountCollectives` counts collectives, `peak_uss` measures a process's memory."""
+"""Instruments of the lessons: `CountCollectives` and `flight_record` see collectives, `peak_uss` a process's memory."""
 
 import ctypes
 import gc
+import json
 import sys
 import threading
 from collections import Counter
@@ -34,6 +35,16 @@ class CountCollectives(TorchDispatchMode):
             name = operator.__name__.split(".")[0]
             self.counts[NAMES.get(name, name)] += 1
         return operator(*args, **(kwargs or {}))
+
+
+def flight_record() -> list[dict]:
+    """This process's entries in torch's flight recorder of collectives on the CPU, the oldest first.
+
+    Each has `collective_seq_id`, counted per process group, `profiling_name`, `input_sizes` and more.
+    """
+    from torch._C._distributed_c10d import _dump_fr_trace_json  # private; tests/ftcourse/test_collectives.py
+
+    return json.loads(_dump_fr_trace_json()).get("entries", [])
 
 
 INTERVAL = 0.002  # seconds between two measurements

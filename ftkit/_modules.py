@@ -41,6 +41,11 @@ def decoder_layers(model: nn.Module) -> list[nn.Module]:
     return list(max(lists, key=len))
 
 
+def unwrap_peft(model: nn.Module) -> nn.Module:
+    """The transformers model inside PEFT's wrapper, or the model itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
 def near_names(pattern: str, names: Iterable[str]) -> str:
     """The names or parts of names that look most like a pattern, for an error message; else the first ones."""
     names = sorted(names)

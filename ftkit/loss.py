@@ -4,10 +4,14 @@ Shapes: B rows of a micro-batch, T tokens, V vocabulary.
 """
 
 from collections.abc import Callable, Sequence
+from types import MethodType
 
 import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
+from torch.utils.checkpoint import checkpoint
+
+from ._modules import unwrap_peft
 
 IGNORE_INDEX = -100
 
@@ -46,15 +50,45 @@ def summed_cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Te
     return token_losses(logits, labels).sum()
 
 
+def chunk_loss(model: nn.Module, chunk: int) -> None:
+    """Make `model(**inputs, labels=...)` return the summed cross-entropy with the logits of `chunk` tokens at a time.
+
+    Each chunk's logits are computed again in the backward pass. Without labels the model answers as before. Call it
+    before the model is sharded. The loss is right for models whose logits are their head on their last hidden states:
+    not where they are scaled or capped, and without a router's loss (compare `next_token_loss`).
+    """
+
+    def forward(self: nn.Module, *args, labels: torch.Tensor | None = None, **inputs):
+        if labels is None:
+            return type(self).forward(self, *args, **inputs)
+        inner = self.get_submodule(self.base_model_prefix)
+        hidden = inner(*args, **inputs, use_cache=False).last_hidden_state
+        hidden, labels = hidden[:, :-1].flatten(0, 1), labels[:, 1:].flatten()  # (B (T - 1), D), (B (T - 1))
+
+        def part(hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+            return summed_cross_entropy(self.get_output_embeddings()(hidden), labels)
+
+        parts = zip(hidden.split(chunk), labels.split(chunk), strict=True)
+        return sum(checkpoint(part, h, y, use_reentrant=False) for h, y in parts)
+
+    base = unwrap_peft(model)
+    base.forward = MethodType(forward, base)
+
+
 def next_token_loss(
-    model: nn.Module, batch: dict[str, torch.Tensor], compute: torch.dtype, mixed: bool
+    model: nn.Module, batch: dict[str, torch.Tensor], compute: torch.dtype, mixed: bool, chunked: bool = False
 ) -> torch.Tensor:
     """The summed cross-entropy of a micro-batch, each tensor (B, T); `mixed` computes in `compute` by autocast.
+
+    `chunked` takes the loss that `chunk_loss` gave the model.
 
     A mixture of experts whose configuration has `output_router_logits` adds its load-balancing loss, as its own loss
     does, once per unmasked label: the mean over a micro-batch is then the model's own, and that over several weighs
     each micro-batch by its labels.
     """
+    if chunked:
+        with torch.autocast(batch["labels"].device.type, compute, enabled=mixed):
+            return model(**batch)
     labels = batch["labels"][:, 1:]  # (B, T - 1)
     inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
     with torch.autocast(labels.device.type, compute, enabled=mixed):

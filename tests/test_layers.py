@@ -11,7 +11,7 @@ PACKAGES = ("ftkit", "ftcourse", "experiments")
 FLOORS = [  # a file or folder of ftkit imports only what stands in a line above its own
     {"_arguments", "_compat", "_modules", "findings", "freezing", "loss", "models", "parameters"},
     {"conversations", "distributed", "dtensor"},
-    {"batching", "chat", "child_tuning", "overfit"},
+    {"batching", "chat", "child_tuning", "divergence", "overfit"},
     {"adapters", "evaluate", "loading"},
     {"memory"},
     {"finetune"},
@@ -78,7 +78,7 @@ def test_every_part_of_the_library_imports_only_what_stands_below_it():
     graph = graph_of("ftkit")
     assert set(graph) == set().union(*FLOORS)
     assert not upward(graph)
-    assert layers_of(graph) <= len(FLOORS) and len(graph) <= 20
+    assert layers_of(graph) <= len(FLOORS) and len(graph) <= 21
 
 
 def test_the_library_knows_neither_course_nor_experiments_nor_notebooks():
@@ -114,8 +114,8 @@ def test_imports_are_relative_inside_a_folder_and_absolute_between_folders(packa
 def test_the_library_stays_small():
     files = list((ROOT / "ftkit").rglob("*.py"))
     lines = {path: len(path.read_text().splitlines()) for path in files}
-    assert len(files) <= 86
-    assert sum(lines.values()) <= 10775
+    assert len(files) <= 90
+    assert sum(lines.values()) <= 11585
     assert not {str(path): n for path, n in lines.items() if n > 400}
 
 

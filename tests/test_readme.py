@@ -219,8 +219,8 @@ def test_the_readme_and_the_programs_page_start_every_program():
 
 def test_subcommands_exist():
     known = importlib.import_module("ftcourse.cli").COMMANDS
-    named = {name for page in PAGES for line in commands(read(page)) for name in re.findall(r"^ftkit ([a-z]+)", line)}
-    assert {"finetune", "chat", "memory"} <= named <= set(known)
+    named = {name for page in PAGES for line in commands(read(page)) for name in re.findall(r"^ftkit ([a-z-]+)", line)}
+    assert {"finetune", "chat", "memory", "compare-runs"} <= named <= set(known)
 
 
 def test_experiments_lists_every_program_that_writes_a_record():

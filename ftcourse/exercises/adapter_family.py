@@ -1,101 +1,105 @@
-"""Checkers for 10_adapter_family: DoRA's matrix, NEFTune's noise, and the groups of LoRA+."""
+"""Checkers for 10_adapter_family: which methods are worth a look, and what four bits cost."""
 
+import functools
 import math
 
-import torch
+from ftcourse.intervals import interval
 
 from . import WrongAnswer, checker, require_answer
 
+FRONTS = (
+    {"a": (0.9, 0.1), "b": (0.5, 0.5), "c": (0.1, 0.9), "d": (0.4, 0.4), "e": (0.5, 0.3)},
+    {"a": (0.9, 0.9), "b": (0.8, 0.95), "c": (0.7, 0.9), "d": (0.9, 0.5), "e": (0.2, 0.96)},
+    {"a": (0.6, 0.6), "b": (0.6, 0.6), "c": (0.6, 0.7), "d": (0.2, 0.1)},
+)
+
 
 @checker
-def check_dora_weight(dora_weight) -> str:
-    """Check `dora_weight(W, A, B, magnitude, scaling)`: each row of W + scaling·B·A at the length `magnitude`.
+def check_front(front, points) -> str:
+    """Check `front(points)`: the names that no other method beats in one measure without losing in the other.
 
-    W (out, in), A (r, in), B (out, r), magnitude (out,).
+    `points` maps a method to (learnt, kept), more is better; the checker's own come first.
     """
-    generator = torch.Generator().manual_seed(0)
-    W, A, B = (torch.randn(*shape, generator=generator).double() for shape in ((5, 4), (2, 4), (5, 2)))
-    magnitude, scaling = torch.rand(5, generator=generator).double() + 0.5, 2.0
-    direction = W + scaling * B @ A
-    wanted = magnitude[:, None] * direction / direction.norm(dim=1, keepdim=True)
-    found = require_answer(dora_weight(W, A, B, magnitude, scaling))
-    if not torch.is_tensor(found) or found.shape != W.shape:
-        raise WrongAnswer(f"a matrix of W's shape {tuple(W.shape)} is wanted.")
-
-    def like(other: torch.Tensor) -> bool:
-        return torch.allclose(found, other, rtol=1e-9)
-
-    if like(direction):
-        raise WrongAnswer("that is LoRA: now bring each row to the length that magnitude gives.")
-    if like(magnitude[:, None] * direction):
-        raise WrongAnswer("divide each row by its own length before you multiply by magnitude.")
-    if like(magnitude[:, None] * direction / direction.norm()):
-        raise WrongAnswer("you divide by the length of the whole matrix: take norm(dim=1, keepdim=True).")
-    if like(magnitude[:, None] * direction / W.norm(dim=1, keepdim=True)):
-        raise WrongAnswer("divide by the length of W + scaling·B·A, not of W: the direction must have length 1.")
-    unscaled = W + B @ A
-    if like(magnitude[:, None] * unscaled / unscaled.norm(dim=1, keepdim=True)):
-        raise WrongAnswer("B @ A has to be multiplied by scaling.")
-    if not like(wanted):
-        raise WrongAnswer("the rows of W + scaling·B·A should point where they point, with the lengths of magnitude.")
-    return "every row has the length that magnitude gives, and the direction of W + scaling·B·A."
+    for example in (*FRONTS, points):
+        answer = require_answer(front(dict(example)))
+        if not isinstance(answer, set | list | tuple | frozenset):
+            raise WrongAnswer(f"a set of names is wanted, and your code returns a {type(answer).__name__}.")
+        answer, right = set(answer), _front(example)
+        if answer == right:
+            continue
+        if unknown := answer - set(example):
+            raise WrongAnswer(f"{sorted(map(str, unknown))[0]} is no method: return the keys of the dict.")
+        if answer == {name for name in example if name not in right}:
+            raise WrongAnswer("those are the methods that another one beats: return the others.")
+        if answer == {max(example, key=lambda name: sum(example[name]))}:
+            raise WrongAnswer(
+                "that is the highest sum: a sum says how many facts an answer is worth, and nobody said so."
+            )
+        ends = {max(example, key=lambda name: example[name][place]) for place in (0, 1)}
+        if answer == ends:
+            raise WrongAnswer("those are the best of each measure alone: a method between them may be unbeaten, too.")
+        if missing := sorted(right - answer):
+            raise WrongAnswer(f"{missing[0]} is missing from {example}: no other is as good in both and better in one.")
+        name = min(answer - right)
+        by = min(other for other in example if _beats(example[other], example[name]))
+        raise WrongAnswer(f"{name} is beaten by {by}, {example[by]} against {example[name]}: leave it out.")
+    return f"unbeaten on pocket-base: {', '.join(sorted(_front(points)))}."
 
 
-@checker
-def check_neftune(neftune) -> str:
-    """Check `neftune(embeddings, alpha)`: embeddings (B, L, D) plus uniform noise within alpha / √(L·D)."""
-    alpha = 5.0
-    for B, L, D in ((8, 64, 32), (64, 4, 16)):
-        bound = alpha / math.sqrt(L * D)
-        embeddings = torch.full((B, L, D), 3.0, dtype=torch.float64)
-        torch.manual_seed(0)
-        found = require_answer(neftune(embeddings, alpha))
-        if not torch.is_tensor(found) or found.shape != embeddings.shape:
-            raise WrongAnswer(f"a tensor of the embeddings' shape {(B, L, D)} is wanted.")
-        noise = found - 3.0
-        if noise.abs().max() == 0:
-            raise WrongAnswer("no noise was added.")
-        if abs(found.mean()) < 1:
-            raise WrongAnswer("add the noise to the embeddings and return the sum.")
-        if noise.min() >= 0:
-            raise WrongAnswer("the noise is never negative: it should lie between minus the bound and the bound.")
-        if noise.unique().numel() < noise.numel() / 2:
-            raise WrongAnswer("every entry gets a noise of its own: draw B·L·D numbers.")
-        spread = float(noise.std())
-        if float(noise.abs().max()) > bound * 1.0001:
-            if math.isclose(spread, bound, rel_tol=0.05) or math.isclose(spread, bound / math.sqrt(3), rel_tol=0.05):
-                raise WrongAnswer("that noise is Gaussian, and goes beyond the bound: draw it uniformly.")
-            raise WrongAnswer(f"the noise reaches {noise.abs().max():.3f}, and alpha / √(L·D) is {bound:.3f}.")
-        if float(noise.abs().max()) < bound * 0.9:
-            raise WrongAnswer(f"the noise stays below {noise.abs().max():.3f}, and alpha / √(L·D) is {bound:.3f}.")
-        if not math.isclose(spread, bound / math.sqrt(3), rel_tol=0.05):
-            raise WrongAnswer("within the bounds every value should be equally likely.")
-    return "uniform between -alpha / √(L·D) and alpha / √(L·D), whatever the batch."
+def _beats(one: tuple[float, float], other: tuple[float, float]) -> bool:
+    return one != other and all(mine >= theirs for mine, theirs in zip(one, other, strict=True))
+
+
+def _front(points) -> set[str]:
+    return {name for name, own in points.items() if not any(_beats(other, own) for other in points.values())}
+
+
+SEEDS = (0, 1, 2, 3)
+VERDICTS = ("costs", "gains", "cannot tell")
+NOISE = (0.9, -0.7, 0.4, -0.6)  # of a seed, in both arms
+CASES = {  # a made-up effect of four bits by seed: the verdict
+    (0.10, 0.11, 0.09, 0.10): "costs",
+    (-0.10, -0.12, -0.09, -0.10): "gains",
+    (0.30, -0.20, 0.25, -0.15): "cannot tell",
+    (-0.30, 0.25, -0.28, 0.20): "cannot tell",
+}
 
 
 @checker
-def check_loraplus_rates(loraplus_rates) -> str:
-    """Check `loraplus_rates(names, lr, ratio)`: a dict from each name to its learning rate."""
-    layer = "base_model.model.model.layers.0.self_attn.q_proj"
-    b_layer = "base_model.model.model.lora_B_like.q_proj"  # A of a layer with an unlucky name
-    names = [
-        f"{layer}.lora_A.default.weight",
-        f"{layer}.lora_B.default.weight",
-        f"{b_layer}.lora_A.default.weight",
-    ]
-    lr, ratio = 1e-3, 16
-    found = require_answer(loraplus_rates(names, lr, ratio))
-    if not isinstance(found, dict) or set(found) != set(names):
-        raise WrongAnswer("return a dict with a rate for each of the names.")
-    a, b, unlucky = (found[name] for name in names)
-    if math.isclose(a, lr * ratio) and math.isclose(b, lr):
-        raise WrongAnswer("the other way round: B has the larger rate.")
-    if math.isclose(a, lr / ratio):
-        raise WrongAnswer("A keeps lr; B's is ratio times that.")
-    if math.isclose(b, lr):
-        raise WrongAnswer("B has to learn ratio times as fast as A.")
-    if not (math.isclose(a, lr) and math.isclose(b, lr * ratio)):
-        raise WrongAnswer(f"A should have {lr:g} and B {lr * ratio:g}, and they have {a:g} and {b:g}.")
-    if not math.isclose(unlucky, lr):
-        raise WrongAnswer("a layer may have lora_B in its own name: look for .lora_B. as a part of the name.")
-    return "A at lr, B at ratio times lr, by the parts of the names."
+def check_four_bits(four_bits, final_loss) -> str:
+    """Check `four_bits(final_loss, seeds)`: "costs", "gains" or "cannot tell", by a paired 95 % interval.
+
+    `final_loss(quantised, seed)` of a real model is called only after the verdicts on made-up losses are right.
+    """
+    for effects, right in CASES.items():
+        seen: list[tuple[bool, int]] = []
+
+        def made_up(quantised: bool, seed: int, effects=effects, seen=seen) -> float:
+            if seed not in SEEDS:
+                raise WrongAnswer(f"you train with seed {seed}: take the seeds that you are given.")
+            seen.append((bool(quantised), seed))
+            return 2 + NOISE[seed] + (effects[seed] if quantised else 0)
+
+        answer = require_answer(four_bits(made_up, SEEDS))
+        if answer not in VERDICTS:
+            raise WrongAnswer(f"the verdict is one of {', '.join(map(repr, VERDICTS))}, and yours is {answer!r}.")
+        if missing := {(arm, seed) for arm in (True, False) for seed in SEEDS} - set(seen):
+            arm, seed = min(missing)
+            raise WrongAnswer(f"you never train with quantised={arm} at seed {seed}: run all pairs.")
+        if answer == right:
+            continue
+        if right == "cannot tell":
+            raise WrongAnswer("the interval of the differences contains 0 there: the mean alone does not decide.")
+        if answer == "cannot tell":
+            raise WrongAnswer("pair by seed: take the interval of the differences, not one interval of each arm.")
+        raise WrongAnswer("upside down: a higher loss with four bits is a cost.")
+    once = functools.cache(final_loss)
+    verdict = four_bits(once, SEEDS[:3])
+    differences = [once(True, seed) - once(False, seed) for seed in SEEDS[:3]]
+    found = interval(differences)
+    right = "costs" if found.low > 0 else "gains" if found.high < 0 else "cannot tell"
+    if verdict != right:
+        span = f"{found.low:+.3f} to {found.high:+.3f}"
+        raise WrongAnswer(f"on pocket-base the interval is {span}, and you say {verdict!r}.")
+    small = "" if math.isclose(found.mean, 0, abs_tol=0.05) else ", which is more than 0.05 nats per token"
+    return f"four bits: {verdict}{small}."

@@ -1,8 +1,6 @@
-"""Checkers for 15_checkpoints_and_faults: which checkpoint is whole, and how often to write one."""
+"""Checkers for 15_checkpoints_and_faults: which checkpoint is complete, and whether a resume goes on exactly."""
 
-import math
-
-from . import WrongAnswer, checker, match_known_mistake, require_answer
+from . import WrongAnswer, checker, require_answer
 
 WHOLE = {"__0_0.distcp": 900, "__1_0.distcp": 800, ".metadata": 50}
 
@@ -61,24 +59,91 @@ def check_newest_whole(newest_whole) -> str:
     return "finished by its name, whole by its sizes, newest by its step; and None where there is none."
 
 
+State = dict  # what a trainer's checkpoint holds
+STEPS = 8
+
+
+class ToyTrainer:
+    """A linear regression with momentum, shuffled examples, dropout and a falling learning rate; `forgets` one state.
+
+    `train(state, steps)` goes on from `state` (None: from the start) and returns the losses of its steps and the state
+    that a checkpoint would hold.
+    """
+
+    PARTS = ("momentum", "data position", "random state", "schedule")
+
+    def __init__(self, forgets: str = ""):
+        self.forgets = forgets
+
+    def __call__(self, state: State | None, steps: int) -> tuple[list[float], State]:
+        import torch
+
+        start = torch.Generator().manual_seed(0)
+        inputs, target = torch.randn(32, 6, generator=start), torch.randn(6, generator=start)
+        order = torch.randperm(32, generator=start)
+        now = {"weights": torch.zeros(6), "momentum": torch.zeros(6), "data position": 0, "schedule": 0}
+        now["random state"] = torch.Generator().manual_seed(1).get_state()
+        if state is not None:
+            now |= {name: value for name, value in state.items() if name != self.forgets}
+        now = {name: value.clone() if hasattr(value, "clone") else value for name, value in now.items()}
+        noise = torch.Generator()
+        noise.set_state(now["random state"])
+        losses = []
+        for _ in range(steps):
+            rows = inputs[order[torch.arange(now["data position"], now["data position"] + 4) % 32]]
+            kept = (torch.rand(4, 6, generator=noise) < 0.9) / 0.9
+            error = (rows * kept) @ now["weights"] - rows @ target
+            losses.append(float(error.square().mean()))
+            now["momentum"].mul_(0.9).add_((rows * kept).T @ error / 4)
+            now["weights"].sub_(0.1 * 0.7 ** max(0, now["schedule"] - 4) * now["momentum"])
+            now["data position"] += 4
+            now["schedule"] += 1
+        now["random state"] = noise.get_state()
+        return losses, now
+
+
+TRAINERS = {  # a remembers everything
+    "a": ToyTrainer(),
+    **dict(zip("bcde", map(ToyTrainer, ToyTrainer.PARTS), strict=True)),
+}
+
+
+def first_difference(train, stop: int) -> int | None:
+    """The first step, counted from 1, whose loss differs after a resume at `stop`; None where all agree."""
+    straight, _ = train(None, STEPS)
+    first, state = train(None, stop)
+    resumed = first + train(state, STEPS - stop)[0]
+    return next((n for n, (a, b) in enumerate(zip(straight, resumed, strict=True), 1) if a != b), None)
+
+
 @checker
-def check_best_interval(best_interval) -> str:
-    """Check `best_interval(write_seconds, failures_a_day)`: Young's seconds between two checkpoints."""
-    for write, failures in ((30.0, 2.0), (5.0, 24.0)):
-        seconds = float(require_answer(best_interval(write, failures)))
-        between = 86_400 / failures
-        wrong = {
-            math.sqrt(write * between): "the factor 2 is missing: on average half an interval is lost.",
-            math.sqrt(2 * write * failures): "Young's M is the time between failures, not their number.",
-            math.sqrt(2 * write / failures): "M is in seconds: a day has 86,400 of them.",
-            math.sqrt(2 * write * between) / 60: "give seconds, not minutes.",
-            2 * write * between: "take the square root.",
-            between: "that is the time between failures: writing costs little, so write more often.",
-        }
-        match_known_mistake(seconds, wrong)
-        expected = math.sqrt(2 * write * between)
-        if not math.isclose(seconds, expected, rel_tol=1e-6):
+def check_resume_test(resume_test) -> str:
+    """Check `resume_test(train, steps, stop)`: the first step whose loss differs after a resume, or None."""
+    found = {}
+    for name, train in TRAINERS.items():
+        for stop in (3, 6):
+            answer = resume_test(train, STEPS, stop)
+            if answer is ...:
+                require_answer(answer)
+            found[name, stop] = answer
+    if all(answer is None for answer in found.values()):
+        require_answer(None)
+    for (name, stop), answer in found.items():
+        expected = first_difference(TRAINERS[name], stop)
+        if answer == expected:
+            continue
+        what = f"trainer {name}, stopped after step {stop}"
+        if expected is None:
+            raise WrongAnswer(f"{what}, resumes exactly, and you report step {answer}: compare the same steps.")
+        if answer is None:
             raise WrongAnswer(
-                f"{write:g} s to write, {failures:g} failures a day: {expected:.0f} s, not {seconds:.0f}."
+                f"{what}: you find no difference, and the losses differ from step {expected} on. Compare every step "
+                "after the resume with a run that was never stopped, exactly."
             )
-    return "the square root of 2 · C · M: four times as many failures, twice as many checkpoints."
+        if answer == expected - stop:
+            raise WrongAnswer(f"{what}: steps count from the start of the run, not from the resume: {expected}.")
+        if answer == expected - 1:
+            raise WrongAnswer(f"{what}: steps count from 1, as in metrics.jsonl: {expected}, not {answer}.")
+        raise WrongAnswer(f"{what}: the first step that differs is {expected}, not {answer}.")
+    named = ", ".join(f"{name} forgets its {train.forgets}" for name, train in TRAINERS.items() if train.forgets)
+    return f"a resumes exactly; {named}."

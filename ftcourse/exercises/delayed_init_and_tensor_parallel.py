@@ -1,6 +1,8 @@
-"""Checkers for 14_delayed_init_and_tensor_parallel: peaks of loading, shapes of shards, a row-parallel layer."""
+"""Checkers for 14_delayed_init_and_tensor_parallel: peaks of loading, and a layer's tensor-parallel plan."""
 
-from . import WrongAnswer, checker, require_answer, require_tensor
+from collections.abc import Callable, Mapping
+
+from . import WrongAnswer, checker, require_answer
 
 
 @checker
@@ -35,66 +37,46 @@ def check_loading_peaks(loading_peaks) -> str:
     return "only the last route needs no machine that could hold the model."
 
 
-@checker
-def check_shard_shapes(shard_shapes) -> str:
-    """Check `shard_shapes(kind, out_features, in_features, tp)`: one rank's weight and bias, as torch keeps them."""
-    for kind, out, wide, tp in (
-        ("column", 12, 8, 4),
-        ("row", 12, 8, 4),
-        ("column", 6, 10, 2),
-        ("row", 6, 10, 2),
-    ):
-        weight, bias = ((out // tp, wide), (out // tp,)) if kind == "column" else ((out, wide // tp), (out,))
-        found = require_answer(shard_shapes(kind, out, wide, tp))
-        where = f"{kind}-parallel, {out} out, {wide} in, {tp} ranks"
-        if not isinstance(found, tuple | list) or len(found) != 2:
-            raise WrongAnswer("return two shapes: the weight's and the bias's.")
-        found_weight, found_bias = (tuple(part) if isinstance(part, tuple | list) else (part,) for part in found)
-        other = (out, wide // tp) if kind == "column" else (out // tp, wide)
-        if found_weight == other:
-            raise WrongAnswer(
-                f"{where}: torch keeps a weight as (out, in). A column of the formula x @ W is a row of that: "
-                "column-parallel cuts the output features."
-            )
-        if found_weight == (wide, out // tp) or found_weight == (wide // tp, out):
-            raise WrongAnswer(f"{where}: torch keeps a weight as (out, in), not (in, out).")
-        if found_weight == weight and found_bias != bias:
-            raise WrongAnswer(
-                f"{where}: the bias belongs to the output features: cut them and it is cut, else it is whole."
-            )
-        if any(isinstance(size, float) for size in (*found_weight, *found_bias)):
-            raise WrongAnswer(f"{where}: shapes are whole numbers: use //, not /.")
-        if (found_weight, found_bias) != (weight, bias):
-            raise WrongAnswer(f"{where}: expected {weight} and {bias}, and yours are {found_weight} and {found_bias}.")
-    return "column-parallel cuts output features and their bias; row-parallel cuts input features."
+COLUMN_OF = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
+ROW_OF = ("o_proj", "down_proj")
 
 
 @checker
-def check_row_parallel(row_parallel) -> str:
-    """Check `row_parallel(x_parts, weight_parts, bias)`: the whole output of a row-parallel layer."""
-    import torch
+def check_layer_plan(layer_plan: Callable, try_plan: Callable[[dict], Mapping] | None = None) -> str:
+    """Check `layer_plan()`: a style for each matrix of a decoder layer, with two all-reduces in the forward pass.
 
-    generator = torch.Generator().manual_seed(0)
-    for ranks in (2, 4):
-        x, weight, bias = (torch.randn(size, generator=generator) for size in ((3, 8), (5, 8), (5,)))
-        xs, weights = list(x.chunk(ranks, 1)), list(weight.chunk(ranks, 1))
-        expected = torch.nn.functional.linear(x, weight, bias)
-        answer = row_parallel(xs, weights, bias)
-        if isinstance(require_answer(answer), torch.Tensor) and answer.shape == (3, 5 * ranks):
-            raise WrongAnswer("you put the parts side by side: that is for column-parallel layers. These are summed.")
-        answer = require_tensor(answer, (3, 5))
-
-        def near(other, answer=answer):
-            return torch.allclose(answer, other, atol=1e-5)
-
-        if near(expected + (ranks - 1) * bias):
-            raise WrongAnswer(f"the bias is in it {ranks} times: each rank added it. Add it once, after the sum.")
-        if near(expected - bias):
-            raise WrongAnswer("the bias is missing: add it once, after the sum.")
-        if near((expected - bias) / ranks + bias) or near(expected / ranks):
-            raise WrongAnswer("that is a mean: each rank has a part of the sum over input features, so add the parts.")
-        if near(torch.nn.functional.linear(xs[0], weights[0], bias)):
-            raise WrongAnswer("that is the first rank's part alone: the sum over ranks (all-reduce) is missing.")
-        if not near(expected):
-            raise WrongAnswer("the output differs from x @ weight.T + bias of the whole layer.")
-    return "the sum of the ranks' parts, and the bias once."
+    `try_plan(plan)` runs it on the live ranks and returns `error`, relative to the whole layer's output, and
+    `all_reduces`.
+    """
+    plan = require_answer(layer_plan())
+    if not isinstance(plan, dict):
+        raise WrongAnswer(
+            f"a dict is wanted, from a matrix's name to its style, and you return a {type(plan).__name__}."
+        )
+    if missing := [name for name in (*COLUMN_OF, *ROW_OF) if name not in plan]:
+        raise WrongAnswer(f"{missing[0]} has no style: without one, every rank would hold and compute all of it.")
+    if strange := [style for style in plan.values() if style not in ("colwise", "rowwise")]:
+        raise WrongAnswer(f"the styles are 'colwise' and 'rowwise', and one of yours is {strange[0]!r}.")
+    if all(plan[name] == "rowwise" for name in COLUMN_OF) and all(plan[name] == "colwise" for name in ROW_OF):
+        raise WrongAnswer(
+            "row-parallel first needs an all-reduce after each of the five matrices, because SiLU and attention cannot "
+            "work on partial sums; and column-parallel last leaves each rank a part of the output features."
+        )
+    for name in COLUMN_OF:
+        if plan[name] == "rowwise":
+            raise WrongAnswer(
+                f"{name} is row-parallel: its output is a partial sum on each rank, which has to be summed before "
+                "anything nonlinear. Let each rank have whole output features of it."
+            )
+    for name in ROW_OF:
+        if plan[name] == "colwise":
+            raise WrongAnswer(
+                f"{name} is column-parallel: each rank holds only a part of its input features, and would need the "
+                "others' first. Cut it along its input features."
+            )
+    if try_plan is None:
+        return "column-parallel, then row-parallel, in attention and in the MLP."
+    found = try_plan(plan)
+    if found["error"] > 1e-4 or found["all_reduces"] != 2:
+        raise WrongAnswer(f"on the live ranks this gives {found}.")
+    return f"on the live ranks the layer's output is that of the whole layer, with {found['all_reduces']} all-reduces."

@@ -1,40 +1,78 @@
-"""Checkers for 09_lora_from_scratch: counting, factoring a change into B and A, merging at the weight's precision."""
+"""Checkers for 09_lora_from_scratch: factoring ΔW into B and A, merging at the weight's precision, and a sweep of two
+methods."""
+
+import math
 
 import torch
 
 from . import WrongAnswer, checker, match_known_mistake, require_answer, require_tensor
 
+OPTIMA = ({"full": 2e-5, "lora": 2e-4}, {"full": 0.02, "lora": 0.5}, {"full": 1e-3, "lora": 9e-3})
+LOW, HIGH = 1e-8, 1e3  # no sensible sweep leaves this range
+
 
 @checker
-def check_count(count_lora_parameters) -> str:
-    """Check `count_lora_parameters(shapes, r)`: r rows of A and r columns of B for each (out, in)."""
-    cases = [([(320, 128), (128, 320), (64, 128)], 4), ([(1000, 1000)], 8)]
-    for shapes, r in cases:
-        answer = require_answer(count_lora_parameters(list(shapes), r))
-        if isinstance(answer, bool) or not isinstance(answer, int | float):
-            raise WrongAnswer(f"a number is wanted, and your code returns a {type(answer).__name__}.")
-        right = sum(r * sum(shape) for shape in shapes)
-        if answer == right:
-            continue
-        outs, ins = sum(o for o, _ in shapes), sum(i for _, i in shapes)
-        mistakes = {
-            r * sum(shapes[0]): "that is the first matrix alone: add up all shapes.",
-            r * sum(shapes[-1]): "that is the last matrix alone: add up all shapes.",
-            r * ins: "that counts A alone: B has out × r numbers more.",
-            r * outs: "that counts B alone: A has r × in numbers more.",
-            sum(o * i for o, i in shapes): "that counts W, which is frozen: count A and B.",
-            right + sum(o * i for o, i in shapes): "W is frozen: count A and B alone.",
-            right + r * r * len(shapes): "there is no r × r matrix between them: B follows A directly.",
-            sum(r * o * i for o, i in shapes): "A is r × in and B is out × r: add the two, do not multiply.",
-        }
-        match_known_mistake(float(answer), mistakes)
-        raise WrongAnswer(f"for {shapes} at r = {r} it should be {right:,}, and yours is {answer:,}.")
-    return "r × (in + out) for each matrix: 16,000 beside 1,000 × 1,000 at r = 8."
+def check_rate_ratio(rate_ratio, validation_loss) -> str:
+    """Check `rate_ratio(validation_loss)`: LoRA's best learning rate / full fine-tuning's, each bracketed.
+
+    `validation_loss(method, lr)` of a real model is called only after the answer is right on made-up losses.
+    """
+    for optima in OPTIMA:
+
+        def made_up(method: str, lr: float, optima=optima) -> float:
+            if method not in optima:
+                raise WrongAnswer(f"you train with method {method!r}: the two are 'full' and 'lora'.")
+            if not LOW < lr < HIGH:
+                raise WrongAnswer(f"your sweep reaches a learning rate of {lr:g}: extend it on the side of the best.")
+            return 1 + math.log(lr / optima[method]) ** 2
+
+        _judge_ratio(rate_ratio, made_up)
+    ratio, best = _judge_ratio(rate_ratio, validation_loss)
+    full, lora = best["full"], best["lora"]
+    return f"on pocket-base LoRA is best at {lora:.1g} and full fine-tuning at {full:.1g}: {ratio:.0f} times."
+
+
+def _judge_ratio(rate_ratio, validation_loss) -> tuple[float, dict[str, float]]:
+    runs: dict[str, dict[float, float]] = {"full": {}, "lora": {}}
+
+    def recorded(method: str, lr: float) -> float:
+        loss = validation_loss(method, lr)
+        runs.setdefault(method, {})[lr] = loss
+        return loss
+
+    answer = require_answer(rate_ratio(recorded))
+    if isinstance(answer, bool) or not isinstance(answer, int | float):
+        raise WrongAnswer(f"a number is wanted, and your code returns a {type(answer).__name__}.")
+    for method, losses in runs.items():
+        if not losses:
+            raise WrongAnswer(f"you never train with method {method!r}: sweep both.")
+        rates, best = sorted(losses), min(losses, key=losses.get)
+        if best in (rates[0], rates[-1]):
+            raise WrongAnswer(
+                f"{method} is best at {best:g}, an edge of the rates that you tried: extend them until it is bracketed."
+            )
+        place = rates.index(best)
+        if max(best / rates[place - 1], rates[place + 1] / best) > 3.1:
+            raise WrongAnswer(f"around {method}'s best rate, {best:g}, your steps are larger than a factor of 3.")
+    best = {method: min(losses, key=losses.get) for method, losses in runs.items()}
+    ratio = best["lora"] / best["full"]
+    worst = {method: max(losses, key=losses.get) for method, losses in runs.items()}
+    mistakes = {
+        1 / ratio: "upside down: divide LoRA's learning rate by full fine-tuning's.",
+        best["lora"] - best["full"]: "that is their difference: divide.",
+        best["lora"]: "that is LoRA's learning rate alone: divide it by full fine-tuning's.",
+        worst["lora"] / worst["full"]: "those are the rates with the highest losses: take the lowest.",
+        runs["lora"][best["lora"]] / runs["full"][best["full"]]: "you divide the losses: divide the learning rates.",
+    }
+    if not math.isclose(answer, ratio, rel_tol=0.01):
+        match_known_mistake(float(answer), mistakes, rel_tol=0.01)
+        raise WrongAnswer(f"by the losses that you saw it is {ratio:.3g}, and your code returns {answer:.3g}.")
+    return ratio, best
 
 
 @checker
 def check_factor(factor) -> str:
-    """Check `factor(change, r, lora_alpha)`: (A, B) so that lora_alpha / r * B @ A is the nearest of rank r."""
+    """Check `factor(delta, r, lora_alpha)`: (A, B) so that lora_alpha / r * B @ A is the nearest of rank r."""
     out, inside, r, lora_alpha = 7, 5, 2, 16.0
     generator = torch.Generator().manual_seed(2021)
     change = torch.randn(out, inside, generator=generator)
@@ -79,7 +117,7 @@ def check_factor(factor) -> str:
     for wrong, hint in mistakes:
         if torch.allclose(made, wrong, rtol=1e-4, atol=1e-5):
             raise WrongAnswer(hint)
-    raise WrongAnswer("lora_alpha / r * B @ A is not the nearest matrix of rank r: look at U, S and V of the change.")
+    raise WrongAnswer("lora_alpha / r * B @ A is not the nearest matrix of rank r: look at U, S and V of ΔW.")
 
 
 @checker

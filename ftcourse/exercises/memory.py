@@ -1,54 +1,9 @@
-"""Checkers for 12_memory: bytes that training keeps, what a rank of FSDP holds, and the largest micro-batch."""
+"""Checkers for 12_memory: the changes that make a plan fit, the largest micro-batch, and a forward pass in time."""
 
 import math
+from collections.abc import Sequence
 
 from . import WrongAnswer, checker, match_known_mistake, require_answer
-
-
-@checker
-def check_kept_bytes(kept_bytes) -> str:
-    """Check `kept_bytes(trained, frozen)`: weights, gradients and AdamW's moments, all in float32."""
-    trained, frozen = 1_000, 300
-    value = float(require_answer(kept_bytes(trained, frozen)))
-    wrong = {
-        16 * trained + 16 * frozen: "a frozen weight has no gradient and no moments.",
-        16 * trained: "a frozen weight is still a weight: 4 bytes.",
-        12 * trained + 4 * frozen: "AdamW keeps two moments for each trained weight.",
-        4 * trained + 4 * frozen: "that is the weights alone.",
-        4 * trained + frozen: "these are numbers, not bytes: a float32 number takes 4.",
-        8 * trained + 4 * frozen: "gradients or moments are missing: 16 bytes for each trained weight.",
-    }
-    match_known_mistake(value, wrong)
-    if not math.isclose(value, 16 * trained + 4 * frozen):
-        raise WrongAnswer(f"1,000 trained and 300 frozen weights keep 17,200 bytes, and yours is {value:,.0f}.")
-    if kept_bytes(0, 10) != 40:
-        raise WrongAnswer("ten frozen weights and nothing that trains keep 40 bytes.")
-    return "16 bytes for a trained weight, 4 for a frozen one."
-
-
-@checker
-def check_rank_bytes(rank_bytes) -> str:
-    """Check `rank_bytes(layers, ranks)`: the shards of all layers, and two layers gathered in bfloat16."""
-    layers, ranks = [1_000, 4_000, 2_000], 4
-    value = float(require_answer(rank_bytes(list(layers), ranks)))
-    shards, gathered = 16 * sum(layers) / ranks, 2 * 2 * max(layers)
-    wrong = {
-        shards: "while a layer computes, its weights are whole: two layers are gathered at a time.",
-        16 * sum(layers) + gathered: "every rank keeps a slice of weights, gradients and moments: divide by the ranks.",
-        shards + 2 * max(layers): "one layer is gathered while another computes: count two.",
-        shards + 8 * max(layers): "gathered weights are in bfloat16 here: 2 bytes each.",
-        shards + 2 * sum(layers): "not all layers are gathered at once: two of them.",
-        shards + gathered / ranks: "what is gathered is whole on every rank: do not divide it.",
-        4 * sum(layers) / ranks + gathered: "a trained weight keeps 16 bytes, not 4.",
-    }
-    match_known_mistake(value, wrong)
-    if not math.isclose(value, shards + gathered):
-        raise WrongAnswer(f"44,000 bytes are expected, and yours is {value:,.0f}: shards, and the largest layer twice.")
-    if not math.isclose(rank_bytes([10, 20], 2), 16 * 30 / 2 + 4 * 20):
-        raise WrongAnswer(
-            "layers of 10 and 20 on 2 ranks take 320 bytes: a trained weight keeps 16, divided by `ranks`."
-        )
-    return "44,000 bytes: what is kept shrinks with the ranks, what is gathered does not."
 
 
 @checker
@@ -83,3 +38,64 @@ def check_largest_micro_batch(largest_micro_batch) -> str:
         if len(calls) > 3:
             raise WrongAnswer(f"you asked for {len(calls)} peaks: the peak is linear in rows, so two are enough.")
     return "two estimates give what is fixed and what a row costs; the rest is a division."
+
+
+CHANGES = ("fused", "checkpointing", "chunked loss", "8-bit AdamW")  # the first that helps is preferred
+
+
+def _peak(changes: Sequence[str]) -> int:
+    """A made-up model in GiB: the largest of its phases, as a change can lower one and leave the others."""
+    states = 40 if "8-bit AdamW" in changes else 60
+    activations = 5 if "checkpointing" in changes else 50
+    logits = 4 if "chunked loss" in changes else 40
+    update = states + (0 if "fused" in changes or "8-bit AdamW" in changes else 15)
+    return max(update, states + activations, states + activations // 5 + logits)
+
+
+@checker
+def check_fewest_changes(fewest_changes) -> str:
+    """Check `fewest_changes(peak_of, changes, capacity)`: the shortest list of changes under which a plan fits."""
+    for capacity, right in (
+        (120, []),
+        (105, ["checkpointing"]),
+        (80, ["checkpointing", "chunked loss"]),
+        (70, ["fused", "checkpointing", "chunked loss"]),
+        (60, ["checkpointing", "chunked loss", "8-bit AdamW"]),
+    ):
+        answer, where = list(require_answer(fewest_changes(_peak, CHANGES, capacity))), f"in {capacity} GiB"
+        if any(name not in CHANGES for name in answer):
+            raise WrongAnswer(f"{where} you return {answer}: names from `changes` are expected.")
+        if _peak(answer) > capacity:
+            raise WrongAnswer(f"{where} the peak with {answer} is {_peak(answer)} GiB: it does not fit.")
+        if len(answer) > len(right):
+            raise WrongAnswer(
+                f"{where} {' and '.join(right) or 'no change'} would do, and you change {len(answer)} things: a change "
+                "that does not lower the peak by itself can still be needed, and one that does can be of no use later."
+            )
+        if set(answer) != set(right):
+            raise WrongAnswer(f"{where} {' and '.join(right)} come first in the list: prefer the cheaper ones.")
+    return "tried from none to all; the peak is a maximum, so changes do not simply add up."
+
+
+@checker
+def check_forward_seconds(forward_seconds) -> str:
+    """Check `forward_seconds(gather, compute)`: a forward pass that gathers the next layer while one computes."""
+    for gather, compute in (([4, 1, 5, 1], [2, 3, 2, 3]), ([1, 1, 1], [3, 3, 3]), ([2, 2], [1, 1])):
+        value = float(require_answer(forward_seconds(list(gather), list(compute))))
+        now, ahead = float(gather[0]), 0.0
+        for i, seconds in enumerate(compute):
+            arrives = now + gather[i + 1] if i + 1 < len(gather) else 0.0
+            now = max(now + seconds, arrives)
+        for i, seconds in enumerate(compute):  # all gathers issued at the start
+            ahead = max(ahead, sum(gather[: i + 1])) + seconds
+        mistakes = {
+            sum(gather) + sum(compute): "that is without overlap: layer i + 1 is gathered while layer i computes.",
+            ahead: "you issue every all-gather at the start: that of layer i + 1 is issued when layer i starts.",
+            max(sum(gather), sum(compute)): "nothing hides the first all-gather, and no layer computes before its own.",
+            sum(compute): "that is compute alone.",
+            now - gather[0]: "the first layer has to be gathered, too.",
+        }
+        if not math.isclose(value, now):
+            match_known_mistake(value, mistakes)
+            raise WrongAnswer(f"all-gathers of {gather} s and layers of {compute} s take {now:g} s, not {value:g}.")
+    return "an all-gather is hidden as long as it is shorter than the layer that computes meanwhile."

@@ -1,6 +1,7 @@
-"""Checkers for 11_speed_ups: the bytes of the logits, a loss in chunks, and what a faster step does to a run."""
+"""Checkers for 11_speed_ups: batches with little padding, a chunked loss, and a fair comparison of two times."""
 
 import math
+from statistics import median
 
 import torch
 from torch.nn import functional as F
@@ -10,32 +11,6 @@ from torch.utils._pytree import tree_leaves
 from ftkit.loss import IGNORE_INDEX
 
 from . import WrongAnswer, checker, match_known_mistake, require_answer
-
-
-@checker
-def check_logits_bytes(logits_bytes) -> str:
-    """Check `logits_bytes(batch, tokens, vocabulary, dtype)`: the bytes of one tensor of logits."""
-    batch, tokens, vocabulary = 3, 50, 700
-    for dtype in (torch.float32, torch.bfloat16):
-        answer = require_answer(logits_bytes(batch, tokens, vocabulary, dtype))
-        if isinstance(answer, bool) or not isinstance(answer, int | float):
-            raise WrongAnswer(f"a number of bytes is wanted, and your code returns a {type(answer).__name__}.")
-        numbers = batch * tokens * vocabulary
-        right = numbers * dtype.itemsize
-        mistakes = {
-            numbers: "that is how many numbers there are: multiply by the bytes of each.",
-            8 * right: "those are bits: a byte has eight.",
-            right / batch: "the batch is missing: every row of it has logits of its own.",
-            right / vocabulary: "the vocabulary is missing: each token has a number for every token there is.",
-            right / tokens: "the tokens are missing: each of them has its own logits.",
-            right / 2**30: "bytes are wanted, not GiB.",
-        }
-        if dtype != torch.float32:
-            mistakes |= {4 * numbers: "not every dtype has 4 bytes: dtype.itemsize knows how many."}
-        match_known_mistake(float(answer), mistakes)
-        if answer != right:
-            raise WrongAnswer(f"expected {right:,} bytes of {dtype}, and yours is {answer:,}.")
-    return "batch × tokens × vocabulary numbers, each of dtype.itemsize bytes."
 
 
 class _Widest(TorchDispatchMode):
@@ -114,22 +89,114 @@ def _name_the_loss(answer: torch.Tensor, each: torch.Tensor, counted: torch.Tens
     match_known_mistake(answer.item(), mistakes)
 
 
+LENGTHS = [8, 60, 9, 33, 12, 58, 31, 10, 62, 29, 11, 35, 57, 9, 30, 13, 61, 8, 28, 10, 34, 12]  # tokens
+
+
 @checker
-def check_whole_speed_up(whole_speed_up) -> str:
-    """Check `whole_speed_up(step_speed_up, evaluation_share)`: how many times faster the whole run is."""
-    for factor, share in ((3.0, 0.4), (2.0, 0.25), (4.0, 0.0), (2.0, 1.0)):
-        answer = require_answer(whole_speed_up(factor, share))
-        if isinstance(answer, bool) or not isinstance(answer, int | float):
-            raise WrongAnswer(f"a number is wanted, and your code returns a {type(answer).__name__}.")
-        left = share + (1 - share) / factor  # of the old time
-        mistakes = {
-            left: "that is the time left, as a part of the old: the speed-up is old time over new.",
-            1 / ((1 - share) + share / factor): "the steps get faster, not the evaluation.",
-            (1 - share) * factor + share: "a mean of speed-ups: add up times, and divide the old by the new.",
-            (1 - share) * factor: "times do not multiply so: add up what evaluation and steps take now.",
-            factor: "that is the step's: evaluation takes as long as before.",
-        }
-        if not math.isclose(answer, 1 / left):
-            match_known_mistake(float(answer), mistakes)
-            raise WrongAnswer(f"steps {factor:g} times faster, evaluation {share:.0%} of the old time: {1 / left:.3f}.")
-    return "old time over new; as the steps get faster, what is left tends to the evaluation."
+def check_make_batches(make_batches) -> str:
+    """Check `make_batches(lengths, batch_size, generator)`: lists of indices, of similar lengths, in random order."""
+    size, wanted = 4, -(-len(LENGTHS) // 4)
+    found = []
+    for seed in range(6):
+        generator = torch.Generator().manual_seed(seed)
+        batches = require_answer(make_batches(list(LENGTHS), size, generator))
+        batches = [[int(index) for index in batch] for batch in batches]
+        seen = sorted(index for batch in batches for index in batch)
+        if missing := set(range(len(LENGTHS))) - set(seen):
+            raise WrongAnswer(f"example {min(missing)} is in no batch: the last batch may be smaller than the others.")
+        if len(seen) > len(LENGTHS):
+            raise WrongAnswer("an example is in two batches: an epoch shows each once.")
+        if max(map(len, batches)) > size:
+            raise WrongAnswer(f"a batch has {max(map(len, batches))} examples, and batch_size is {size}.")
+        if len(batches) != wanted:
+            raise WrongAnswer(f"{len(batches)} batches of at most {size}, where {wanted} are enough: fill them up.")
+        found.append(batches)
+    waste = [_padding(batches) for batches in found]
+    if max(waste) > 0.2:
+        raise WrongAnswer(
+            f"up to {max(waste):.0%} of the places are padding: put examples of similar lengths into a batch."
+        )
+    longest = [[max(LENGTHS[index] for index in batch) for batch in batches] for batches in found]
+    if any(widths in (sorted(widths), sorted(widths, reverse=True)) for widths in longest):
+        raise WrongAnswer(
+            "the batches come in order of their length, so the model sees short examples first: shuffle the batches."
+        )
+    if len({str(batches) for batches in found}) == 1:
+        raise WrongAnswer("every epoch has the same order: draw it from `generator`.")
+    alone = [torch.arange(len(LENGTHS))[start : start + size].tolist() for start in range(0, len(LENGTHS), size)]
+    return f"{_padding(alone):.0%} of the places were padding in the given order, and {max(waste):.0%} are in yours."
+
+
+def _padding(batches: list[list[int]]) -> float:
+    """The share of places in padded batches that hold padding."""
+    places = sum(len(batch) * max(LENGTHS[index] for index in batch) for batch in batches)
+    return 1 - sum(LENGTHS[index] for batch in batches for index in batch) / places
+
+
+class _Machine:
+    """A machine on which the old way takes 1.0 s and the new one 0.8 s, and which is not alone.
+
+    Everything is slow at first, each call is 2 % slower than the one before, and now and then another program gets in.
+    """
+
+    def __init__(self):
+        self.now, self.calls, self.seen = 0.0, 0, set()
+
+    def run(self, way: str) -> None:
+        seconds = {"old": 1.0, "new": 0.8}[way] * (1 + 0.02 * self.calls)
+        if way not in self.seen:  # compiles, allocates, fills caches
+            seconds += 20.0
+        if self.calls in (15, 17):  # calls of the new way, where the two take turns
+            seconds += 6.0
+        self.seen.add(way)
+        self.calls += 1
+        self.now += seconds
+
+
+def _timed(order: list[str]) -> dict[str, list[float]]:
+    """The seconds of each way on a fresh machine, called in this order."""
+    machine, times = _Machine(), {"old": [], "new": []}
+    for way in order:
+        start = machine.now
+        machine.run(way)
+        times[way].append(machine.now - start)
+    return times
+
+
+ROUNDS = 9
+
+
+@checker
+def check_time_both(time_both) -> str:
+    """Check `time_both(old, new, clock, rounds)`: how many times faster `new` is, on a machine that is not quiet."""
+    machine = _Machine()
+    given = (lambda: machine.run("old")), (lambda: machine.run("new")), (lambda: machine.now)
+    answer = require_answer(time_both(*given, ROUNDS))
+    if isinstance(answer, bool) or not isinstance(answer, int | float):
+        raise WrongAnswer(f"a number is expected, and your code returns a {type(answer).__name__}.")
+    if machine.seen != {"old", "new"}:
+        raise WrongAnswer("time both of them: call `old` and `new`.")
+    turns, blocks = ["old", "new"] * ROUNDS, ["old"] * ROUNDS + ["new"] * ROUNDS
+    right = 1.25
+    known = {}
+    for order, text in (
+        (blocks, "all of `old`, then all of `new`: the machine got slower meanwhile. Let them take turns."),
+        (["old", "new", *blocks], "all of `old`, then all of `new`: the machine got slower meanwhile. Take turns."),
+    ):
+        old, new = (times[-ROUNDS:] for times in _timed(order).values())  # without the warm-up, where there was one
+        known[median(old) / median(new)] = text
+    for order in (turns, ["old", "new", *turns]):
+        old, new = _timed(order).values()
+        warm = slice(len(old) - ROUNDS, None)
+        slow = "the mean, in which one slow call weighs as much as ten others: take the median."
+        known[sum(old[warm]) / sum(new[warm])] = slow
+        known[sum(old) / sum(new)] = slow
+        known[median(new) / median(old)] = "that is new over old: the speed-up is old time over new."
+        known[median(new[warm]) / median(old[warm])] = "that is new over old: the speed-up is old time over new."
+        known[old[0] / new[0]] = "that is one call each, the first, which warms up."
+    match_known_mistake(float(answer), known)
+    if not math.isclose(answer, right, rel_tol=0.04):
+        raise WrongAnswer(f"the new way is 1.25 times faster on this machine, and you measure {answer:.2f}.")
+    if machine.calls < 2 * ROUNDS:
+        raise WrongAnswer(f"{machine.calls} calls for {ROUNDS} rounds of two: time every round.")
+    return f"{answer:.2f} times faster, although the machine slowed down by a third while you measured."

@@ -1,66 +1,167 @@
-"""What a rank holds of an FSDP model: unsharded parameters during a training step, and the rows of one matrix."""
+"""Pictures of `fully_shard`: a step's order on one rank, the bytes held during it, and the rows of one matrix."""
 
+import json
 from collections.abc import Mapping, Sequence
+from dataclasses import astuple
+from pathlib import Path
 
 import ipywidgets
 
+from ftcourse.fsdp_steps import (
+    BACKWARD,
+    EMBEDDING,
+    FORWARD,
+    GATHER,
+    RESHARD,
+    ROOT,
+    SCATTER,
+    Event,
+    held_at_moments,
+    moments,
+)
 from ftcourse.plots import OKABE_ITO, new_axes, plot_shards
+from ftkit.models import data_dir
 
 from . import Explorer
 
 LINES = ("-", "--", ":")
-KB = 1000  # bytes
+MB = 1e6  # bytes
+RECORD = data_dir() / "results" / "fsdp_step.json"  # made by `python -m ftcourse.studies.fsdp_step`
+LOOKS = {  # kind -> colour, hatch, letter in the bar
+    GATHER: (OKABE_ITO[0], "", "G"),
+    FORWARD: (OKABE_ITO[1], "", "F"),
+    BACKWARD: (OKABE_ITO[5], "//", "B"),
+    SCATTER: (OKABE_ITO[2], "\\\\", "S"),
+}
+HELD = "#cccccc"
 
 
-def plot_gathered(held: Mapping[str, Sequence[int]], moments: Sequence[str], moment: int, ax=None):
-    """Draw the bytes of whole parameters over the moments of a training step, a line each way of wrapping.
+def read_steps(path: Path = RECORD) -> dict[str, tuple[list[Event], dict[str, int]]]:
+    """The stored steps of pocket-base on two ranks: way of wrapping -> events of rank 0, bytes of each unit."""
+    steps = json.loads(path.read_text(encoding="utf-8"))["steps"]
+    return {name: ([Event(*event) for event in step["events"]], step["bytes"]) for name, step in steps.items()}
 
-    held: way of wrapping -> bytes at each moment; moments: their names; moment: the one that is marked. Returns Axes.
+
+def order(events: Sequence[Event]) -> list[tuple[str, str]]:
+    """(kind, unit) of each event in order: what two recordings of one step have in common."""
+    return [(event.kind, event.unit) for event in sorted(events, key=lambda event: astuple(event)[2:])]
+
+
+def plot_step(events: Sequence[Event], title: str, ax=None):
+    """Draw a row for each unit: its all-gathers, passes and reduce-scatter, grey while it is unsharded.
+
+    Each event takes one place on the x axis, in order; it is not time. Returns Axes.
     """
-    ax = ax or new_axes(8.5, 3.0)[1]
-    for number, (name, values) in enumerate(held.items()):
-        look = {"color": OKABE_ITO[(0, 5, 2)[number]], "linestyle": LINES[number], "linewidth": 2}
-        ax.step(range(len(values)), [v / KB for v in values], where="mid", label=name, **look)
-        ax.plot([moment], [values[moment] / KB], "o", color=look["color"], markersize=7)
-    ax.axvline(moment, color="#777777", linewidth=1, zorder=0)
-    ax.set(title=moments[moment], xlabel="moment of the training step", ylabel="gathered (kB)", ylim=(0, None))
-    ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    from matplotlib.patches import Patch
+
+    units = [event.unit for event in moments(events) if event.kind == FORWARD]
+    units += [ROOT] if any(event.unit == ROOT for event in events) else []
+    ax = ax or new_axes(9, 1.6 + 0.38 * len(units))[1]
+    drawn = sorted((event for event in events if event.kind in LOOKS), key=lambda event: event.start)
+
+    def slot(place: int) -> int:
+        """The number of drawn events that begin before this place of the order."""
+        return sum(event.start < place for event in drawn)
+
+    for gather in (event for event in drawn if event.kind == GATHER):
+        ends = [e.start for e in events if e.kind == RESHARD and e.unit == gather.unit and e.start > gather.start]
+        first, last = slot(gather.start), slot(min(ends)) if ends else len(drawn)
+        ax.barh(units.index(gather.unit), last - first, left=first, height=0.9, color=HELD)
+    for number, event in enumerate(drawn):
+        colour, hatch, letter = LOOKS[event.kind]
+        look = {"facecolor": colour, "hatch": hatch, "edgecolor": "white", "linewidth": 1}
+        row = units.index(event.unit)
+        ax.barh(row, 1, left=number, height=0.64, **look)
+        box = {"facecolor": "white", "edgecolor": "none", "pad": 0.8, "alpha": 0.9}
+        ax.text(number + 0.5, row, letter, ha="center", va="center", fontsize=8, bbox=box)
+    turn = slot(min(event.start for event in events if event.kind == BACKWARD))
+    ax.axvline(turn, color="black", linestyle=":", linewidth=1)
+    for x, text, side in ((turn - 0.2, "forward pass", "right"), (turn + 0.2, "backward pass", "left")):
+        ax.text(x, 1.0, text, ha=side, va="bottom", transform=ax.get_xaxis_transform(), fontsize=9)
+    ax.set(yticks=range(len(units)), yticklabels=units, ylim=(len(units) - 0.5, -0.5), xticks=[])
+    ax.set_title(title, pad=18)
+    ax.set(xlim=(-0.2, len(drawn) + 0.2), xlabel="events of rank 0 in their order (not time)")
+    patches = [
+        Patch(facecolor=colour, hatch=hatch, edgecolor="white", label=f"{letter}: {kind}")
+        for kind, (colour, hatch, letter) in LOOKS.items()
+    ]
+    patches.append(Patch(facecolor=HELD, label="unsharded"))
+    ax.legend(handles=patches, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=len(patches))
     return ax
 
 
-class GatherExplorer(Explorer):
-    """A slider over the moments of a training step, above `plot_gathered`.
+def short(event: Event) -> str:
+    """A tick's label: "emb", the layer's number, or "head"."""
+    return {EMBEDDING: "emb"}.get(event.unit, event.unit.removeprefix("layer "))
 
-    Attributes: `slider`, the control; `here`, the bytes gathered at the chosen moment.
+
+def plot_held(held: Mapping[str, Sequence[tuple[int, int]]], at: Sequence[Event], moment: int, ax=None):
+    """Draw the bytes of unsharded parameters and gradients during each pass of a module, a line each way of wrapping.
+
+    held: way of wrapping -> (parameters, gradients) at each moment; at: the moments; moment: the marked one.
+    Returns Axes.
+    """
+    ax = ax or new_axes(8.5, 3.6)[1]
+    for number, (name, values) in enumerate(held.items()):
+        look = {"color": OKABE_ITO[(0, 5, 2)[number]], "linestyle": LINES[number], "linewidth": 2}
+        total = [(parameters + gradients) / MB for parameters, gradients in values]
+        ax.step(range(len(total)), total, where="mid", label=name, **look)
+        ax.plot([moment], [total[moment]], "o", color=look["color"], markersize=7)
+    turn = [event.kind for event in at].index(BACKWARD) - 0.5
+    ax.axvline(turn, color="black", linestyle=":", linewidth=1)
+    for x, text, side in ((turn - 0.1, "forward", "right"), (turn + 0.1, "backward", "left")):
+        ax.text(x, 1.0, text, ha=side, va="bottom", transform=ax.get_xaxis_transform(), fontsize=9)
+    ax.axvline(moment, color="#777777", linewidth=1, zorder=0)
+    ax.set(xticks=range(len(at)), xticklabels=[short(event) for event in at], xlabel="module that computes")
+    ax.set(ylabel="unsharded parameters\nand gradients", ylim=(0, None))
+    ax.yaxis.set_major_formatter(lambda value, _: f"{value:g} MB")
+    ax.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=len(held))
+    return ax
+
+
+class HeldExplorer(Explorer):
+    """A slider over the passes of a step's modules, above `plot_held`.
+
+    Attributes: `slider`, the control; `held`, way of wrapping -> (parameters, gradients) at each moment; `here`, the
+    same at the chosen moment.
     """
 
-    def __init__(self, held: Mapping[str, Sequence[int]], moments: Sequence[str]):
-        self.held, self.moments = held, moments
-        self.slider = ipywidgets.IntSlider(value=0, min=0, max=len(moments) - 1, description="moment")
+    def __init__(self, steps: Mapping[str, tuple[Sequence[Event], Mapping[str, int]]]):
+        self.held = {name: held_at_moments(events, sizes) for name, (events, sizes) in steps.items()}
+        self.at = moments(next(iter(steps.values()))[0])
+        self.slider = ipywidgets.IntSlider(value=0, min=0, max=len(self.at) - 1, description="moment")
         super().__init__(self.slider)
 
     @property
-    def here(self) -> dict[str, int]:
+    def here(self) -> dict[str, tuple[int, int]]:
         return {name: values[self.slider.value] for name, values in self.held.items()}
 
+    def peak(self, name: str) -> int:
+        """The most bytes of parameters and gradients together."""
+        return max(map(sum, self.held[name]))
+
     def state(self) -> str:
-        return f"{len(self.moments)} moments"
+        return f"{len(self.at)} moments"
 
     def draw(self) -> str:
-        moment = self.slider.value
-        parts = [f"{name}: {held / KB:,.0f} kB" for name, held in self.here.items()]
-        caption = f"{self.moments[moment]}. Gathered on this rank, {'; '.join(parts)}."
-        return self.captioned(plot_gathered(self.held, self.moments, moment).figure, caption)
+        moment = self.at[self.slider.value]
+        parts = [
+            f"{name}: {parameters / MB:.2f} MB of parameters and {gradients / MB:.2f} MB of gradients"
+            for name, (parameters, gradients) in self.here.items()
+        ]
+        caption = f"{moment.unit}, {moment.kind} pass. Unsharded on this rank, {'; '.join(parts)}."
+        return self.captioned(plot_held(self.held, self.at, self.slider.value).figure, caption)
 
 
-def gather_explorer(held: Mapping[str, Sequence[int]], moments: Sequence[str]) -> GatherExplorer:
-    """Return a `GatherExplorer` of up to three ways of wrapping.
+def held_explorer(steps: Mapping[str, tuple[Sequence[Event], Mapping[str, int]]]) -> HeldExplorer:
+    """Return a `HeldExplorer` of one to three ways of wrapping: name -> events, bytes of each unit.
 
-    Raises ValueError unless every way has a number for each moment.
+    Raises ValueError unless the same modules compute in the same order in all of them.
     """
-    if not moments or not 1 <= len(held) <= 3 or any(len(v) != len(moments) for v in held.values()):
-        raise ValueError(f"give one to three ways, each with a number of bytes for each of {len(moments)} moments")
-    return GatherExplorer(held, moments)
+    passes = [[(event.kind, event.unit) for event in moments(events)] for events, _ in steps.values()]
+    if not 1 <= len(passes) <= 3 or any(others != passes[0] for others in passes):
+        raise ValueError("give one to three ways of wrapping, in each of which the same modules compute in one order")
+    return HeldExplorer(steps)
 
 
 class ShardExplorer(Explorer):

@@ -15,13 +15,16 @@ GIB = 2**30
 RESERVE = 0.1  # of a GPU, for the CUDA context, libraries and fragmentation
 
 
-def plot_memory(bars: Mapping[str, Mapping[str, int]], *, capacity: int | None = None, unit: str = "GiB"):
-    """Draw one horizontal bar a plan, stacked by kind of bytes; return the Axes.
+def plot_memory(
+    bars: Mapping[str, Mapping[str, int]], *, capacity: int | Mapping[str, int] | None = None, unit: str = "GiB"
+):
+    """Draw one horizontal bar a plan, stacked by kind of bytes, with its total at the right; return the Axes.
 
-    bars: label -> bytes by kind (`Estimate.at_peak`); capacity: bytes of a GPU, drawn as a line; unit: "GiB" or "MiB".
+    bars: label -> bytes by kind (`Estimate.at_peak`); capacity: bytes of a GPU, drawn as a line across all bars, or by
+    label, across its own; unit: "GiB" or "MiB".
     """
     scale = {"GiB": GIB, "MiB": 2**20}[unit]
-    _, ax = new_axes(8.0, 1.3 + 0.42 * len(bars))
+    _, ax = new_axes(8.0, 1.7 + 0.42 * len(bars))
     kinds = [kind for kind in ORDER if any(bar.get(kind) for bar in bars.values())]
     left = [0.0] * len(bars)
     for kind in kinds:
@@ -30,23 +33,51 @@ def plot_memory(bars: Mapping[str, Mapping[str, int]], *, capacity: int | None =
         look = {"color": COLOURS[n], "hatch": MARKS[n], "edgecolor": "white"}
         ax.barh(list(bars), sizes, left=left, label=kind, **look)
         left = [a + b for a, b in zip(left, sizes, strict=True)]
-    for row, total in enumerate(left):
-        box = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # over the line of the capacity
-        ax.annotate(f"{total:,.1f}", (total, row), (5, 0), textcoords="offset points", va="center", bbox=box, zorder=5)
-    if capacity:
+    each = capacity if isinstance(capacity, Mapping) else dict.fromkeys(bars, capacity or 0)
+    room = [each.get(label, 0) / scale for label in bars]
+    # In a column beside the bars, where no line crosses them.
+    for row, (total, limit) in enumerate(zip(left, room, strict=True)):
+        said = f"{total:,.1f}" + (f" of {limit:,.0f}" if isinstance(capacity, Mapping) else "")
+        ax.annotate(said, (1.01, row), xycoords=("axes fraction", "data"), va="center")
+        if isinstance(capacity, Mapping) and limit:
+            ax.plot([limit, limit], [row - 0.45, row + 0.45], color="black", linestyle="--", linewidth=1.6)
+            ax.annotate(f"{limit:,.0f} {unit}", (limit, row - 0.45), ha="center", va="bottom", fontsize=8)
+    if capacity and not isinstance(capacity, Mapping):
         ax.axvline(capacity / scale, color="black", linestyle="--", linewidth=1.2)
-        ax.annotate(
-            f"{capacity / scale:,.0f} {unit}",
-            (capacity / scale, 1.01),
-            xycoords=("data", "axes fraction"),
-            ha="center",
-            va="bottom",
-        )
+        at = (capacity / scale, 1.01)
+        ax.annotate(f"{capacity / scale:,.0f} {unit}", at, xycoords=("data", "axes fraction"), ha="center", va="bottom")
     ax.set_xlabel(f"{unit} on a rank, at the peak")
-    ax.set_xlim(0, 1.12 * max(*left, (capacity or 0) / scale))
-    ax.invert_yaxis()
-    ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.01, 1))
+    ax.set(xlim=(0, 1.05 * max(*left, *room)), ylim=(len(bars) - 0.4, -0.75))
+    ax.legend(frameon=False, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.45 / (0.3 + 0.42 * len(bars))))
     return ax
+
+
+def plot_collectives(ranks: int = 4):
+    """Draw what the ranks hold before and after each collective, a column per rank; return the Axes."""
+    _, axes = new_axes(9.0, 3.0, columns=3)
+    every = range(ranks)
+    sums = {part: f"Σ{part}" for part in every}
+    own = {rank: {part: f"{part}" for part in every} for rank in every}
+    after = {
+        "all-gather": {rank: {part: str(part) for part in every} for rank in every},
+        "reduce-scatter": {rank: {rank: sums[rank]} for rank in every},
+        "all-reduce": dict.fromkeys(every, sums),
+    }
+    before = {"all-gather": {rank: {rank: str(rank)} for rank in every}, "reduce-scatter": own, "all-reduce": own}
+    for ax, name in zip(axes, after, strict=True):
+        for top, held in ((0, before[name]), (ranks + 1.2, after[name])):
+            for rank, parts in held.items():
+                for part, text in parts.items():
+                    look = {"color": COLOURS[part], "hatch": MARKS[part], "edgecolor": "white"}
+                    ax.barh(top + part, 0.9, left=rank, height=0.9, **look)
+                    box = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
+                    ax.text(rank + 0.45, top + part, text, ha="center", va="center", fontsize=8, bbox=box)
+        ax.annotate("", (ranks / 2, ranks + 0.6), (ranks / 2, ranks - 0.4), arrowprops={"arrowstyle": "-|>"})
+        ax.set(title=name, xticks=[rank + 0.45 for rank in every], xticklabels=[f"rank {rank}" for rank in every])
+        ax.set(yticks=[], ylim=(2 * ranks + 0.8, -0.6))
+        ax.tick_params(axis="x", labelsize=7, length=0)
+        ax.spines[:].set_visible(False)
+    return axes
 
 
 def fits(row: Mapping, capacity: int) -> bool:

@@ -20,6 +20,13 @@ def gone(rank: int) -> str:
     return f"rank {rank}'s process has ended: it was killed, or memory ran out. {AGAIN}"
 
 
+def refused_options(options: str) -> str:
+    return (
+        f"%%px takes no options, and this has {options}: every cell runs on all ranks, because a collective waits for "
+        "all of them; write `if rank == 0:` inside the cell instead"
+    )
+
+
 def named(ranks: list[int]) -> str:
     return f"rank{'s' * (len(ranks) > 1)} {' and '.join(map(str, ranks))}"
 

@@ -11,7 +11,7 @@ import weakref
 
 from . import worker
 from .cluster import Engines, refuse_where_it_cannot_work, start_engines
-from .errors import AGAIN, RankError, gone, is_one_mistake, named, report
+from .errors import AGAIN, RankError, gone, is_one_mistake, named, refused_options, report
 from .worker import Outcome
 
 GRACE = 0.5  # seconds that the others have to end a cell by themselves after one has failed
@@ -85,10 +85,12 @@ class LiveRanks:
             self._answer(rank, result)
 
     def register_magic(self) -> None:
-        """In IPython, let `%%px` run its cell on these ranks."""
+        """In IPython, let `%%px` run its cell on these ranks, on all of them: options such as --targets are refused."""
         if "IPython" in sys.modules and (shell := sys.modules["IPython"].get_ipython()):
 
-            def px(_line: str, cell: str) -> None:
+            def px(line: str, cell: str) -> None:
+                if options := line.strip():
+                    raise RankError(refused_options(options))
                 print(self.show(cell), end="")
 
             shell.register_magic_function(px, magic_kind="cell")

@@ -3,7 +3,7 @@
     python -m ftcourse.studies.dora
 
 The scatter of DoRA's paper (Liu et al. 2024, figure 2), on pocket-base: each matrix of the layers is a point at each
-of four moments of a run. The learning rates are those that the comparison of adapters found. Minutes on one core.
+of four moments of a run. The learning rates are the best ones of `trade_off`. Minutes on one core.
 """
 
 import copy
@@ -17,16 +17,15 @@ from peft import PeftModel
 from torch import nn
 
 from ftcourse.studies.adapters.methods import ARMS, options_for
-from ftcourse.studies.adapters.table import best_rate, of_task
 from ftkit.adapters import attach, make_optimizer
 from ftkit.batching import steps_per_epoch
-from ftkit.models import data_dir
 
-from .records import make_repeatable, read_records, run_missing, sort_records, study_parser, write_records
+from . import trade_off
+from .records import make_repeatable, run_missing, sort_records, study_parser, write_records
 from .tasks import BATCH_SIZE, WEIGHT_DECAY, base_of, load_task, training_steps
 
-TASK, METHODS, SEEDS, MOMENTS = "chat-200", ("full", "lora", "dora"), (0, 1, 2), 4
-COMPARED = data_dir() / "results" / "adapters.jsonl"
+TASK, SEEDS, MOMENTS = trade_off.TASK, (0, 1, 2, 3, 4), 4
+METHODS = {"full": trade_off.FULL, "lora": trade_off.LORA, "dora": trade_off.DORA}  # of ARMS: its name there
 
 
 @dataclass(frozen=True)
@@ -95,8 +94,9 @@ def chosen_points(record: dict, wanted: Callable[[int, str], bool]) -> list[tupl
 def main(arguments: list[str] | None = None) -> int:
     given = study_parser("dora", __doc__).parse_args(arguments)
     make_repeatable()
-    compared = of_task(read_records(COMPARED), TASK)
-    trials = [Trial(row, best_rate(compared, row), seed) for seed in SEEDS for row in METHODS]
+    compared = trade_off.read()
+    rates = {row: compared.best(trade_off.trial(name)) for row, name in METHODS.items()}
+    trials = [Trial(row, rates[row], seed) for seed in SEEDS for row in METHODS]
     records = run_missing(trials, run, given.output, "matrices")
     write_records(given.output, sort_records(records, Trial))
     print(f"stored in {given.output}")

@@ -2,7 +2,8 @@
 
 A **column-parallel** layer gives every rank some of the output features, a **row-parallel** one some of the input
 features, and an all-reduce sums the ranks' partial outputs. A column-parallel layer followed by a row-parallel one
-needs a single all-reduce. Which layer is which is in the model's own plan (`model.tp_plan`).
+needs a single all-reduce in the forward pass; the other order needs one after each row-parallel layer, and an
+all-gather of what the column-parallel layer gives. Which layer is which is in the model's own plan (`model.tp_plan`).
 """
 
 from torch import nn

@@ -27,7 +27,8 @@ from .trackers import validate_trackers
 RESUMABLE_FIELDS = (
     *("output", "resume", "stop_after", "save_every", "eval_every", "save_total_limit", "report_to"),
     *("micro_batch_size", "packing", "mesh"),
-    *("reshard_after_forward", "activation_checkpointing", "compile", "compute_dtype", "estimate_memory", "timeout"),
+    *("reshard_after_forward", "activation_checkpointing", "loss_chunk", "compile"),
+    *("compute_dtype", "estimate_memory", "timeout"),
 )
 DESCRIPTION = "Fine-tune a causal language model on conversations: one process on a CPU, or N GPUs on M nodes."
 # What a number may be, in words and as a test.
@@ -37,9 +38,12 @@ BELOW_ONE = "0 to below 1", lambda value: 0 <= value < 1
 LIMITS: dict[str, tuple[str, Callable[[float], bool]]] = {
     **dict.fromkeys(("lora_r", "lora_alpha", "fisher_rows", "lr", "max_grad_norm", "epochs", "timeout"), POSITIVE),
     **dict.fromkeys(("batch_size", "micro_batch_size", "max_length"), POSITIVE),
-    **dict.fromkeys(("weight_decay", "max_steps", "eval_every", "save_every", "stop_after", "seed"), NOT_NEGATIVE),
     **dict.fromkeys(
-        ("neftune_noise_alpha", "warmup_steps", "save_total_limit", "early_stopping_patience"), NOT_NEGATIVE
+        ("weight_decay", "max_steps", "eval_every", "save_every", "stop_after", "seed", "record"), NOT_NEGATIVE
+    ),
+    **dict.fromkeys(
+        ("neftune_noise_alpha", "warmup_steps", "save_total_limit", "early_stopping_patience", "loss_chunk"),
+        NOT_NEGATIVE,
     ),
     **dict.fromkeys(("adam_beta1", "adam_beta2", "lora_dropout"), BELOW_ONE),
     "adam_epsilon": POSITIVE,
@@ -125,6 +129,7 @@ class Config:
         choices=["auto", "float32", "bfloat16"],
     )
     activation_checkpointing: bool = flag(False, "recompute activations: less memory")
+    loss_chunk: int = flag(0, "tokens whose logits exist at once, recomputed in backward: less memory (default: all)")
     compile: bool = flag(False, "torch.compile each decoder layer")
     estimate_memory: bool = flag(True, "print the estimated peak memory first")
     timeout: float = flag(10.0, "minutes that a rank waits for the others")
@@ -136,6 +141,7 @@ class Config:
     report_to: str = flag("", "experiment trackers, comma separated: tensorboard, wandb, trackio")
     stop_after: int = flag(0, "checkpoint after this step and stop, to resume later")
     resume: bool = flag(False, "continue from the newest checkpoint in the output folder")
+    record: int = flag(0, "record so many first steps for `ftkit compare-runs` in the output folder, and end")
     seed: int = flag(0, "of the data order, dropout and the gradient masks")
 
 
@@ -199,6 +205,8 @@ def validate(config: Config) -> Run:
         raise ValueError(f"--{selects} compares evaluations: give --eval_every, the steps between them")
     if config.compile:
         check_compiler(device_info.device)
+    if config.record and (config.compile or config.resume):
+        raise ValueError("--record is for a run from its beginning, not compiled: leave --resume and --compile")
     auto = config.compute_dtype == "auto"
     dtype = device_info.compute_dtype if auto else getattr(torch, config.compute_dtype)
     output = Path(config.output)

@@ -75,6 +75,7 @@ def plan_of(run: Run, sequences: int, tokens: int, accumulation: int) -> MemoryP
         packing=config.packing,
         accumulation=accumulation,
         activation_checkpointing=config.activation_checkpointing,
+        loss_chunk=config.loss_chunk,
         kernel="loop" if not cuda else "fused" if config.optimizer == "adamw" else "foreach",
     )
 

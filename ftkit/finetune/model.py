@@ -14,7 +14,7 @@ from ftkit.distributed.loading import load_from_rank0, load_sharded_model
 from ftkit.distributed.mesh import DistributedContext
 from ftkit.freezing import freeze
 from ftkit.loading import load_checked
-from ftkit.loss import IGNORE_INDEX
+from ftkit.loss import IGNORE_INDEX, chunk_loss
 from ftkit.models import meta_model
 
 from .config import Run
@@ -40,6 +40,8 @@ def load_model(run: Run, source: str, context: DistributedContext) -> nn.Module:
             freeze(model, config.freeze)
         if config.neftune_noise_alpha:
             activate_neftune(model, config.neftune_noise_alpha)
+        if config.loss_chunk:
+            chunk_loss(model, config.loss_chunk)
         return model.train()
 
     def build_meta() -> nn.Module:

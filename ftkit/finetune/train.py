@@ -33,12 +33,13 @@ from ftkit.distributed.launch import Refusal, env_rank, launch_id, print_refusal
 from ftkit.distributed.loading import files_digest
 from ftkit.distributed.mesh import DistributedContext
 from ftkit.distributed.preemption import PreemptionHandler
+from ftkit.divergence import record
 from ftkit.memory import Estimate, compare
 
 from .config import Run, parse_config, validate
 from .data import Batches, TrainingData, make_batches, read_training_data
 from .export import export_lora, export_weights
-from .loss import Loss, accumulate_gradients, evaluate
+from .loss import Loss, accumulate_gradients, check_chunked, evaluate
 from .memory import MemoryMonitor, print_memory_estimate
 from .metrics import Logger, MetricsFile
 from .model import load_model, make_optimizer
@@ -65,20 +66,19 @@ def fine_tune(
         preemption: asked after every step whether the run should checkpoint and stop.
         estimate: of the peak memory of step 2, which is then measured and compared.
     """
-    config, loss = run.config, Loss(context, run.compute_dtype)
+    config, loss = run.config, Loss(context, run.compute_dtype, bool(run.config.loss_chunk))
     with refused_by_all(context):
         model = load_model(run, data.source, context)
         if config.packing:
             check_packing(model, context.device)
+        if config.loss_chunk:
+            check_chunked(model, loss)
     with refused_by_all(context):
         if context.is_main_process:
             make_output(run)
     optimizer = make_optimizer(run, model, data, loss)  # of the sharded parameters
     batches = make_batches(run, data, context)
-    # Rounded up, but for the error of a product such as 1.1 * 10.
-    steps = config.max_steps or math.ceil(config.epochs * batches.steps_per_epoch * (1 - 1e-9))
-    warmup = config.warmup_steps or round(config.warmup_ratio * steps)
-    schedule = get_scheduler(config.lr_scheduler_type, optimizer, warmup, steps)
+    steps, schedule = make_schedule(run, optimizer, batches)
     selection = Selection(config.load_best_model_at_end, config.early_stopping_patience)
     metadata = {"model": data.source, "method": config.method, "optimizer": config.optimizer, "data": data.digest}
     if run.lora:  # the frozen base comes back from its own files
@@ -125,6 +125,37 @@ def fine_tune(
             print(describe_end(run, selection, file))
     elif context.is_main_process:
         print(f"stopped after step {done} of {steps}: run the same command with --resume to continue")
+
+
+def make_schedule(run: Run, optimizer: torch.optim.Optimizer, batches: Batches) -> tuple[int, Schedule]:
+    """The number of steps of a run, and the learning rate's schedule over them."""
+    config = run.config
+    # Rounded up, but for the error of a product such as 1.1 * 10.
+    steps = config.max_steps or math.ceil(config.epochs * batches.steps_per_epoch * (1 - 1e-9))
+    warmup = config.warmup_steps or round(config.warmup_ratio * steps)
+    return steps, get_scheduler(config.lr_scheduler_type, optimizer, warmup, steps)
+
+
+def record_steps(run: Run, data: TrainingData, context: DistributedContext) -> None:
+    """Record the first `--record` steps of a run: from its beginning, and from there again with rounding noise."""
+    config, loss = run.config, Loss(context, run.compute_dtype, bool(run.config.loss_chunk))
+    with refused_by_all(context):
+        if context.is_main_process:
+            make_output(run)
+    for rounding in (False, True):
+        with refused_by_all(context):
+            model = load_model(run, data.source, context)
+        optimizer, batches = make_optimizer(run, model, data, loss), make_batches(run, data, context)
+        steps, schedule = make_schedule(run, optimizer, batches)
+        recorded = min(config.record, steps)
+        with record(run.output, model, optimizer, steps=recorded, rounding=rounding):
+            for step in range(recorded):
+                with seeded(config.seed, step, context):
+                    take_step(model, optimizer, schedule, batches[step], batches, loss, config.max_grad_norm)
+        del model, optimizer, schedule
+    context.barrier()
+    if context.is_main_process:
+        print(f"recorded {recorded} steps. To compare: ftkit compare-runs {run.output} OTHER")
 
 
 def describe_end(run: Run, selection: Selection, file: MetricsFile) -> str:
@@ -275,6 +306,9 @@ def main(arguments: list[str] | None = None) -> None:
 
     def start(context: DistributedContext) -> None:
         try:
+            if run.config.record:
+                record_steps(run, data, context)
+                return
             with PreemptionHandler() as preemption:
                 fine_tune(run, data, context, preemption, estimate)
         except (CheckpointError, MergeError, OSError, FloatingPointError) as error:

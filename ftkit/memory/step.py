@@ -6,26 +6,24 @@ Shapes: B sequences of a micro-batch, T tokens, V vocabulary, D hidden.
 """
 
 import re
-from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
-from types import MethodType
 
 import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
+from torch.utils.checkpoint import create_selective_checkpoint_contexts
 from transformers.initialization import no_init_weights
 
 from ftkit._compat import enable_activation_checkpointing
-from ftkit._modules import decoder_layers
+from ftkit._modules import decoder_layers, unwrap_peft
 from ftkit.adapters import attach
 from ftkit.distributed import tensor_parallel
 from ftkit.distributed.fsdp import apply_parallelism
 from ftkit.distributed.mesh import fsdp_and_tp_meshes
 from ftkit.freezing import freeze
-from ftkit.loss import accumulate, next_token_loss, summed_cross_entropy
+from ftkit.loss import accumulate, chunk_loss, next_token_loss
 
 from .plan import DTYPES, MemoryPlan
 from .quantised import quantise
@@ -71,38 +69,15 @@ def tp_shard_dims(model: nn.Module) -> dict[int, int]:
     return dims
 
 
-def unwrap_peft(model: nn.Module) -> nn.Module:
-    """The transformers model inside PEFT's wrapper, or the model itself."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
 def apply_plan(model: nn.Module, plan: MemoryPlan, mesh: DeviceMesh | None) -> nn.Module:
     """Chunk the loss, then shard or replicate the model over the mesh (dp_replicate, dp_shard, tp)."""
     if plan.loss_chunk:
-        base = unwrap_peft(model)
-        base.forward = MethodType(chunked_loss(plan.loss_chunk), base)
+        chunk_loss(model, plan.loss_chunk)
     if mesh is None:
         return model
     if plan.ddp:
         return DistributedDataParallel(model)
     return apply_parallelism(model, *fsdp_and_tp_meshes(mesh), DTYPES[plan.compute_dtype], plan.reshard_after_forward)
-
-
-def chunked_loss(chunk: int) -> Callable:
-    """A forward method that returns the summed loss by chunked cross-entropy, `chunk` tokens at a time."""
-
-    def forward(base: nn.Module, labels, **inputs):
-        inner = base.get_submodule(base.base_model_prefix)
-        hidden = inner(**inputs, use_cache=False).last_hidden_state
-        hidden, labels = hidden[:, :-1].flatten(0, 1), labels[:, 1:].flatten()  # (B (T - 1), D), (B (T - 1))
-
-        def part(hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-            return summed_cross_entropy(base.get_output_embeddings()(hidden), labels)
-
-        parts = zip(hidden.split(chunk), labels.split(chunk), strict=True)
-        return sum(checkpoint(part, h, y, use_reentrant=False) for h, y in parts)
-
-    return forward
 
 
 def make_batch(plan: MemoryPlan, vocabulary: int, device: torch.device | str = "cpu") -> dict[str, torch.Tensor]:
@@ -135,11 +110,7 @@ def forward_and_backward(
         if tracker:
             tracker.prefix = "" if started == len(batches) else "accumulating, "
             tracker.begin("forward")
-        if plan.loss_chunk:
-            with torch.autocast(device.type, compute, enabled=mixed):
-                loss = model(**batch)
-        else:
-            loss = next_token_loss(model, batch, compute, mixed)
+        loss = next_token_loss(model, batch, compute, mixed, bool(plan.loss_chunk))
         if tracker:
             tracker.begin("backward through the head")
         return loss

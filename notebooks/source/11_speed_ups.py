@@ -1,23 +1,21 @@
 # %% [markdown]
-# # 11 · Speed-ups: what Unsloth and Liger do
+# # 11 · Speed-ups: what makes a step fast
 #
-# The same training, faster and in less memory: you build three tricks behind these libraries (a loss in chunks, fused
-# operations, computing again), prove that the results stay the same, and learn what a step that is twice as fast is
-# worth to a whole run.
+# You measure how fast a training step is and where its time and memory go, and try what speeds it up: less padding, a
+# chunked loss, fused operations, a compiler, recomputation. Each has to give the same gradients.
 #
 # - **Prerequisites:** a training loop and cross-entropy; [08_full_fine_tune](08_full_fine_tune.ipynb) helps.
-# - **Hardware:** any processor; two cores are enough. The last comparison wants an NVIDIA GPU, and is otherwise
-#   read from a record.
+# - **Hardware:** any processor; two cores are enough. GPU figures are quoted with their source.
 # - **Time:** about 45 minutes with the exercises; its cells run in less than a minute on two cores.
 
 # %% [markdown]
 # ## You will be able to
 #
-# - **predict** the bytes of the logits, and find them at the peak of a training step,
-# - **write** a cross-entropy that never holds all logits, with the same loss and gradients,
-# - **count** operations and the bytes they move, and say what fusing them saves,
-# - **trade** stored activations for computing them again,
-# - **judge** a speed-up: of a step, of a whole run, and against which baseline.
+# - **compute** tokens per second and MFU, and say whether a figure is good,
+# - **remove** padding by grouping or packing,
+# - **find** the logits at the peak of a step, and keep them out of it,
+# - **read** a profiler trace: which phase, which operation, which gap,
+# - **judge** a speed-up: of a step, of a run, and against which baseline.
 
 # %%
 import sys
@@ -26,283 +24,418 @@ if "google.colab" in sys.modules:
     ...  # installs ftkit
 
 # %%
+import contextlib
+import inspect
+import json
 import os
+import re
 import tempfile
 import time
-import weakref
-from collections import Counter
+import warnings
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
 
-import ipywidgets
 import torch
 import transformers
+
+# %%
+from ftcourse import traces
 from ftcourse.claims import Ledger
 from ftcourse.exercises.speed_ups import (
     check_chunked_loss,
-    check_logits_bytes,
-    check_whole_speed_up,
+    check_make_batches,
+    check_time_both,
 )
-from ftcourse.plots import HATCHES, OKABE_ITO, figure_svg, new_axes, use_course_style
-from ftcourse.studies.lora_speed import loss_gap, memory_ratio, read_record, speed_up, table
+from ftcourse.explorers.logits import PER_LOGIT, LogitsExplorer
+from ftcourse.meter import metered
+from ftcourse.plots import HATCHES, OKABE_ITO, new_axes, use_course_style
+from IPython.utils.capture import capture_output
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig
-from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig
 from trl.trainer.utils import add_fused_lm_head
 
 from ftkit import load_base, load_chat
-from ftkit.batching import global_batch, pad
+from ftkit.batching import global_batch, pack, packed_micro_batches, pad
 from ftkit.conversations import encode, training_template
-from ftkit.loss import IGNORE_INDEX
+from ftkit.finetune.train import main as finetune
+from ftkit.loss import IGNORE_INDEX, summed_cross_entropy
+from ftkit.memory import published_meta_model
 from ftkit.models import data_dir
-from ftkit.parameters import count_parameters
 
 # %% tags=["nbval-ignore-output"]
 use_course_style()
 os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.mkdtemp()  # what torch.compile writes
 transformers.utils.logging.disable_progress_bar()
+transformers.utils.logging.set_verbosity_error()
+warnings.filterwarnings("ignore", r"`\w*gradient_checkpointing", FutureWarning)
+torch.set_num_threads(1)
 print(f"torch {torch.__version__}, device: cpu")
 
 # %%
 MIB, GIB = 2**20, 2**30  # bytes
-BATCH = 8  # conversations in a batch
+BATCH = 16  # conversations in a batch
 ROWS, WIDTH = 1024, 128  # tokens of a batch, and the hidden size
 VOCABULARY = 16_384  # as of a small real model
-CHUNKS = (16, 64, 256, 1024)  # rows of logits at a time
 SEED = 0  # of every tensor drawn here
 ledger = Ledger("speed and memory")  # the claims tested here; the recap shows them
+model, tokenizer = load_base(data_dir() / "pocket-base")
+config = model.config
 
 # %% [markdown]
-# ## 1 · The tensor that eats the memory
+# ## 1 · How fast is fast?
 #
-# The last layer compares each token's hidden state with every token of the vocabulary. The result, the **logits**,
-# has shape (B, T, V): batch, tokens, vocabulary. Its bytes are `B * T * V * itemsize`. Here is what that comes to in
-# models as they are used, built on the meta device: shapes without numbers.
+# Two figures say how fast training is. **Tokens per second** counts tokens of the data, without padding. **MFU**, model
+# FLOPs utilisation, divides the FLOPs that the model needs by those that the hardware could have done meanwhile
+# (Chowdhery et al. 2022):
+#
+# `MFU = tokens per second · FLOPs per token / peak FLOP/s`
+#
+# A matrix multiplies and adds once per parameter and token: 2 FLOPs forward, 4 backward.
 
 
 # %%
-def parameters(config):
-    """Parameters of a model that is never filled."""
-    with torch.device("meta"):
-        return count_parameters(
-            AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-        ).total
+def flops_per_token(config, parameters, length):
+    """FLOPs of a training step: 6 per parameter in a matrix product, and attention over `length` tokens."""
+    attention = 12 * config.num_hidden_layers * config.hidden_size * length
+    return 6 * parameters + attention
 
-
-layers = {"intermediate_size": 14_336, "num_hidden_layers": 32, "num_key_value_heads": 8}
-llama = LlamaConfig(vocab_size=128_256, hidden_size=4096, **layers)
-layers = {"intermediate_size": 6912, "num_hidden_layers": 26, "num_key_value_heads": 1}
-gemma = Gemma3TextConfig(vocab_size=262_144, hidden_size=1152, num_attention_heads=4, **layers)
-assert parameters(llama) == 8_030_261_248  # as its publisher says
-
-# %%
-model, tokenizer = load_base()
-this = model.config.get_text_config()
-for name, config in {"Llama 3 8B": llama, "Gemma 3 1B": gemma, "this model": this}.items():
-    weights = 2 * parameters(config)  # bytes in bfloat16
-    logits = BATCH * 2048 * config.vocab_size * 4  # in float32
-    print(f"{name}: weights {weights / GIB:6.3f} GiB, ", end="")
-    print(f"logits of {BATCH} × 2,048 tokens {logits / GIB:6.3f} GiB")
 
 # %% [markdown]
-# Notice: for the Gemma, one copy of the logits takes more than eight times as much as all weights. Loss functions
-# compute in float32, so a model in bfloat16 does not make them smaller.
+# **Predict first:** the embedding is a look-up, not a matrix product. Does the formula, without it, agree with torch's
+# own count of a step?
+
+# %%
+in_products = (
+    sum(p.numel() for p in model.parameters()) - model.model.embed_tokens.weight.numel()
+)
+ids = torch.randint(1024, (4, 128), generator=torch.Generator().manual_seed(SEED))
+model.set_attn_implementation("eager")  # which torch can count
+with FlopCounterMode(display=False) as counter:
+    model(ids, labels=ids).loss.backward()
+model.zero_grad()
+by_formula = flops_per_token(config, in_products, 128) * ids.numel()
+print(f"formula {by_formula / 1e9:.2f} GFLOPs, counted {counter.get_total_flops() / 1e9:.2f}")
+assert abs(by_formula / counter.get_total_flops() - 1) < 0.01
+
+# %% [markdown]
+# They agree within 1 %: "6 FLOPs per parameter and token" is the usual rule. **Predict:** what is left of the 6 if the
+# matrices are frozen, as under LoRA? And with activation checkpointing?
+
+
+# %%
+def counted():
+    with FlopCounterMode(display=False) as counter:
+        model(ids, labels=ids).loss.backward()
+    model.zero_grad()
+    return 6 * counter.get_total_flops() / by_formula
+
+
+model.requires_grad_(False).model.embed_tokens.requires_grad_(True)
+frozen = counted()
+model.requires_grad_(True).train().gradient_checkpointing_enable({"use_reentrant": False})
+recomputed = counted()
+model.gradient_checkpointing_disable()
+model.set_attn_implementation("sdpa")
+print(f"frozen matrices: {frozen:.1f} FLOPs; layers recomputed: {recomputed:.1f}")
+assert 3.9 < frozen < 4.6 and 7 < recomputed <= 8
+
+# %% [markdown]
+# A frozen matrix needs no gradient of its own, but passes the gradient on: 4 of 6 stay, so LoRA's steps are at most 1.5
+# times faster. Recomputation adds a forward pass, up to 8.
+
+# %% [markdown]
+# The peak is the hardware's. Here we measure it with one large matrix product; on a GPU, take the data sheet's *dense*
+# figure (989 TFLOP/s in bfloat16 for an H100 SXM, not the 1,979 with sparsity).
+
+
+# %%
+def seconds(function, *args, repeats=5):
+    """The median of a few runs, after one that warms up."""
+    function(*args)
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        function(*args)
+        times.append(time.perf_counter() - start)
+    return median(times)
+
+
+# %%
+square = torch.randn(1024, 1024)
+peak_flops = 2 * 1024**3 / seconds(torch.mm, square, square)
+optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
+
+
+def train_step(batch):
+    model(**batch).loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+full = {"input_ids": ids, "labels": ids}  # no padding
+speed = ids.numel() / seconds(train_step, full)
+mfu = speed * flops_per_token(config, in_products, 128) / peak_flops
+
+# %% [markdown]
+# `speed` and `mfu` are those of your machine: print them. Because they differ from run to run, this notebook prints
+# recorded figures (`python -m ftcourse.step_speeds`):
+
+# %%
+recorded = json.loads((data_dir() / "results" / "step_speeds.json").read_text())
+share = recorded["full"] * flops_per_token(config, in_products, 128) / recorded["flops"]
+print(f"{recorded['processor']}: peak {recorded['flops'] / 1e9:.0f} GFLOP/s")
+print(f"pocket-base: {recorded['full']:,.0f} tokens per second, MFU {share:.0%}")
+assert 0.1 < share < 0.7
+
+# %% [markdown]
+# MFU cannot exceed 1, and padding, small matrices, data loading and waiting all lower it. What do others reach?
+# torchtitan publishes tokens per second of Llama 3.1 8B on eight H100s under FSDP2 at 8,192 tokens
+# ([table](https://github.com/pytorch/torchtitan/blob/main/benchmarks/llama3_h100_202412_torchtitan.md)). **Predict
+# their MFU** from 5,762 and, with `torch.compile`, 6,667 tokens per second and GPU.
+
+# %%
+llama = published_meta_model("llama-3-8b")
+of_llama = sum(p.numel() for p in llama.parameters()) - llama.model.embed_tokens.weight.numel()
+published = {}
+for name, tokens_per_second in {"FSDP2": 5762, "FSDP2 and torch.compile": 6667}.items():
+    needed = flops_per_token(llama.config, of_llama, 8192)
+    published[name] = tokens_per_second * needed / 989e12
+    print(
+        f"{name:24} {tokens_per_second:,} tokens per second and GPU: MFU {published[name]:.0%}"
+    )
+assert [round(100 * share) for share in published.values()] in ([33, 39], [34, 39])
+assert 6500 < 0.4 * 989e12 / needed < 7500
+
+# %% [markdown]
+# torchtitan states 33 to 39 %; the Llama 3 report 38 to 43 % for 405B. So 35 to 45 % is a good figure on H100s, and 10
+# % means that something is wrong. One number to remember: an 8B model at 40 % MFU trains about 7,000 tokens per second
+# and GPU.
+
+# %% [markdown]
+# ## 2 · Padding and packing
 #
-# ### Exercise 1 · the bytes of the logits
+# A batch is as wide as its longest example. The rest is padding: computed, then masked. These are the chats of the
+# almanac, in batches of 16. **Predict first:** how much of what the model computes is padding?
+
+# %%
+template = training_template(tokenizer)
+chats = load_chat(data_dir() / "chat")["train"]
+examples = [encode(tokenizer, row["messages"], template) for row in chats]
+lengths = [len(example["input_ids"]) for example in examples]
+steps = len(examples) // BATCH
+print(
+    f"{len(lengths)} conversations of {min(lengths)} to {max(lengths)} tokens, median {median(lengths):.0f}"
+)
+
+# %%
+shuffled = [global_batch(examples, step, BATCH, SEED) for step in range(steps)]
+by_length = sorted(examples, key=lambda example: len(example["input_ids"]))
+grouped = [by_length[i : i + BATCH] for i in range(0, steps * BATCH, BATCH)]
+packed = [
+    pack(batch, 256) for batch in shuffled
+]  # lists of conversations, up to 256 tokens together
+larger = [global_batch(examples, step, 4 * BATCH, SEED) for step in range(steps // 4)]
+
+
+def real(batch):
+    return sum(len(example["input_ids"]) for example in batch)
+
+
+def places(batch):
+    return len(batch) * max(len(example["input_ids"]) for example in batch)
+
+
+def packed_places(batches):
+    return sum(len(bins) * max(real(part) for part in bins) for bins in batches)
+
+
+# %%
+total = sum(real(batch) for batch in shuffled)
+computed = {
+    "shuffled, padded": sum(places(batch) for batch in shuffled),
+    "grouped by length": sum(places(batch) for batch in grouped),
+    "packed": packed_places(packed),
+    "packed, 64 at a time": packed_places([pack(batch, 256) for batch in larger]),
+}
+kept = {"grouped by length": grouped, "packed, 64 at a time": larger}  # which leave others out
+kept = {name: sum(real(batch) for batch in batches) for name, batches in kept.items()}
+waste = {name: 1 - kept.get(name, total) / size for name, size in computed.items()}
+for name, share in waste.items():
+    print(f"{name:20} {share:.0%} of the computed tokens are padding")
+assert waste["shuffled, padded"] > 2 * waste["packed"] > 2 * waste["packed, 64 at a time"]
+
+# %% tags=["hide-input"]
+figure, axes = new_axes(8, 2.6, columns=2)
+axes[0].hist(
+    lengths, bins=range(0, max(lengths) + 5, 5), color=OKABE_ITO[0], edgecolor="white"
+)
+axes[0].set(xlabel="tokens of a conversation", ylabel="conversations")
+bars = axes[1].barh(list(waste), [100 * share for share in waste.values()], color=OKABE_ITO[1])
+for bar, hatch in zip(bars, HATCHES, strict=False):
+    bar.set(hatch=hatch, edgecolor="white")
+axes[1].bar_label(bars, [f" {share:.0%}" for share in waste.values()])
+axes[1].set(xlabel="% of the computed tokens are padding", xlim=(0, 100))
+axes[1].invert_yaxis()
+
+# %% [markdown]
+# Grouping changes which examples meet in a batch; packing keeps the global batch, and the fuller the batch the less is
+# left over. `ftkit finetune --packing` does that, with the same mean over the same labels. It needs its mask: each
+# conversation attends to itself alone ([05](05_chat_templates.ipynb) measures what leaks otherwise). The masks of one
+# packed sequence:
+
+# %% tags=["hide-input"]
+bins = max(packed, key=lambda bins: len(bins[0]))[0]
+edges = [0]
+for example in bins:
+    edges.append(edges[-1] + len(example["input_ids"]))
+figure, axes = new_axes(8, 3.2, columns=2)
+for ax, ends, title in zip(
+    axes,
+    (edges, [0, edges[-1]]),
+    ("with position_ids that restart", "without: they leak"),
+    strict=True,
+):
+    for number, (a, b) in enumerate(pairwise(ends)):
+        ax.fill([a, a, b], [a, b, b], color=OKABE_ITO[(0, 2)[number % 2]])
+    ax.set(
+        title=title,
+        xlabel="attends to token",
+        ylabel="token",
+        xlim=(0, edges[-1]),
+        ylim=(edges[-1], 0),
+    )
+    ax.set_aspect("equal")
+
+# %% [markdown]
+# Is it faster, too? Train on the same 16 conversations, padded and packed, and count the tokens of the data that pass
+# per second.
+
+# %%
+some = max(shuffled, key=lambda batch: places(batch) / real(batch))
+[in_bins] = packed_micro_batches(some, BATCH, 256, 0, 0, 1)
+speeds = {"padded": seconds(train_step, pad(some, 0)), "packed": seconds(train_step, in_bins)}
+
+# %%
+for name in ("padded", "packed"):
+    print(f"{name}: {recorded[name]:,.0f} tokens per second, recorded")
+assert recorded["packed"] > 2 * recorded["padded"]
+
+# %% [markdown]
+# `ftkit finetune` prints tokens per second without padding, so the figure rises when padding goes. A program that
+# counts padding as tokens hides what it wastes: ask what is counted before you compare.
+
+# %% [markdown]
+# ### Exercise 1 · Batches with little padding
 #
-# Difficulty ●○○, 3 minutes. Expected: 4 rows of 512 tokens, a vocabulary of 32,000 and bfloat16 make 131,072,000
-# bytes.
+# Difficulty ●●○, 8 minutes. Sorting all examples trains on short ones first, which is no good order. Put examples of
+# similar lengths into a batch, and the batches in random order. Expected: lists of at most `batch_size` indices; each
+# index once; at most 20 % padding for the checker's lengths, where the given order has over 40 %.
 
 
 # %% tags=["exercise"]
-def logits_bytes(batch: int, tokens: int, vocabulary: int, dtype: torch.dtype) -> int:
-    """Bytes of one tensor of logits."""
+def make_batches(
+    lengths: list[int], batch_size: int, generator: torch.Generator
+) -> list[list[int]]:
+    """Indices of examples, a list per batch; `generator` draws the order."""
     ### BEGIN SOLUTION
-    return batch * tokens * vocabulary * dtype.itemsize
+    order = sorted(range(len(lengths)), key=lambda index: lengths[index])
+    batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
     ### END SOLUTION
 
 
-check_logits_bytes(logits_bytes)
+check_make_batches(make_batches)
 
 # %% [markdown] tags=["hint"]
 # <details><summary>Hint</summary>
 #
-# Multiply the shape to get how many numbers there are. `torch.bfloat16.itemsize` is 2.
+# Sort the indices by length, cut the sorted list into batches, and shuffle the batches with
+# `torch.randperm(len(batches), generator=generator)`.
 #
 # </details>
 
 # %% [markdown]
-# ### A meter for bytes
+# ## 3 · The logits
 #
-# The process's memory is too noisy to tell. But every operation passes through torch's dispatcher, so a
-# `TorchDispatchMode` can watch: it counts operations, the bytes they read and write, and the bytes that are alive.
+# The LM head compares each token's hidden state with every token of the vocabulary: **logits** of shape (B, T, V). The
+# loss then makes tensors of the same shape. A meter in torch's dispatcher counts the bytes alive after every operation.
+#
+# **Predict first:** how many bytes per logit does transformers' Llama have at the peak, in bfloat16?
 
 
 # %%
-def tensors(tree):
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
+def thin_llama(dtype, vocabulary=VOCABULARY):
+    """A Llama of which little but the vocabulary is left."""
+    shape = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 1}
+    thin = LlamaConfig(vocab_size=vocabulary, num_hidden_layers=1, **shape)
+    return AutoModelForCausalLM.from_config(thin, dtype=dtype, trust_remote_code=False)
 
 
-class Meter(TorchDispatchMode):
-    """Operations that compute, the bytes they move, the bytes alive; what is inside one goes unseen."""
+def by_transformers(thin, ids):
+    outputs = thin(ids, labels=ids)  # whose logits live until the function returns
+    outputs.loss.backward()
 
-    def __init__(self):
-        super().__init__()
-        self.operations, self.moved, self.alive, self.sizes = Counter(), 0, [0], {}
 
-    def freed(self, where):
-        self.alive.append(self.alive[-1] - self.sizes.pop(where, 0))
+def logits_dropped(thin, ids):
+    thin(ids, labels=ids).loss.backward()
 
-    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
-        read, given = tensors(args), tensors((args, kwargs))
-        result = operation(*args, **(kwargs or {}))
-        before = {tensor.untyped_storage().data_ptr() for tensor in given}
-        made = tensors(result)
-        new = [t for t in made if t.untyped_storage().data_ptr() not in before]
-        _, name, variant = str(operation).split(".")  # as aten.add_.Tensor: in place
-        works = new or name.endswith("_") or variant.endswith("out")
-        if works and "empty" not in name:  # to reserve memory moves nothing
-            self.operations[name] += 1
-            self.moved += sum(tensor.nbytes for tensor in (*read, *made))
-        for storage in (tensor.untyped_storage() for tensor in new):
-            self.sizes[storage.data_ptr()] = storage.nbytes()
-            self.alive.append(self.alive[-1] + storage.nbytes())
-            weakref.finalize(storage, self.freed, storage.data_ptr())
-        return result
 
+def by_ftkit(thin, ids):
+    summed_cross_entropy(thin(ids).logits[:, :-1], ids[:, 1:]).backward()
+
+
+# %%
+long = torch.randint(1024, (1, 500), generator=torch.Generator().manual_seed(SEED))
+per_logit = {}
+for dtype in (torch.float32, torch.bfloat16):
+    for way in (by_transformers, logits_dropped, by_ftkit):
+        peak = metered(way, thin_llama(dtype), long).peak
+        per_logit[way, dtype] = peak / (long.numel() * VOCABULARY)
+        print(
+            f"{way.__name__:16} {str(dtype)[6:]:9} {per_logit[way, dtype]:5.1f} bytes per logit"
+        )
+assert abs(per_logit[by_transformers, torch.bfloat16] - PER_LOGIT) < 0.5
+assert abs(per_logit[logits_dropped, torch.bfloat16] - (PER_LOGIT - 2)) < 0.5
+assert per_logit[by_ftkit, torch.bfloat16] < per_logit[logits_dropped, torch.bfloat16]
 
 # %% [markdown]
-# Now take hidden states, output matrix and labels of eight conversations of the almanac.
+# 14 bytes in bfloat16: the logits (2); their log-softmax in float32 (4); its gradient (4); and the gradient of the
+# float32 logits (4). The float32 *copy* of the logits is gone by then, which a count by hand easily gets wrong: 18. And
+# a loop that keeps no reference to `outputs` needs 2 less. ftkit's loss recomputes the softmax instead of keeping it.
+#
+# Now with real sizes:
 
 # %%
-chats = load_chat(data_dir() / "chat")["train"].select(range(BATCH))
-template = training_template(tokenizer)
-batch = pad([encode(tokenizer, row["messages"], template) for row in chats], 0)
-with torch.no_grad():
-    states = model.base_model(batch["input_ids"], batch["attention_mask"]).last_hidden_state
-labels = batch["labels"][:, 1:].flatten()  # each state predicts the next token
-hidden = states[:, :-1].flatten(0, 1).float().requires_grad_()  # (B * T, D)
-head = model.get_output_embeddings().weight.detach().float().requires_grad_()  # (V, D)
-print(f"{len(hidden)} rows, {(labels != IGNORE_INDEX).sum()} with a label; V = {len(head)}")
-
-
-# %% [markdown]
-# **Predict first.** A forward pass makes the logits, the backward pass their gradient. How many tensors of the logits'
-# size are alive at the worst moment: one, two, or four?
-
-
-# %%
-def full_loss(hidden, head, labels):
-    """Mean cross-entropy, and its backward pass."""
-    logits = hidden @ head.T  # (B * T, V); alive to the end, as in what a model returns
-    loss = F.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX)
-    loss.backward()
-    return loss.detach()
-
-
-# %%
-def metered(function, *args):
-    """Run it and give its meter; gradients from earlier runs are let go of first."""
-    for tensor in args:
-        if isinstance(tensor, torch.Tensor):
-            tensor.grad = None
-    with Meter() as meter:
-        function(*args)
-    return meter
-
-
-# %%
-one = len(hidden) * len(head) * 4  # bytes, float32
-meter = metered(full_loss, hidden, head, labels)
-peak = max(meter.alive)
-print(f"four copies: {4 * one / MIB:.3f} MiB predicted")
-print(f"at the peak: {peak / MIB:.3f} MiB measured, {peak / (4 * one):.3f} of the prediction")
-print(dict(meter.operations))
-assert 4 * one <= peak < 4 * one + 2 * (hidden.nbytes + head.nbytes)
-
-# %% [markdown]
-# Notice: four. The logits; their log-softmax, kept for the backward pass; the gradient of that; and the gradient of
-# the logits. A model in bfloat16 adds its own copy in 2 bytes. Now with your own sizes: all against the weights of a
-# Llama 3 with this vocabulary.
-
-
-# %%
-def draw_bytes(rows, vocabulary, dtype):
-    """Bars: the weights, one tensor of logits, and what is alive at the peak of the loss."""
-    body = parameters(llama) - 2 * llama.vocab_size * llama.hidden_size
-    weights = (body + 2 * vocabulary * llama.hidden_size) * dtype.itemsize
-    one = rows * vocabulary * dtype.itemsize
-    peak = 4 * rows * vocabulary * 4 + (one if dtype.itemsize < 4 else 0)
-    bars = {"weights": weights, "logits": one, "peak of the loss": peak}
-    figure, ax = new_axes(6, 2)
-    drawn = ax.barh(list(bars), [size / GIB for size in bars.values()], alpha=0.7)
-    for patch, colour, hatch in zip(drawn, OKABE_ITO, HATCHES, strict=False):
-        patch.set(facecolor=colour, hatch=hatch, edgecolor="black")
-    ax.bar_label(drawn, [f" {size / GIB:.2f}" for size in bars.values()])
-    ax.set(xlabel="GiB", xlim=(0, 1.2 * max(bars.values()) / GIB))
-    ax.invert_yaxis()
-    return figure, bars
-
-
-# %%
-def logits_explorer():
-    """Controls for batch, tokens, vocabulary and dtype over the bars; `bars` holds their bytes."""
-    batch = ipywidgets.IntSlider(value=8, min=1, max=64, description="batch")
-    tokens = ipywidgets.Dropdown(options=[512, 2048, 8192], value=2048, description="tokens")
-    vocabulary = ipywidgets.Dropdown(
-        options=[1024, 32_000, 128_256, 262_144], value=128_256, description="vocabulary"
-    )
-    kinds = {"bfloat16": torch.bfloat16, "float32": torch.float32}
-    dtype = ipywidgets.Dropdown(options=list(kinds), description="dtype")
-    picture = ipywidgets.HTML()
-    box = ipywidgets.VBox([batch, tokens, vocabulary, dtype, picture])
-
-    def redraw(_change=None):
-        rows = batch.value * tokens.value
-        figure, box.bars = draw_bytes(rows, vocabulary.value, kinds[dtype.value])
-        title = ", ".join(f"{name} {size / GIB:.2f} GiB" for name, size in box.bars.items())
-        picture.value = figure_svg(figure, title=title)
-
-    for control in box.children[:-1]:
-        control.observe(redraw, names="value")
-    redraw()
-    return box
-
-
-# %% tags=["nbval-ignore-output"]
-explorer = logits_explorer()
+explorer = LogitsExplorer()
 explorer
 
 # %%
-batch_size, tokens, vocabulary, dtype, picture = explorer.children
-before = dict(explorer.bars)
-batch_size.value = 16
-assert (
-    explorer.bars["logits"] == 2 * before["logits"]
-    and explorer.bars["weights"] == before["weights"]
-)
-dtype.value = "float32"
-assert explorer.bars["peak of the loss"] == 4 * explorer.bars["logits"]
-assert explorer.bars["peak of the loss"] > explorer.bars["weights"] and "<svg" in picture.value
-batch_size.value, dtype.value = 8, "bfloat16"
 print({name: f"{size / GIB:.1f} GiB" for name, size in explorer.bars.items()})
+before = dict(explorer.bars)
+explorer.batch.value = 16
+assert explorer.bars["peak of the loss"] == 2 * before["peak of the loss"]
+explorer.batch.value = 8
+assert before["peak of the loss"] == PER_LOGIT * 8 * 2048 * 128_256
+assert before["peak of the loss"] > before["all weights, bfloat16"]
 
 # %% [markdown]
-# Notice: 16,384 tokens through a Llama 3 need more memory for the loss alone than for all its weights. No layer is
-# to blame, and LoRA does not help: the logits are as large however few parameters train.
+# 16,384 tokens through a Llama 3 need more memory for the loss than for all weights. LoRA does not help: the logits are
+# as large however few parameters train.
 
 # %% [markdown]
-# ## 2 · A cross-entropy that never holds all logits
+# ### A cross-entropy that never holds all logits
 #
-# Each row's loss, and the gradient of its logits, `(softmax - one_hot) / count`, depend on that row alone. So take a
-# few rows, make their logits, turn them in place into their gradient, add what that gives for hidden states and
-# output matrix, and use the same buffer for the next rows. The gradients are ready before the backward pass begins.
+# Each token's loss, and the gradient of its logits, `(softmax - one_hot) / count`, depend on that token alone. So take
+# a few tokens, make their logits, turn them in place into their gradient, add what that gives for hidden states and LM
+# head, and use the same buffer for the next ones. Liger's kernel works this way.
 
 
 # %%
 class ChunkedCrossEntropy(torch.autograd.Function):
-    """Mean loss of (N, D) hidden states, a (V, D) output matrix and (N,) labels; logits: (chunk, V)."""
+    """Mean loss of (N, D) hidden states, a (V, D) LM head and (N,) labels; logits: (chunk, V)."""
 
     @staticmethod
     def forward(ctx, hidden, head, labels, chunk):
@@ -333,8 +466,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
 
 
 # %% [markdown]
-# Is it the same? In float64, and where it may go wrong: a chunk size that does not divide the rows, chunks without
-# any label, and a factor that arrives from above.
+# Is it the same? In float64, with chunks that do not divide the tokens, and with a factor that arrives from above:
 
 
 # %%
@@ -354,376 +486,88 @@ def worst_gap(hidden, head, labels, chunk):
 
 
 # %%
-wide = [tensor.detach().double().requires_grad_() for tensor in (hidden, head)]
+batch = pad(examples[:8], 0)
+with torch.no_grad():
+    states = model.base_model(batch["input_ids"], batch["attention_mask"]).last_hidden_state
+labels = batch["labels"][:, 1:].flatten()  # each state predicts the next token
+hidden = states[:, :-1].flatten(0, 1)  # (B (T - 1), D)
+wide = [t.detach().double().requires_grad_() for t in (hidden, model.lm_head.weight)]
 sizes = (1, 7, 100, len(hidden), len(hidden) + 5)
-equal = {}
-for chunk in sizes:
-    equal[chunk] = worst_gap(*wide, labels, chunk) < 1e-12  # float64 has 16 digits
-print(f"float64, equal to 12 digits: {equal}")
-short = worst_gap(hidden, head, labels, 64) < 1e-5
-print(f"float32, equal to 5 digits: {short}")
-assert all(equal.values()) and short
-
-# %%
-nothing = torch.full_like(labels, IGNORE_INDEX)
-empty = ChunkedCrossEntropy.apply(hidden, head, nothing, 64)
-zero = not any(gradient.any() for gradient in torch.autograd.grad(empty, (hidden, head)))
-torchs = F.cross_entropy(hidden @ head.T, nothing)
-print(f"no label at all: loss {empty.item()}, gradients all zero: {zero}; by torch: {torchs}")
-assert empty == 0 and zero
+worst = max(worst_gap(*wide, labels, chunk) for chunk in sizes)
+narrow = [t.detach().float().requires_grad_() for t in wide]
+short = worst_gap(*narrow, labels, 64)
+exact, rounded = 1e-12, 1e-5  # parts of the largest number, in float64 and float32
+assert worst < exact and short < rounded
+print(f"chunks of {sizes}: off by less than {exact:g} in float64, {rounded:g} in float32")
 
 # %% [markdown]
-# Notice: equal. float32 has seven digits and both ways add in another order, so the last one or two differ; that is
-# why five are asked for. Without any label torch divides 0 by 0; ours gives 0, and a batch that is all masked does no
-# harm.
-#
-# **Predict:** at the peak, one buffer and the two gradients are alive: `chunk * V + N * D + V * D` numbers. Take a
-# vocabulary of 16,384.
+# Equal to the digits of the format. **Predict:** at the peak, one buffer and the two gradients are alive:
+# `chunk · V + N · D + V · D` numbers. Take 1,024 tokens and a vocabulary of 16,384.
 
 # %%
 torch.manual_seed(SEED)
 many = torch.randn(ROWS, WIDTH, requires_grad=True)
 matrix = (0.05 * torch.randn(VOCABULARY, WIDTH)).requires_grad_()
 targets = torch.randint(VOCABULARY, (ROWS,))
-targets[torch.rand(ROWS) < 0.5] = IGNORE_INDEX
 
 
-def chunked_loss_backward(hidden, head, labels, chunk):
+def full_loss(hidden, head, labels):
+    F.cross_entropy(hidden @ head.T, labels).backward()
+
+
+def chunked(hidden, head, labels, chunk):
     ChunkedCrossEntropy.apply(hidden, head, labels, chunk).backward()
 
 
 # %%
 whole = metered(full_loss, many, matrix, targets)
-meters = {c: metered(chunked_loss_backward, many, matrix, targets, c) for c in CHUNKS}
+meters = {
+    chunk: metered(chunked, many, matrix, targets, chunk) for chunk in (16, 64, 256, 1024)
+}
+print(f"all tokens at once: {whole.peak / MIB:6.1f} MiB")
 for chunk, meter in meters.items():
     predicted = 4 * (chunk * VOCABULARY + ROWS * WIDTH + VOCABULARY * WIDTH)
-    ratio = max(meter.alive) / predicted
-    print(f"chunk {chunk:4}: {predicted / MIB:6.2f} MiB predicted, measured {ratio:.3f} of it")
-    assert 1 <= ratio < 1.02  # the rest are columns of N numbers
-saving = max(whole.alive) / max(meters[64].alive)
-print(f"all rows at once: {max(whole.alive) / MIB:.2f} MiB")
+    print(
+        f"chunks of {chunk:4}: {meter.peak / MIB:14.1f} MiB, predicted {predicted / MIB:.1f}"
+    )
+    assert 1 <= meter.peak / predicted < 1.02  # the rest are columns of N numbers
 
-# %% [markdown]
-# What is alive after each operation, from the first to the last:
-
-# %%
+# %% tags=["hide-input"]
 figure, ax = new_axes(7, 3)
-curves = [("all rows at once", whole, "-", 0), ("chunks of 256", meters[256], "--", 5)]
+curves = [("all tokens at once", whole, "-", 0), ("chunks of 256", meters[256], "--", 5)]
 for label, meter, style, colour in curves:
     alive = [size / MIB for size in meter.alive]
-    places = [i / (len(alive) - 1) for i in range(len(alive))]
-    ax.step(places, alive, style, where="post", color=OKABE_ITO[colour], label=label)
-ax.set(xlabel="part of the operations done", ylabel="alive (MiB)", ylim=(0, None))
+    done = [100 * i / (len(alive) - 1) for i in range(len(alive))]
+    ax.step(done, alive, style, where="post", color=OKABE_ITO[colour], label=label)
+ax.set(xlabel="% of the operations done", ylabel="alive (MiB)", ylim=(0, None))
 _ = ax.legend(frameon=False)
 
-# %% [markdown]
-# Notice: the line of the chunks is flat. The chunk sets it, and the gradients, which a training needs anyway. More
-# rows add only `N * D`, not `N * V`. And what does it cost in time?
-
-
 # %%
-def seconds(function, *args, repeats=2):
-    """The fastest of a few runs: what other programs do only ever adds."""
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        function(*args)
-        times.append(time.perf_counter() - start)
-    return min(times)
-
-
-# %% tags=["nbval-ignore-output"]
-at_once = seconds(full_loss, many, matrix, targets)
-times = [seconds(chunked_loss_backward, many, matrix, targets, chunk) for chunk in CHUNKS]
-figure, ax = new_axes(6, 3)
-ax.plot(CHUNKS, times, "o-", color=OKABE_ITO[5], label="in chunks")
-ax.axhline(at_once, linestyle="--", color=OKABE_ITO[0], label="all rows at once")
-ax.set(xlabel="rows in a chunk", ylabel="forward and backward (s)", ylim=(0, None))
-ax.set_xscale("log", base=2)
-ax.set_xticks(CHUNKS, CHUNKS)
-_ = ax.legend(frameon=False, loc="lower right")
-
-# %%
-about = max(times[1:]) < 2 * at_once
-print(f"chunks of 64 rows and more take less than twice the time: {about}")
-claim = "a cross-entropy in chunks is exact: the same loss, the same gradients"
-measured = "the function above, not Liger's kernel; 5 chunk sizes, ragged ones too: 12 digits in float64, 5 in float32"
-exact = all(equal.values()) and short
-ledger.add(
-    claim, "Liger Kernel, README", exact, measured, only_if="to rounding" if exact else ""
+peaks = f"{whole.peak / MIB:.0f} MiB whole, {meters[64].peak / MIB:.0f} MiB in chunks of 64"
+measured = (
+    "the function above, not Liger's kernel; 5 chunk sizes: 12 digits in float64, 5 in float32"
 )
-claim = "a loss in chunks takes the logits out of the peak"
-peaks = f"{max(whole.alive) / MIB:.0f} MiB whole, {max(meters[64].alive) / MIB:.0f} MiB in chunks of 64"
-measured = f"{ROWS:,} rows, V = {VOCABULARY:,}, peak: {peaks}"
-ledger.add(claim, "Hsu et al. 2024, Liger Kernel", saving > 10, measured)
+same = worst < 1e-12 and short < 1e-5
+ledger.add(
+    "a chunked cross-entropy is exact: the same loss, the same gradients",
+    "Liger Kernel, README",
+    same,
+    measured,
+    only_if="to rounding" if same else "",
+)
+_ = ledger.add(
+    "a chunked loss takes the logits out of the peak",
+    "Hsu et al. 2024, Liger Kernel",
+    whole.peak > 10 * meters[64].peak,
+    f"{ROWS:,} tokens, V = {VOCABULARY:,}, peak: {peaks}",
+)
 
 # %% [markdown]
-# Notice: times differ from machine to machine; what is tested is less than twice the time, from 64 rows on. On ours
-# chunks were even faster. Liger's kernel works in this way. Cut cross-entropy goes further and leaves even a chunk's
-# logits in the GPU's own fast memory. And the baseline has moved: **TRL's trainer** computes its loss in tiles of
-# 4,096 tokens by 32,768 of the vocabulary, by itself.
-
-# %%
-torch.manual_seed(SEED)
-shape = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 1}
-thin = LlamaConfig(vocab_size=262_144, num_hidden_layers=1, **shape)
-thin = AutoModelForCausalLM.from_config(thin, trust_remote_code=False)
-some = torch.randint(262_144, (1, 64))
-add_fused_lm_head(thin)  # what SFTTrainer does to every model
-peaks = {}
-for by, how in {"the model": {}, "TRL": {"fused_lm_head": True}}.items():
-    meter = metered(lambda how=how: thin(some, labels=some, **how).loss.backward())
-    thin.zero_grad()
-    peaks[by] = max(meter.alive)
-
-# %%
-moved = peaks["TRL"] < peaks["the model"] / 2
-print(f"TRL's own loss has less than half the peak of the model's: {moved}")
-claim = "training with TRL's SFTTrainer holds the logits of all tokens at once"
-measured = f"TRL's loss peaks under half of the model's own, which holds them; 64 tokens, V = 262,144: {moved}"
-why = "SFTTrainer computes its loss in tiles" if moved else ""
-ledger.add(claim, "Hsu et al. 2024, Liger Kernel", not moved, measured, outdated_by=why)
-assert moved
-
-# %% [markdown]
-# Notice: a comparison with plain TRL from a year ago is one with another program. With `use_liger_kernel`, TRL 1.16
-# even switches Liger's own fused loss off, says that the option is deprecated, and takes Liger's layers only.
-
-# %% [markdown]
-# ## Break it, then fix it
+# ### Exercise 2 · Chunks by checkpoint
 #
-# The tempting way to write a loss in chunks: take each chunk's mean, and the mean of those. In a chat, labels stand
-# in some rows and not in others.
-
-
-# %%
-def mean_of_means(hidden, head, labels, chunk):
-    """Wrong: every chunk counts the same, however few of its rows have a label."""
-    losses = [
-        F.cross_entropy(h @ head.T, y)
-        for h, y in zip(hidden.split(chunk), labels.split(chunk), strict=True)
-        if (y != IGNORE_INDEX).any()
-    ]
-    return torch.stack(losses).mean()
-
-
-counts = [int((y != IGNORE_INDEX).sum()) for y in labels.split(32)]
-print(f"labels in each chunk of 32 rows: {counts}")
-
-# %% tags=["raises-exception"]
-with torch.no_grad():
-    wrong = mean_of_means(hidden, head, labels, 32)
-    right = F.cross_entropy(hidden @ head.T, labels)
-assert abs(wrong - right) < 1e-5, "the mean of the chunks' means is another number"
-
-# %% [markdown]
-# Notice: it would train, and nothing would fail. The loss is off, a little differently in each batch, and so is each
-# gradient: tokens in chunks with few labels weigh more. The fix: sum in the chunks, and divide once, by the count of
-# the whole batch. Gradient accumulation in transformers had the same mistake, mended by its pull request 34191.
-
-
-# %%
-def sum_over_count(hidden, head, labels, chunk):
-    """Right: sums from the chunks, one division at the end."""
-    parts = zip(hidden.split(chunk), labels.split(chunk), strict=True)
-    total = sum(F.cross_entropy(h @ head.T, y, reduction="sum") for h, y in parts)
-    return total / (labels != IGNORE_INDEX).sum()
-
-
-with torch.no_grad():
-    mended = sum_over_count(hidden, head, labels, 32)
-print(f"mended, equal to 5 digits: {abs(mended / right - 1).item() < 1e-5}")
-print(f"before, off by more than one in a hundred: {abs(wrong / right - 1).item() > 0.01}")
-assert abs(mended / right - 1) < 1e-5 < abs(wrong / right - 1)
-
-# %% [markdown]
-# ## 3 · Fused and eager
-#
-# A norm computes little and moves much: each operation reads its tensor from memory and writes another. **Fused**
-# means that one pass reads once, does everything, and writes once. This is RMSNorm, as models have it:
-
-
-# %%
-def rms_norm(x, weight, eps=1e-6):
-    """(N, D) and (D,) -> (N, D): each row divided by its root mean square."""
-    return weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps))
-
-
-torch.manual_seed(SEED)
-x, weight = torch.randn(4096, 512), torch.rand(512)
-ways = {
-    "by hand": rms_norm,
-    "F.rms_norm": lambda x, weight: F.rms_norm(x, weight.shape, weight, 1e-6),
-    "F.layer_norm": lambda x, weight: F.layer_norm(x, weight.shape, weight),
-}
-
-# %% [markdown]
-# **Predict:** how often are 4,096 × 512 numbers read or written? `pow`, `mean` and two multiplications each read them;
-# three of these write as many. One pass for all reads once and writes once.
-
-# %%
-for name, way in ways.items():
-    meter = metered(way, x, weight)
-    count = sum(meter.operations.values())
-    print(f"{name:12} {count} operations, moves {meter.moved / x.nbytes:.1f} times x")
-by_hand, library, fused = (metered(way, x, weight).moved for way in ways.values())
-both = [ways[name](x, weight) for name in ("F.rms_norm", "by hand")]
-assert torch.allclose(*both, atol=1e-5)  # of numbers about 1
-assert round(by_hand / x.nbytes) == 7 and round(fused / x.nbytes) == 2
-
-# %% [markdown]
-# Notice: seven passes against two. A name is no promise: on a processor `F.rms_norm` is the same six operations, on
-# CUDA one kernel; LayerNorm is one operation on both. `torch.compile` writes the missing one, in C++ here, in Triton on
-# a GPU. Moving 3.5 times less, how much faster will it be?
-
-# %% tags=["nbval-ignore-output"]
-compiled = torch.compile(rms_norm)
-try:
-    agree = torch.allclose(compiled(x, weight), rms_norm(x, weight), atol=1e-5)  # of about 1
-    eager, fast = (seconds(way, x, weight, repeats=9) for way in (rms_norm, compiled))
-    print(
-        f"eager {1e3 * eager:.2f} ms, compiled {1e3 * fast:.2f} ms: {eager / fast:.1f} times faster"
-    )
-    print(f"predicted from the bytes: {by_hand / fused:.1f} times")
-except Exception as error:  # no C++ compiler or no Python headers; the type varies
-    agree = None
-    print(f"torch.compile cannot build here ({type(error).__name__}); nothing below needs it")
-assert agree is not False
-
-# %% [markdown]
-# Notice: the direction is right, the number is not: bytes count passes, not what else an eager operation costs, and
-# times vary. Unsloth and Liger bring such kernels written by hand, for norms, rotary embeddings, SwiGLU and the loss.
-
-# %% [markdown]
-# The **rotary embedding** shows that a better formula also saves passes: transformers turns each vector by building a
-# swapped copy of it, and two halves need none.
-
-
-# %%
-def rotary(q, cos, sin):
-    """(B, heads, T, d), angles of (T, d / 2): both halves turned, written once."""
-    first, second = q.chunk(2, dim=-1)
-    turned = torch.empty_like(q)
-    a, b = turned.chunk(2, dim=-1)
-    torch.mul(first, cos, out=a).addcmul_(second, sin, value=-1)
-    torch.mul(second, cos, out=b).addcmul_(first, sin)
-    return turned
-
-
-# %%
-q = torch.randn(4, 8, 128, 64)
-angles = torch.outer(torch.arange(128.0), 10_000.0 ** -(torch.arange(0, 64, 2) / 64))
-cos, sin = angles.cos(), angles.sin()
-doubled = [torch.cat([t, t], dim=-1)[None] for t in (cos, sin)]  # as transformers passes them
-theirs = apply_rotary_pos_emb(q, q, *doubled)[0]
-same = torch.allclose(rotary(q, cos, sin), theirs, atol=1e-5)  # of about 1
-usual = metered(lambda q: apply_rotary_pos_emb(q, q[:, :0], *doubled), q).moved / q.nbytes
-halves = metered(rotary, q, cos, sin).moved / q.nbytes
-print(f"equal: {same}; bytes moved: {usual:.1f} times q, and by halves {halves:.1f}")
-assert same and halves < usual / 1.5
-
-# %% [markdown]
-# ## 4 · Compute it again instead of storing it
-#
-# The backward pass wants what the forward pass had. What is cheap to compute need not be kept: keep its input and do
-# it again. A Llama's MLP, **SwiGLU**, is `down(silu(gate(x)) * up(x))`. **Predict:** D = 128 and I = 320 per row;
-# what does autograd keep of it?
-
-
-# %%
-def kept_bytes(function, *inputs, besides=()):
-    """Bytes that autograd keeps, without the parameters `besides`, and the gradients."""
-    kept, known = {}, {p.untyped_storage().data_ptr() for p in besides}
-
-    def keep(tensor):
-        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        output = function(*inputs)
-    gradients = torch.autograd.grad(output.square().mean(), (*inputs, *besides))
-    return sum(size for where, size in kept.items() if where not in known), gradients
-
-
-# %%
-class SiluMul(torch.autograd.Function):
-    """silu(gate) * up, which keeps gate and up, and computes silu(gate) again."""
-
-    @staticmethod
-    def forward(ctx, gate, up):
-        ctx.save_for_backward(gate, up)
-        return F.silu(gate) * up
-
-    @staticmethod
-    def backward(ctx, upstream):
-        gate, up = ctx.saved_tensors
-        sigmoid = gate.sigmoid()
-        slope = sigmoid * (1 + gate * (1 - sigmoid))  # of silu
-        return upstream * up * slope, upstream * gate * sigmoid
-
-
-# %%
-torch.manual_seed(SEED)
-INNER = 320  # I
-shapes = [(WIDTH, INNER), (WIDTH, INNER), (INNER, WIDTH)]
-gate, up, down = (torch.nn.Linear(*shape, bias=False) for shape in shapes)
-weights = [layer.weight for layer in (gate, up, down)]
-x = torch.randn(ROWS, WIDTH, requires_grad=True)
-mlps = {
-    "plain": lambda x: down(F.silu(gate(x)) * up(x)),
-    "silu again": lambda x: down(SiluMul.apply(gate(x), up(x))),
-    "all again": lambda x: checkpoint(mlps["plain"], x, use_reentrant=False),
-}
-
-# %%
-inner, outer = 4 * ROWS * INNER, 4 * ROWS * WIDTH  # bytes of one tensor inside, and of x
-predicted = {"plain": 4 * inner + outer, "silu again": 3 * inner + outer, "all again": outer}
-found = {name: kept_bytes(mlp, x, besides=weights) for name, mlp in mlps.items()}
-for name, (size, gradients) in found.items():
-    pairs = zip(gradients, found["plain"][1], strict=True)
-    same = all(gap(*pair) < 1e-5 for pair in pairs)  # float32
-    ratio = size / predicted[name]
-    print(
-        f"{name:10} keeps {size / MIB:.2f} MiB, {ratio:.2f} of the prediction; same gradients: {same}"
-    )
-    assert same and ratio == 1
-
-# %% [markdown]
-# Notice: the same gradients. Autograd keeps x and four tensors of size I. Computing silu again takes no matrix
-# product and saves nearly a quarter; computing all again keeps an eleventh, for a second forward pass: that is
-# **gradient checkpointing**, and Unsloth moreover parks what is kept in the host's memory. FlashAttention does it to
-# attention: the T × T probabilities are never stored, but computed again, tile by tile. torch has it built in:
-
-# %%
-T = 512
-qkv = [torch.randn(1, 4, T, 32, requires_grad=True) for _ in range(3)]
-future = torch.ones(T, T, dtype=torch.bool).triu(1)
-
-
-def attention(q, k, v):
-    scores = (q @ k.mT / 32**0.5).masked_fill(future, float("-inf"))
-    return scores.softmax(-1) @ v
-
-
-def built_in(q, k, v):
-    return F.scaled_dot_product_attention(q, k, v, is_causal=True)
-
-
-# %%
-(stored, gradients), (less, again) = (kept_bytes(way, *qkv) for way in (attention, built_in))
-pairs = zip(again, gradients, strict=True)
-agree = all(gap(*pair) < 1e-4 for pair in pairs)  # of float32's 7 digits
-square = 4 * 4 * T * T  # bytes of the probabilities of 4 heads
-print(f"probabilities: {square / MIB:.2f} MiB; gradients agree: {agree}")
-print(f"kept by hand: {stored / MIB:.2f} MiB, by torch's attention: {less / MIB:.2f} MiB")
-assert agree and less < square < stored
-
-# %% [markdown]
-# ### Exercise 2 · chunks by checkpoint
-#
-# Difficulty ●●○, 8 minutes. A loss in chunks without a backward pass of your own: let `checkpoint` compute each chunk
-# again. Sum in the chunks, divide once. Expected: loss and gradients of `F.cross_entropy`, and never more than `chunk`
-# rows of logits.
+# Difficulty ●●○, 8 minutes. A chunked loss without a backward pass of your own: let `checkpoint` compute each chunk's
+# logits again. Sum in the chunks and divide once by the number of labels, because chunks hold unequally many. Expected:
+# loss and gradients of `F.cross_entropy`, and never more than `chunk` rows of logits.
 
 
 # %% tags=["exercise"]
@@ -747,186 +591,493 @@ check_chunked_loss(chunked_loss)
 # %% [markdown] tags=["hint"]
 # <details><summary>Hint</summary>
 #
-# `sum_over_count` above is nearly it. Write the loss of one chunk as a function of its rows and labels, and call it
-# as `checkpoint(part, h, y, use_reentrant=False)`.
+# Write the loss of one chunk as a function of its rows and labels, with `reduction="sum"`, and call it as
+# `checkpoint(part, h, y, use_reentrant=False)`.
 #
 # </details>
 
 # %% [markdown]
-# ## 5 · What a faster step is worth
+# ### As the program uses it
 #
-# A run is more than its steps. Where evaluation takes the share `e` of it, and steps become `s` times faster, the whole
-# becomes `1 / (e + (1 - e) / s)` times faster: **Amdahl's law**. However fast the steps, `1 / e` is the end.
+# `ftkit finetune --loss_chunk N` does what Exercise 2 does, with N tokens at once, for full tuning and LoRA, packed or
+# not, on one rank or many. It prints its estimated peak and compares it with step 2. Here is a model with the
+# vocabulary of 16,384, before and after:
+
+# %% tags=["hide-input"]
+folder = Path(tempfile.mkdtemp())
+torch.manual_seed(SEED)
+shape = {
+    "hidden_size": 64,
+    "intermediate_size": 160,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}
+wide_config = LlamaConfig(vocab_size=VOCABULARY, **shape)
+AutoModelForCausalLM.from_config(wide_config, trust_remote_code=False).save_pretrained(
+    folder / "wide"
+)
+tokenizer.save_pretrained(folder / "wide")
+
+
+def run_program(model, **flags):
+    """`ftkit finetune` in this process: what it printed, and the metrics of its steps."""
+    output = folder / f"run{len(list(folder.iterdir()))}"
+    given = {"model": folder / model, "data": data_dir() / "chat", "output": output, **flags}
+    with capture_output() as said, contextlib.suppress(SystemExit):  # with which it refuses
+        finetune([word for name, value in given.items() for word in (f"--{name}", str(value))])
+    metrics = output / "metrics.jsonl"
+    lines = [json.loads(line) for line in metrics.open()] if metrics.exists() else []
+    return said.stdout + said.stderr, [line for line in lines if "loss" in line]
+
+
+# %%
+two_steps = {"max_steps": 2, "batch_size": 16, "micro_batch_size": 16}
+without, steps_without = run_program("wide", **two_steps)
+with_chunks, steps_with = run_program("wide", loss_chunk=128, **two_steps)
+peaks = {}
+for name, said in {"all tokens at once": without, "--loss_chunk 128": with_chunks}.items():
+    line = re.search(r"peak memory.*?([\d.]+) MiB estimated.*?([\d.]+) MiB measured", said)
+    peaks[name] = [float(size) for size in line.groups()]
+    print(f"{name:19} estimated {peaks[name][0]:.1f} MiB, measured {peaks[name][1]:.1f} MiB")
+for one, other in zip(steps_without, steps_with, strict=True):
+    assert abs(one["loss"] - other["loss"]) < 1e-3
+    assert abs(one["grad_norm"] / other["grad_norm"] - 1) < 1e-3
+    print(f"step {one['step']}: loss {one['loss']:.2f} and {other['loss']:.2f}")
+assert peaks["--loss_chunk 128"][1] < 0.7 * peaks["all tokens at once"][1]
+assert all(abs(told / found - 1) < 0.01 for told, found in peaks.values())
+
+# %% [markdown]
+# The same losses with less memory, predicted before the run. The price is the logits' second computation: one product
+# of LM head and hidden states more. **Predict** for Llama-3-8B: what does it add to the FLOPs of a step, and what does
+# it save? The estimates of notebook [12](12_memory.ipynb) are stored:
+
+# %%
+head = llama.lm_head.weight.numel()
+more = 2 * head / flops_per_token(llama.config, of_llama, 2048)
+plans = json.loads((data_dir() / "results" / "memory_plans.json").read_text())
+adapter = [row for row in plans if row["model"] == "llama-3-8b" and row["gpus"] == 1]
+adapter = {row["change"]: row for row in adapter if row["method"].startswith("LoRA")}
+saved = list(adapter.values())[-2:]
+print(f"FLOPs: {more:+.1%}")
+for row in saved:
+    print(
+        f"LoRA of 8B, 2 × 2,048 tokens, with {row['change']:32} {row['peak'] / GIB:5.1f} GiB"
+    )
+assert more < 0.03 and saved[1]["peak"] < 0.85 * saved[0]["peak"]
+
+# %% [markdown]
+# `--loss_chunk 512` costs 2 % more FLOPs and saves 4 GiB of 21. It pays when the logits are the peak: a large
+# vocabulary, many tokens, checkpointed layers. TRL has its own: in version
+# 1.16 `SFTTrainer` computes the loss in tiles.
+
+# %%
+few = torch.randint(1024, (1, 64), generator=torch.Generator().manual_seed(SEED))
+thin = thin_llama(torch.float32, 262_144)
+add_fused_lm_head(thin)  # what SFTTrainer does to every model
+tiled = {}
+for by, how in {"the model": {}, "TRL": {"fused_lm_head": True}}.items():
+    meter = metered(lambda how=how: thin(few, labels=few, **how).loss.backward())
+    thin.zero_grad()
+    tiled[by] = meter.peak / MIB
+    print(f"loss of {by:9} peak {tiled[by]:4.0f} MiB")
+moved = tiled["TRL"] < tiled["the model"] / 2
+_ = ledger.add(
+    "training with TRL's SFTTrainer holds the logits of all tokens at once",
+    "Hsu et al. 2024, Liger Kernel",
+    not moved,
+    f"64 tokens, V = 262,144: peak {tiled['the model']:.0f} MiB by the model's loss, {tiled['TRL']:.0f} MiB by TRL's",
+    outdated_by="SFTTrainer computes its loss in tiles" if moved else "",
+)
+
+# %% [markdown]
+# ### Break it, then fix it
 #
-# ### Exercise 3 · Amdahl
+# A chunked loss has to make the logits that the model makes. Gemma 2 caps them: `cap · tanh(logits / cap)`. What
+# happens if one uses its LM head alone, as above?
+
+# %%
+shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "head_dim": 8}
+heads = {"num_attention_heads": 2, "num_key_value_heads": 1}
+capped = Gemma2Config(
+    vocab_size=1024, final_logit_softcapping=0.5, pad_token_id=0, **shape, **heads
+)
+torch.manual_seed(SEED)
+gemma = AutoModelForCausalLM.from_config(capped, trust_remote_code=False).eval()
+with torch.no_grad():
+    gemma.lm_head.weight.mul_(20)  # as large as those of a trained model
+    own = summed_cross_entropy(gemma(ids).logits[:, :-1], ids[:, 1:]) / ids[:, 1:].numel()
+    states = gemma.model(ids).last_hidden_state[:, :-1]
+    bare = summed_cross_entropy(gemma.lm_head(states), ids[:, 1:]) / ids[:, 1:].numel()
+
+# %% tags=["raises-exception"]
+assert abs(own - bare) < 1e-3, "the head alone gives another loss: nothing else would tell you"
+
+# %% [markdown]
+# It would train, with the wrong loss. The fix: apply the cap inside each chunk, or compare before training.
+# `ftkit finetune` compares the two losses on a few tokens first, and refuses:
+
+# %%
+with torch.no_grad():
+    logits = gemma.lm_head(states)
+    fixed = (
+        summed_cross_entropy(0.5 * torch.tanh(logits / 0.5), ids[:, 1:]) / ids[:, 1:].numel()
+    )
+assert abs(own - fixed) < 1e-5
+gemma.save_pretrained(folder / "capped")
+tokenizer.save_pretrained(folder / "capped")
+said, _ = run_program("capped", loss_chunk=64, estimate_memory=False)
+sentence = said.strip().splitlines()[-1]
+print(re.sub(r"\([\d.]+ in place of [\d.]+", "(…", sentence))
+assert "--loss_chunk: Gemma2ForCausalLM has another loss" in sentence
+
+# %% [markdown]
+# ## 4 · Fused and eager
 #
-# Difficulty ●○○, 3 minutes. Expected: steps twice as fast and half the time spent on evaluation make 1.33.
+# A norm computes little and moves much: each operation reads its tensor from memory and writes another. **Fused** means
+# that one pass reads once, does everything, and writes once. This is RMSNorm, as models have it:
+
+
+# %%
+def rms_norm(x, weight, eps=1e-6):
+    """(N, D) and (D,) -> (N, D): each row divided by its root mean square."""
+    return weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps))
+
+
+torch.manual_seed(SEED)
+x, weight = torch.randn(4096, 512), torch.rand(512)
+ways = {
+    "by hand": rms_norm,
+    "F.rms_norm": lambda x, weight: F.rms_norm(x, weight.shape, weight, 1e-6),
+    "F.layer_norm": lambda x, weight: F.layer_norm(x, weight.shape, weight),
+}
+
+# %% [markdown]
+# **Predict:** how often are 4,096 × 512 numbers read or written? `pow`, `mean` and two multiplications each read them;
+# three of these write as many. One pass for all reads once and writes once.
+
+# %%
+passes = {}
+for name, way in ways.items():
+    meter = metered(way, x, weight)
+    passes[name] = meter.moved / x.nbytes
+    print(
+        f"{name:12} {sum(meter.operations.values())} operations, moves {passes[name]:.1f} times x"
+    )
+assert torch.allclose(
+    ways["F.rms_norm"](x, weight), rms_norm(x, weight), atol=1e-5
+)  # of about 1
+assert round(passes["by hand"]) == 7 and round(passes["F.layer_norm"]) == 2
+
+# %% [markdown]
+# Seven passes against two. A name is no promise: on a processor `F.rms_norm` is the same six operations, on CUDA one
+# kernel. `torch.compile` writes the missing one, in C++ here, in Triton on a GPU. Unsloth and Liger bring such kernels
+# written by hand, for norms, rotary embeddings, SwiGLU and the loss.
+
+# %% tags=["nbval-ignore-output"]
+compiled = torch.compile(rms_norm)
+try:
+    agree = torch.allclose(compiled(x, weight), rms_norm(x, weight), atol=1e-5)  # of about 1
+except Exception as error:  # no C++ compiler or no Python headers; the type varies
+    agree = None
+    print(f"torch.compile cannot build here ({type(error).__name__}); nothing below needs it")
+
+# %%
+assert agree is not False
+eager, fast = recorded["eager_ms"], recorded["compiled_ms"]
+print(
+    f"recorded, in milliseconds: eager {eager}, compiled {fast}; {eager / fast:.1f} times faster"
+)
+print(f"the bytes alone predict {passes['by hand'] / passes['F.layer_norm']:.1f} times")
+
+# %% [markdown]
+# For a model, compile each decoder layer, not the whole: the layers are alike, so one compilation serves all, and FSDP
+# hooks stay between them. `ftkit finetune --compile` does that, with dynamic shapes, so that a batch of another length
+# does not compile again. On eight H100s torchtitan's 8B gains 16 % (6,667 against 5,762).
+
+# %% [markdown]
+# ### The optimizer's step
+#
+# AdamW reads and writes four tensors per parameter. torch has three ways to do it: a **loop** over tensors, **foreach**
+# (one operation for many tensors at once) and **fused** (one kernel for everything). **Predict:** how many operations
+# does pocket-base's step take, and how much extra memory?
+
+# %%
+grown = {}
+for name, kernel in {
+    "loop": {"foreach": False},
+    "foreach": {"foreach": True},
+    "fused": {"fused": True},
+}.items():
+    net, _ = load_base(data_dir() / "pocket-base")
+    adamw = torch.optim.AdamW(net.parameters(), lr=1e-4, **kernel)
+    for parameter in net.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    adamw.step()  # which allocates the moments
+    meter = metered(adamw.step)
+    grown[name] = sum(meter.operations.values()), meter.peak
+    print(
+        f"{name:8} {grown[name][0]:4} operations, {meter.peak / MIB:5.2f} MiB of temporaries"
+    )
+assert (
+    grown["fused"][0] < grown["foreach"][0] < grown["loop"][0]
+    and grown["fused"][1] < 1e5 < grown["foreach"][1]
+)
+
+# %% [markdown]
+# Each operation is a kernel launch on a GPU, so a loop over hundreds of tensors waits for launches. Fused has the
+# fewest and needs no temporaries; foreach, torch's default on CUDA, needs a copy of all parameters. `ftkit finetune`
+# uses the fused kernel on CUDA by itself.
+
+# %% [markdown]
+# ## 5 · Read a trace
+#
+# A profiler says where the time goes. `torch.profiler` records every operation with its start and duration;
+# `record_function` adds names of your own. This is the step that was recorded:
+
+# %%
+print(inspect.getsource(traces.marked_step))
+
+# %% [markdown]
+# The trace of two steps is stored with the course. Open `data/results/step_trace.json.gz` at
+# [ui.perfetto.dev](https://ui.perfetto.dev) (the file stays on your machine) or at `chrome://tracing`. Here is its
+# first step as Perfetto draws it: time to the right, what an operation calls below it.
+
+# %%
+spans = traces.spans(traces.read_trace(data_dir() / "results" / traces.STORED))
+ax = traces.plot_trace(spans)
+
+# %% [markdown]
+# **Predict:** which phase is the longest, and by how much is backward longer than forward? Read the first lines: the
+# phases, then the operations in them.
+
+# %%
+marked = traces.phases(spans)[: len(traces.PHASES)]
+step_ms = sum(span.duration for span in marked)
+for span in marked:
+    operations = [s for s in traces.within(spans, span) if s.name.startswith("aten::")]
+    print(
+        f"{span.name:10} {span.duration:6.1f} milliseconds  {span.duration / step_ms:4.0%}  {len(operations):4} calls"
+    )
+backward, forward = (
+    next(s for s in marked if s.name == name) for name in ("backward", "forward")
+)
+assert 0.8 < backward.duration / forward.duration < 4
+
+# %%
+for name, calls, own in traces.heaviest(traces.within(spans, backward)):
+    print(f"{name:42} {calls:3} calls, {own:5.1f} milliseconds of its own")
+
+# %% [markdown]
+# Three things to look for:
+#
+# - **The heaviest operations.** Here `aten::mm`, matrix products: that is what a step is for. If copies, casts or norms
+#   lead, fuse them.
+# - **Gaps.** On a GPU the trace has a row for the CPU, which launches, and one for the GPU, which works. A gap in the
+#   GPU's row while the CPU is busy: too many small operations. A gap in both: waiting for data or for another rank.
+# - **Synchronisations.** `.item()` or `print(loss)` in each step stop the CPU until the GPU has caught up.
+
+# %% [markdown]
+# ## 6 · Recompute instead of storing
+#
+# Backward needs what forward had. What is cheap to compute need not be kept: keep its input and compute it again. A
+# Llama's MLP, SwiGLU, is `down(silu(gate(x)) * up(x))`. **Predict:** with D = 128 and 320 inside, what does autograd
+# keep, and what do FLOPs grow by if everything is computed again?
+
+
+# %% tags=["hide-input"]
+def kept_bytes(function, *inputs, besides=()):
+    """Bytes that autograd keeps, without the parameters `besides`; the gradients; and the FLOPs of both passes."""
+    kept, known = {}, {p.untyped_storage().data_ptr() for p in besides}
+
+    def keep(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    leaves = (*inputs, *besides)
+    for leaf in leaves:
+        leaf.grad = None
+    with FlopCounterMode(display=False) as counter:
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            output = function(*inputs)
+        output.square().mean().backward()
+    gradients = [leaf.grad for leaf in leaves]
+    size = sum(size for where, size in kept.items() if where not in known)
+    return size, gradients, counter.get_total_flops()
+
+
+# %%
+torch.manual_seed(SEED)
+INNER = 320
+shapes = [(WIDTH, INNER), (WIDTH, INNER), (INNER, WIDTH)]
+gate, up, down = (torch.nn.Linear(*shape, bias=False) for shape in shapes)
+weights = [layer.weight for layer in (gate, up, down)]
+x = torch.randn(ROWS, WIDTH, requires_grad=True)
+
+
+def mlp(x):
+    return down(F.silu(gate(x)) * up(x))
+
+
+def recomputed(x):
+    return checkpoint(mlp, x, use_reentrant=False)
+
+
+# %%
+inner, outer = 4 * ROWS * INNER, 4 * ROWS * WIDTH  # bytes of one tensor inside, and of x
+stored, again = (kept_bytes(way, x, besides=weights) for way in (mlp, recomputed))
+for name, (size, _, flops) in {"stored": stored, "recomputed": again}.items():
+    print(f"{name:11} keeps {size / MIB:.2f} MiB, {flops / stored[2]:.2f} times the FLOPs")
+assert stored[0] == 4 * inner + outer and again[0] == outer
+assert all(gap(a, b) < 1e-5 for a, b in zip(again[1], stored[1], strict=True))
+
+# %% [markdown]
+# The same gradients from an eleventh of the memory, for 22 % more FLOPs. A whole layer under
+# `--activation_checkpointing` costs up to a third more (a second forward pass: 8 instead of 6 FLOPs per parameter and
+# token). MFU counts the model's 6 alone, so it falls although the hardware works as hard.
+
+# %%
+T = 512
+qkv = [torch.randn(1, 4, T, 32, requires_grad=True) for _ in range(3)]
+future = torch.ones(T, T, dtype=torch.bool).triu(1)
+
+
+def attention(q, k, v):
+    scores = (q @ k.mT / 32**0.5).masked_fill(future, float("-inf"))
+    return scores.softmax(-1) @ v
+
+
+def built_in(q, k, v):
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+
+# %%
+(stored, gradients, _), (less, again, _) = (
+    kept_bytes(way, *qkv) for way in (attention, built_in)
+)
+print(f"kept by hand: {stored / MIB:.2f} MiB, by torch's attention: {less / MIB:.2f} MiB")
+assert all(
+    gap(*pair) < 1e-4 for pair in zip(again, gradients, strict=True)
+)  # float32 has 7 digits
+assert less < 4 * 4 * T * T < stored  # bytes of the probabilities of 4 heads
+
+# %% [markdown]
+# FlashAttention does the same to attention: the T × T probabilities are never stored, but computed again, tile by tile
+# (Dao et al. 2022). torch has it built in, and transformers uses it (`sdpa`) by default.
+
+# %% [markdown]
+# ## 7 · What a speed-up is worth
+#
+# A run is more than its steps. If evaluation takes the share `e` of it, steps that are `s` times faster make the run
+# `1 / (e + (1 - e) / s)` times faster: Amdahl's law. **Predict:** half of the time is evaluation, and steps become
+# twice as fast. And a thousand times?
+
+# %%
+for share in (0.1, 0.25, 0.5):
+    runs = [1 / (share + (1 - share) / factor) for factor in (1.16, 2, 1000)]
+    said = ", ".join(f"{run:.2f}" for run in runs)
+    print(
+        f"evaluation {share:.0%}: steps 1.16, 2 and 1,000 times faster make the run {said} times faster"
+    )
+
+# %% [markdown]
+# So time steps, not runs; leave out the first ones, which compile and warm up; and compare the losses: a step that
+# learns something else is no speed-up. To compare two ways on a machine that does other work, too, let them take turns.
+
+# %% [markdown]
+# ### Exercise 3 · A fair comparison
+#
+# Difficulty ●●○, 10 minutes. Call each once, unmeasured. Then let them take turns for `rounds` rounds, and return the
+# median of old over the median of new. Expected: within 4 % of the truth on a machine whose first calls are slow, that
+# gets slower while you measure, and on which another program interferes twice.
 
 
 # %% tags=["exercise"]
-def whole_speed_up(step_speed_up: float, evaluation_share: float) -> float:
-    """How many times faster the run is; evaluation_share: of the old run's time, from 0 to 1."""
+def time_both(old, new, clock, rounds: int) -> float:
+    """How many times faster `new()` is than `old()`; `clock()` tells the seconds, as time.perf_counter does."""
     ### BEGIN SOLUTION
-    return 1 / (evaluation_share + (1 - evaluation_share) / step_speed_up)
+    times = {old: [], new: []}
+    for number in range(rounds + 1):
+        for function in (old, new):
+            start = clock()
+            function()
+            if number:  # the first round warms up
+                times[function].append(clock() - start)
+    return median(times[old]) / median(times[new])
     ### END SOLUTION
 
 
-check_whole_speed_up(whole_speed_up)
+check_time_both(time_both)
 
 # %% [markdown] tags=["hint"]
 # <details><summary>Hint</summary>
 #
-# Say that the old run takes 1. Evaluation still takes its share; the rest is divided by the step's speed-up. The
-# speed-up is old time over new.
+# A loop over rounds; in each round, time `old` and then `new`, and append to two lists. Throw the first round away.
+# `statistics.median` is imported.
 #
 # </details>
 
 # %% [markdown]
-# How large is `e`? Take a run like notebook 08's: 40 steps of 32 conversations and 20 evaluations, but each on all
-# 108 held-out questions, three times as many as there. **Predict** `e`: a backward pass costs about two forward passes.
-
-# %%
-pocket, own = load_base(data_dir() / "pocket-base")
-optimizer = torch.optim.AdamW(pocket.parameters(), lr=1e-5)
-splits = load_chat(data_dir() / "chat")
-train, test = (
-    [encode(own, row["messages"], own.chat_template) for row in splits[name]]
-    for name in ("train", "test")
-)
-
-
-# %%
-def step(number):
-    pocket(**pad(global_batch(train, number, 32, SEED), own.pad_token_id)).loss.backward()
-    optimizer.step()
-    optimizer.zero_grad()
-
-
-@torch.no_grad()
-def evaluate():
-    for start in range(0, len(test), BATCH):  # the trainer's own batch size for evaluation
-        pocket(**pad(test[start : start + BATCH], own.pad_token_id))
-
-
-# %% tags=["nbval-ignore-output"]
-steps, evaluations = 40 * seconds(step, 0), 20 * seconds(evaluate)
-share = evaluations / (steps + evaluations)
-print(f"steps {steps:.1f} s, evaluations {evaluations:.1f} s: e = {share:.2f}")
-print(f"steps 2 times faster make the run {1 / (share + (1 - share) / 2):.2f} times faster")
-
-# %%
-figure, ax = new_axes(6, 3)
-shares = [i / 100 for i in range(101)]
-for factor, style, colour in ((2, "-", 0), (5, "--", 1), (1000, ":", 5)):
-    runs = [1 / (e + (1 - e) / factor) for e in shares]
-    label = f"steps {factor:,} times faster"
-    ax.plot(shares, runs, style, color=OKABE_ITO[colour], label=label)
-ax.set(
-    xlabel="share of evaluation in the old run",
-    ylabel="whole run, times faster",
-    ylim=(1, 5.2),
-)
-_ = ax.legend(frameon=False)
-
-# %%
-between = 0.1 < share < 0.6
-hidden_gain = 1 / (share + (1 - share) / 2) < 1.85
-print(f"evaluation took between 10 and 60 % of the run: {between}")
-print(f"so steps 2 times faster make it less than 1.85 times faster: {hidden_gain}")
-
-# %%
-claim = "a run that is timed with its evaluations hides part of what a faster step gains"
-source = "a chat fine-tune that compares LoRA, DoRA, LoRA+, NEFTune and Unsloth"
-held = between and hidden_gain
-measured = (
-    f"20 evaluations of 108 questions among 40 steps of 32 take between 10 and 60 % of the run: {between}; "
-    f"steps 2 times faster make it less than 1.85 times faster: {hidden_gain}"
-)
-only_if = "evaluation takes a tenth of the run or more" if held else ""
-ledger.add(claim, source, held, measured, only_if=only_if)
+# Now use it: `time_both(lambda: rms_norm(x, weight), lambda: compiled(x, weight), time.perf_counter, 20)`. Is the
+# compiled norm worth its compilation, in a run of 60 steps?
 
 # %% [markdown]
-# Notice: a comparison that times whole runs measures its evaluations too, and these use neither backward pass nor
-# optimizer. Time steps; leave out the first ones, which compile and warm up; switch evaluation off; and look at the
-# losses: a faster step that learns something else is no speed-up.
-
-# %% [markdown]
-# ## 6 · The real thing
+# ### Unsloth and Liger
 #
-# `experiments.lora_speed` trains the same LoRA by plain TRL, by TRL with Liger's layers and by Unsloth: a process for
-# each, the same rows in the same order, without evaluation, warm-up steps apart. It needs an NVIDIA GPU, and stores
-# every step's seconds and loss. This is the record, if there is one:
+# `python -m experiments.lora_speed` compares plain TRL, TRL with Liger and Unsloth step by step on your own NVIDIA GPU;
+# no run is recorded yet, so their claims stay *not tested* here.
 
-# %%
-record = read_record(data_dir() / "results" / "gpu_lora.json")
-COMMAND = "python -m experiments.lora_speed --model MODEL --unsloth-python unsloth/bin/python"
-
-# %%
-if record is None:
-    print(f"None is recorded yet. On a machine with an NVIDIA GPU:\n    {COMMAND}")
-else:
-    print(table(record))
-    figure, ax = new_axes(6, 3)
-    for name, style in zip(record["contenders"], ("-", "--", ":"), strict=False):
-        ax.plot(record["contenders"][name]["losses"], style, label=name)
-    ax.set(xlabel="step", ylabel="loss (nats per token)")
-    ax.legend(frameon=False)
-
-
-# %%
-def judged(record, name):
-    """(speed, memory, measured): the two verdicts on a contender, None where nothing is recorded."""
-    if record is None or not {"trl", name} <= set(record["contenders"]):
-        return None, None, f"no run is recorded: it needs an NVIDIA GPU; {COMMAND}"
-    speed, memory, gap = (judge(record, name) for judge in (speed_up, memory_ratio, loss_gap))
-    device = record["contenders"][name]["device"]
-    where = f"{device}, {record['date']}, against TRL of that day"
-    text = f"{speed:.2f}× a step, {memory:.0%} of the memory, losses within {gap:.3f}; {where}"
-    return speed >= 1.8, memory <= 0.3, text
-
-
-# %%
-speed, memory, measured = judged(record, "unsloth")
+# %% tags=["hide-input"]
 source = "Unsloth 2026.10.9, README"
-ledger.add("Unsloth trains about 2× faster", source, speed, measured)
-ledger.add("Unsloth trains with 70 % less memory", source, memory, measured)
+measured = (
+    "no run is recorded: python -m experiments.lora_speed on a machine with an NVIDIA GPU"
+)
+ledger.add("Unsloth trains about 2× faster", source, None, measured)
+_ = ledger.add("Unsloth trains with 70 % less memory", source, None, measured)
 
 # %% [markdown]
-# Notice: where nothing was measured, the verdict is *not tested*. A figure from elsewhere was measured against someone
-# else's baseline.
+# What their packages say (Unsloth 2026.10.9, Liger 0.8.5):
+#
+# - Unsloth replaces attention, norms, rotary embeddings, MLP, LoRA's products and the loss. Import it before trl,
+#   transformers and peft, or they stay unpatched.
+# - It needs trl ≤ 1.15.0, transformers ≤ 5.17.0 and datasets < 5, older than this course's: give it an environment of
+#   its own (`experiments/lora_speed/unsloth.txt`).
+# - Liger needs torch and Triton only. It replaces norms, rotary embeddings, MLP and loss in some fifty architectures,
+#   and works with FSDP, DDP and DeepSpeed.
 
 # %% [markdown]
-# ### Before you choose
+# ## What transfers
 #
-# What holds for **Unsloth 2026.10.9**, and the file of the package that says so:
+# Measured here: pocket-base, 1.0 M parameters, vocabulary 1,024, on one CPU core.
 #
-# - **Import it first**, before trl, transformers and peft, or it warns that they stay unpatched (`_gpu_init.py`).
-# - **Devices:** GPUs of NVIDIA, AMD and Intel, Ascend NPUs, Apple by MLX; on a CPU it takes stock libraries with a loss
-#   in chunks, none of its kernels (`device_type.py`, `_cpu_init.py`).
-# - **Several devices:** listed as supported; its own FSDP2 is asked for by `UNSLOTH_FSDP2=1` under torchrun (README,
-#   `fsdp2_launch.py`).
-# - **Designs:** paths of its own for Llama, Mistral, Gemma 1 and 2, Qwen 2 and 3; a general one for the others
-#   (`models/loader.py`).
-# - **Replaces** attention, norms, rotary embeddings, MLP, LoRA's products, the loss and TRL's trainers (`kernels/`,
-#   `models/`).
-# - **Full fine-tuning:** `full_finetuning=True` (`models/loader.py`).
-# - **Checkpointing:** `"unsloth"` parks activations in the host's memory; under 512 tokens it takes torch's
-#   (`models/_utils.py`).
-# - **Needs** trl ≤ 1.15.0, transformers ≤ 5.17.0 and datasets < 5 (`METADATA`): older than this course's, so give it
-#   an environment of its own, with the pins in `experiments/lora_speed/unsloth.txt`.
+# | | transfers to 1B to 8B | does not |
+# | --- | --- | --- |
+# | FLOPs, MFU | the formula, and what lowers MFU | the value: a CPU's peak is easier to reach |
+# | padding, packing | the method | the share: it depends on your lengths |
+# | chunked loss | bytes per logit | its gain: large vocabularies gain more |
+# | fused, compiled | fewer passes over memory, fewer launches | times: they are for a CPU |
+# | recomputation | what is kept, the FLOPs | when it pays: when memory is short |
+
+# %% [markdown]
+# ## Numbers to take away
 #
-# And **Liger 0.8.5** needs torch and Triton only, and so runs where Triton does. It replaces norms, rotary embeddings,
-# MLP and loss in some fifty designs (`transformers/monkey_patch.py`), and works with FSDP, DDP and DeepSpeed (README).
+# Computed here:
+#
+# - 6 FLOPs per parameter and token; 8 with all layers recomputed; 4 with a frozen base.
+# - 14 bytes per logit at the peak of transformers' loss in bfloat16: 8 × 2,048 tokens of Llama 3 need 27 GiB.
+# - A chunked loss costs an 8B model about 2 % more FLOPs.
+#
+# From the literature, not measured here:
+#
+# - 33 to 39 % MFU for 8B under FSDP2 on H100s (torchtitan); 38 to 43 % for Llama 3 405B. `torch.compile`: 16 % faster.
 
 # %% [markdown]
 # ## Recap
 #
-# - The logits are B × T × V numbers, and four such tensors are alive at the peak of the loss.
-# - A loss in chunks gives the same gradients and holds a chunk; sum in the chunks, divide once.
-# - Fused means fewer passes over memory, and less time; by how much, the bytes alone did not predict.
-# - What is cheap to compute need not be stored: checkpointing, a SwiGLU that computes silu again, and FlashAttention
-#   do.
-# - Time steps, not runs; name the baseline and its version; compare the losses.
+# - Tokens per second without padding, and MFU, say how fast training is.
+# - Group or pack before you optimise anything else.
+# - The logits' bytes grow with tokens and vocabulary; `--loss_chunk` keeps them out of the peak at equal gradients.
+# - Fused means fewer passes over memory: compile per layer, the fused optimizer, FlashAttention.
+# - Read a trace before you guess; time steps, take turns, compare the losses.
 
 # %%
 ledger.show()
@@ -934,18 +1085,18 @@ ledger.show()
 # %% [markdown]
 # ## Recall
 #
-# 1. Which tensor of a training step grows with the vocabulary, and how many copies of it are alive at the peak?
-# 2. Why can a loss in chunks compute gradients in its forward pass?
-# 3. When does the mean of the chunks' means go wrong?
+# 1. What are the two figures in MFU's numerator, and which tokens count?
+# 2. Which tensors make 14 bytes per logit?
+# 3. Why can a chunked loss compute gradients in its forward pass?
 # 4. Why is a fused norm faster, although it computes the same?
 # 5. Evaluation takes half of a run. How much faster can faster steps make it at most?
 
 # %% [markdown]
 # <details><summary>Answers</summary>
 #
-# - 1: the logits; four: themselves, their log-softmax, and the gradients of both.
-# - 2: the gradient of a row's logits needs that row, its label and the count of labels, and nothing of later rows.
-# - 3: when chunks hold unequally many labels.
+# - 1: tokens per second, without padding, and the model's FLOPs per token.
+# - 2: the logits (2), their log-softmax (4), its gradient (4), the gradient of the float32 logits (4).
+# - 3: the gradient of a token's logits needs its hidden state, its label and the count of labels, nothing else.
 # - 4: it reads and writes the tensor once; several operations do it several times.
 # - 5: twice.
 #
@@ -954,15 +1105,18 @@ ledger.show()
 # %% [markdown]
 # ## Sources
 #
+# - Chowdhery et al., [PaLM](https://arxiv.org/abs/2204.02311), 2022: MFU. Grattafiori et al.,
+#   [The Llama 3 Herd of Models](https://arxiv.org/abs/2407.21783), 2024: 38 to 43 %.
+# - torchtitan, [Llama 3.1 on
+#   H100](https://github.com/pytorch/torchtitan/blob/main/benchmarks/llama3_h100_202412_torchtitan.md), December 2024.
 # - Hsu et al., [Liger Kernel](https://arxiv.org/abs/2410.10989), 2024, and the README and source of its 0.8.5.
-# - Wijmans et al., [Cut Your Losses in Large-Vocabulary Language Models](https://arxiv.org/abs/2411.09009), 2024:
-#   cut cross-entropy.
+# - Wijmans et al., [Cut Your Losses](https://arxiv.org/abs/2411.09009), 2024: a chunk's logits in fast memory alone.
 # - [Unsloth](https://github.com/unslothai/unsloth), README, METADATA and source of 2026.10.9.
-# - Dao et al., [FlashAttention](https://arxiv.org/abs/2205.14135), 2022: attention computed again, tile by tile.
-# - Chen et al., [Training Deep Nets with Sublinear Memory Cost](https://arxiv.org/abs/1604.06174), 2016.
+# - Dao et al., [FlashAttention](https://arxiv.org/abs/2205.14135), 2022. Chen et al.,
+#   [Sublinear Memory Cost](https://arxiv.org/abs/1604.06174), 2016: checkpointing.
 # - Amdahl, Validity of the single processor approach to achieving large scale computing capabilities, AFIPS 1967.
 # - TRL 1.16, `trl/trainer/sft_trainer.py` and `trl/kernels/chunked_logprob.py`: its loss in tiles.
 #
 # ## Next
 #
-# [12_memory](12_memory.ipynb): what a run will need, told before it starts.
+# [12_memory](12_memory.ipynb): what a run will need, estimated before it starts.

@@ -1,21 +1,21 @@
 # %% [markdown]
-# # 14 · Too large for one host: delayed initialisation and tensor parallelism
+# # 14 · Too large for one machine: delayed initialisation and tensor parallelism
 #
-# A model that no machine can hold must not be whole anywhere while it is loaded. You measure three ways of loading,
-# prove that nothing was left unset, and then cut the matrices themselves, so that no rank computes with a whole one.
+# A model that no rank can hold must not be complete on any of them while it is loaded. You measure the standard ways to
+# load one, prove that nothing was left unset, then split the matrices themselves, and find out when that is worth it.
 #
 # - **Prerequisites:** [13_ddp_to_fsdp](13_ddp_to_fsdp.ipynb).
 # - **Hardware:** any processor with two cores; a GPU is not used here. On Windows, use WSL 2.
-# - **Time:** about 35 minutes with the exercises; its cells run in half a minute on two cores.
+# - **Time:** about 40 minutes with the exercises; its cells run in about a minute on two cores.
 
 # %% [markdown]
 # ## You will be able to
 #
 # - **predict** and **measure** what loading costs each rank in host memory,
-# - **load** only a rank's own shards from safetensors files,
+# - **load** only a rank's own shards, with torch's and with transformers' own calls,
 # - **prove** that loading left no parameter and no buffer unset,
-# - **cut** a layer by columns and rows, and say where the ranks must sum,
-# - **combine** tensor parallelism with FSDP2 from a model's own plan, and check it against one process.
+# - **write** a tensor-parallel plan, with sequence and loss parallelism, and count what it sends,
+# - **decide** whether a model needs tensor parallelism at all.
 
 # %%
 import sys
@@ -24,40 +24,19 @@ if "google.colab" in sys.modules:
     ...  # installs ftkit
 
 # %%
-import json
 import os
 import tempfile
 from pathlib import Path
 
-os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the ranks of this notebook are the processor's
-os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"  # freed tensors go back to the system at once
-folder = (
-    tempfile.TemporaryDirectory()
-)  # what this notebook writes lies there, and goes at its end
-os.chdir(folder.name)
-
-# %% [markdown]
-# A program of several ranks imports torch and transformers in each of them, which takes seconds a rank. Here one
-# process imports all once, while you read, and the ranks of each program below are copies of it (`run_forked`).
-# Elsewhere `torchrun` starts such a program, and it ends in `ftkit.distributed.launch.run_distributed(main)`.
-
-# %%
-from ftcourse.starter import Starter
-
-own = ("ftcourse.instruments", "ftkit.distributed.launch", "ftkit.distributed.loading")
-model_class = "transformers.models.llama.modeling_llama"
-starter = Starter(model_class, *own, "ftkit.distributed.tensor_parallel")
-
-# %%
 import torch
 import transformers
 from ftcourse.claims import Ledger
 from ftcourse.exercises.delayed_init_and_tensor_parallel import (
+    check_layer_plan,
     check_loading_peaks,
-    check_row_parallel,
-    check_shard_shapes,
 )
 from ftcourse.explorers.tensor_parallel import layer_shards
+from ftcourse.live_ranks.live import start_ranks
 from ftcourse.plots import HATCHES, OKABE_ITO, new_axes, use_course_style
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -66,32 +45,51 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from ftkit import load_base
 from ftkit._compat import restore_buffers
 from ftkit.distributed import tensor_parallel
-from ftkit.distributed.grad_clip import clip_grad_norm_
-from ftkit.distributed.loading import (
-    assert_initialized,
-    fill_with_nan,
-    load_sharded_model,
-    tensor_files,
-)
+from ftkit.distributed.loading import assert_initialized, fill_with_nan, tensor_files
 from ftkit.models import meta_model, resolve_model
 
 # %% tags=["nbval-ignore-output"]
 use_course_style()
 transformers.utils.logging.disable_progress_bar()
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the ranks of this notebook use the CPU
+os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"  # freed tensors go back to the system at once
+folder = (
+    tempfile.TemporaryDirectory()
+)  # what this notebook writes lies there, and goes at its end
+os.chdir(folder.name)
 print(f"torch {torch.__version__}, device: cpu, {os.cpu_count()} cores")
 
 # %%
-RANKS = 2  # processes that load
-TOLERANCE = 1e-4  # float32 keeps 7 digits; sums in another order lose two or three of them
+RANKS = 4  # processes; in sections 5 to 7 they are two pairs
+TOLERANCE = 1e-4  # float32 has 7 digits; sums in another order lose two or three of them
 ledger = Ledger("distributed training")  # the claims tested here; the recap shows them
-reference, _ = load_base()
+reference, tokenizer = load_base()
+
+
+def shown(distance: float) -> str:
+    return f"under {TOLERANCE:.2%}" if distance < TOLERANCE else f"{distance:.0%}"
+
 
 # %% [markdown]
-# ## 1 · Three ways to load
+# ## 1 · The problem
 #
-# *Every rank* loads the whole model and cuts it tensor by tensor, keeping its shard of each. Or the ranks start **on
-# meta**, with names and shapes and no memory: then *rank 0* loads the whole and sends each its part (the scheme of
-# FSDP1, `sync_module_states=True`), or each rank reads only *its shards* from the files.
+# A program for one process begins with `from_pretrained`. Started on every GPU of a machine, it holds one copy of the
+# model per rank in host memory, before anything is sharded. Eight ranks load in float32, for the optimizer's sake:
+
+# %%
+sizes = {"8B": 8.03e9, "70B": 70.6e9}  # parameters of Llama 3
+for name, parameters in sizes.items():
+    copy = 4 * parameters / 1e9
+    print(f"{name:4} {copy:4.0f} GB a copy, {8 * copy:5,.0f} GB in a machine of 8 ranks")
+
+# %% [markdown]
+# 2.3 TB for a model whose shards, spread over the same ranks, are 35 GB each. Three ways:
+#
+# - **every rank** loads the whole model and splits it tensor by tensor, keeping its shard of each;
+# - **rank 0** alone loads, and sends each rank its part;
+# - **shards**: each rank reads only its own part of the files.
+#
+# For the last two, the ranks begin **on meta**: a model with names and shapes and no memory.
 
 # %% [markdown]
 # ### Exercise 1 · predict the peaks
@@ -117,207 +115,234 @@ check_loading_peaks(loading_peaks)
 # %% [markdown] tags=["hint"]
 # <details><summary>Hint</summary>
 #
-# Every rank ends with its shard. Ask what else it holds at the worst moment. A tensor that has been cut is freed, so
+# Every rank ends with its shard. Ask what else it holds at the worst moment. A tensor that has been split is freed, so
 # whole and shards never lie side by side where every rank loads. On rank 0 both are there, while it sends.
 #
 # </details>
 
 # %% [markdown]
-# Now measure. Here is a Llama of 20 million random parameters, saved in bfloat16 in several files; the ranks
-# want it in float32.
+# ## 2 · The standard calls, measured
+#
+# Four live ranks as in [13_ddp_to_fsdp](13_ddp_to_fsdp.ipynb). They have the environment variables that `torchrun`
+# sets, so every line below works in a program, too. The model: a Llama of 18 million random parameters, saved in
+# bfloat16 in several files. The ranks want it in float32.
 
 # %%
-config = LlamaConfig(hidden_size=512, intermediate_size=2048, vocab_size=3200)
-config.num_hidden_layers = 4
+ranks = start_ranks(RANKS, timeout=60)
+config = LlamaConfig(hidden_size=256, intermediate_size=1024, vocab_size=3200)
+config.num_hidden_layers = 16
 torch.manual_seed(0)
 big = LlamaForCausalLM(config)
 full = 4 * sum(p.numel() for p in big.parameters()) / 1e6  # MB in float32
 big.bfloat16().save_pretrained("big", max_shard_size="20MB")
 del big
 print(f"{full:.0f} MB in float32, {len(list(Path('big').glob('*.safetensors')))} files")
-
-# %% [markdown]
-# Which measure is honest? A file that is mapped into memory makes a process look large, though the system may drop
-# those pages at any time. We count only a rank's **own** pages, at their peak, by looking every 2 ms.
+ranks.run(f"import os; os.chdir({folder.name!r})")
 
 # %%
-# %%writefile stored.py
-from functools import partial
-
-import torch
-from transformers import AutoModelForCausalLM
-
-load = partial(AutoModelForCausalLM.from_pretrained, "big", trust_remote_code=False)
-stored = partial(load, dtype=torch.bfloat16)
-
-
-def updated():
-    model = stored()
-    for parameter in model.parameters():
-        parameter.data *= 0.5
-    return model
-
-
-# %%
-# %%writefile routes.py
-from functools import partial
-
-import torch
-from stored import load, stored, updated
-
-from ftkit.distributed.fsdp import apply_fsdp
-from ftkit.distributed.loading import load_from_rank0, load_sharded_model
-from ftkit.models import meta_model
-
-full = partial(load, dtype=torch.float32)
-
-
-def routes(context):
-    """Each way to load, as a function without arguments; the last two shard nothing."""
-    start, cut, cpu = (
-        partial(meta_model, "big"),
-        partial(apply_fsdp, mesh=context.mesh),
-        context.device,
-    )
-    return {
-        "every rank": lambda: cut(full()),
-        "rank 0": lambda: load_from_rank0(start, full, cut, cpu),
-        "shards": lambda: load_sharded_model(start, cut, "big", cpu),
-        "stored": stored,
-        "updated": updated,
-    }
-
-
-# %%
-# %%writefile loading.py
-import json
-from pathlib import Path
+# %%px
+import warnings
+from copy import deepcopy
 
 import torch
 import torch.distributed as dist
-from ftcourse.instruments import peak_uss
-from routes import routes
+import transformers
+from torch.distributed.fsdp import fully_shard
+from transformers import AutoModelForCausalLM
 
-from ftkit.distributed.launch import run_forked
+from ftkit import load_base
+from ftkit._compat import restore_buffers
+from ftkit.models import meta_model, resolve_model
+
+transformers.utils.logging.disable_progress_bar()
+warnings.simplefilter("ignore")
+
+
+def shard(model):
+    for layer in model.model.layers:
+        fully_shard(layer, mesh=mesh)
+    return fully_shard(model, mesh=mesh)
+
+
+# %% [markdown]
+# **Every rank.** Three lines, and each rank holds the whole model once.
+
+
+# %%
+# %%px
+def every_rank():
+    full = AutoModelForCausalLM.from_pretrained(
+        "big", dtype=torch.float32, trust_remote_code=False
+    )
+    return shard(full)
+
+
+# %% [markdown]
+# **Rank 0.** All ranks build the model on meta, shard it and only then allocate memory: `to_empty` allocates shards,
+# with nothing written into them. `set_model_state_dict` with `broadcast_from_rank0=True` sends tensor by tensor from
+# rank 0. `restore_buffers` is section 4's subject.
+
+# %%
+# %%px
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+
+
+def empty_shards():
+    model = shard(meta_model("big")).to_empty(device="cpu")
+    restore_buffers(model)
+    return model
+
+
+def rank_0():
+    model, full = empty_shards(), {}
+    if rank == 0:
+        full = AutoModelForCausalLM.from_pretrained(
+            "big", dtype=torch.float32, trust_remote_code=False
+        ).state_dict()
+    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+    set_model_state_dict(model, full, options=options)
+    return model
+
+
+# %% [markdown]
+# **Shards, with torch.** Distributed checkpoint (DCP) reads a Hugging Face folder, too. It asks each DTensor of the
+# state dict which part it holds, and reads that part in place.
+
+# %%
+# %%px
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint import HuggingFaceStorageReader
+
+
+def shards_dcp():
+    model = empty_shards()
+    dcp.load(model.state_dict(), storage_reader=HuggingFaceStorageReader("big"))
+    return model
+
+
+# %% [markdown]
+# **Shards, with transformers.** One argument: `fsdp_size` wraps by the model's own plan, `tp_size` adds tensor
+# parallelism. (`tp_plan="auto"`, the older argument for the latter, is deprecated.)
+
+# %%
+# %%px
+from transformers.distributed import DistributedConfig
+
+
+def shards_transformers():
+    return AutoModelForCausalLM.from_pretrained(
+        "big",
+        dtype=torch.float32,
+        distributed_config=DistributedConfig(fsdp_size=4),
+        trust_remote_code=False,
+    )
+
+
+# %% [markdown]
+# **Shards, with `ftkit`.** What its program uses. It compares names, shapes and files before any memory is taken, fills
+# the shards with NaN, reads, and checks that no NaN is left (section 4).
+
+# %%
+# %%px
+from ftkit.distributed.loading import load_sharded_model
+
+
+def shards_ftkit():
+    return load_sharded_model(lambda: meta_model("big"), shard, "big", torch.device("cpu"))
+
+
+# %% [markdown]
+# Which measure of memory is honest? A file that is mapped into memory makes a process look large, though the system may
+# drop those pages at any time. So count a rank's **unique set size**, the pages that belong to it alone, every 2 ms.
+
+# %%
+# %%px
+from ftcourse.instruments import peak_uss
 
 ids = torch.arange(32).view(2, 16)
 
 
-def main(context):
-    measured = {}
-    for name, route in routes(context).items():
-        with peak_uss() as peak:
-            model = route()
-        with torch.no_grad():
-            loss = model(input_ids=ids, labels=ids).loss.item()
-        del model
-        peaks = [None] * context.world_size
-        dist.all_gather_object(peaks, peak[0] / 1e6)
-        measured[name] = {"MB": peaks, "loss": loss}
-    if context.is_main_process:
-        Path("peaks.json").write_text(json.dumps(measured))
+def measured(route):
+    with peak_uss() as peak:
+        model = globals()[route]()
+    with torch.no_grad():
+        return peak[0] / 1e6, model(input_ids=ids, labels=ids).loss.item()
 
-
-run_forked(main, ranks=2)
 
 # %%
-starter.run("loading.py")
-measured = json.loads(Path("peaks.json").read_text())
-peaks = {route: [part / full for part in found["MB"]] for route, found in measured.items()}
-rough = {
-    route: [5 * round(part / 5) for part in found["MB"]] for route, found in measured.items()
-}
+ROUTES = ("every_rank", "rank_0", "shards_dcp", "shards_transformers", "shards_ftkit")
+measured = {route: ranks.get(f"measured({route!r})") for route in ROUTES}
+peaks = {route: [megabytes for megabytes, _ in found] for route, found in measured.items()}
+losses = [loss for found in measured.values() for _, loss in found]
+assert max(losses) - min(losses) < 1e-4
 
 # %% tags=["nbval-ignore-output"]
 share = full / RANKS
-expected = {
-    "every rank": [full, full],
-    "rank 0": [full + share, share],
-    "shards": [share, share],
+predicted = {"every_rank": [4, 4, 4, 4], "rank_0": [5, 1, 1, 1]}
+shards = {
+    route: [round(megabytes / share) for megabytes in found] for route, found in peaks.items()
 }
-for route, guess in expected.items():
-    found = rough[route]
-    print(
-        f"{route:10} predicted {guess[0]:3.0f} {guess[1]:3.0f}   measured {found[0]:3.0f} {found[1]:3.0f} MB"
-    )
+print(f"peaks of ranks 0 to 3, rounded to shards of {share:.0f} MB")
+for route, found in shards.items():
+    print(f"{route:20} measured {found}   predicted {predicted.get(route, [1, 1, 1, 1])}")
 
-# %% tags=["nbval-ignore-output"]
-ax = new_axes(7, 3)[1]
-ax.set(yticks=[0.19, 1.19, 2.19], yticklabels=list(expected), xlim=(0, 2 * full))
-ax.set(xlabel="peak of a rank's own host memory, to 5 MB; black: predicted", ylim=(2.75, -0.3))
-for place, (route, guess) in enumerate(expected.items()):
-    for rank, found in enumerate(rough[route]):
-        y = place + 0.38 * rank
-        ax.barh(y, found, 0.34, color=OKABE_ITO[rank], hatch=HATCHES[rank], alpha=0.5)
-        ax.text(found, y, f" {found} MB, rank {rank}", va="center")
-        ax.plot([guess[rank]] * 2, [y - 0.17, y + 0.17], color="black", linewidth=2)
-
-# %%
-whole_everywhere = min(peaks["every rank"]) > 0.9
-first_pays = peaks["rank 0"][0] > 1.4 and peaks["rank 0"][1] < 0.65
-only_shards = max(peaks["shards"]) < 0.65
-print(f"every rank: each holds the whole model: {whole_everywhere}")
-print(
-    f"rank 0: it holds the whole and a shard, the other little more than a shard: {first_pays}"
-)
-print(f"shards: nobody holds much more than a shard: {only_shards}")
-assert whole_everywhere and first_pays and only_shards
-
-# %%
-losses = [measured[route]["loss"] for route in expected]
-print(f"the three models compute the same loss: {max(losses) - min(losses) < 1e-5}")
-assert max(losses) - min(losses) < 1e-5
-
-# %%
-spared = peaks["rank 0"][1] < 0.6 * peaks["every rank"][1]
-saved = 1 - sum(peaks["rank 0"]) / sum(peaks["every rank"])
-print(f"rank 0: the other rank holds less than 0.6 of what it held: {spared}")
-print(f"rank 0 holds more than it held: {peaks['rank 0'][0] > peaks['every rank'][0]}")
-print(f"two ranks together save less than a fifth: {saved < 0.2}")
-assert spared and peaks["rank 0"][0] > peaks["every rank"][0] and saved < 0.2
+# %% tags=["hide-input", "nbval-ignore-output"]
+ax = new_axes(8, 3.4)[1]
+for place, found in enumerate(shards.values()):
+    for number, (label, height) in enumerate(
+        (("rank 0", found[0]), ("the others", max(found[1:])))
+    ):
+        y = place + 0.38 * number
+        look = {"color": OKABE_ITO[number], "hatch": HATCHES[number], "alpha": 0.5}
+        ax.barh(y, height, 0.34, label=label if place == 0 else None, **look)
+        ax.text(height + 0.05, y, f"{height * share:.0f} MB", va="center", fontsize=9)
+ax.axvline(RANKS, color="black", linestyle="--", linewidth=1)
+ax.text(RANKS, -0.35, " the whole model", va="bottom", fontsize=9)
+ax.set(yticks=[place + 0.19 for place in range(len(shards))], yticklabels=list(shards))
+ax.set(xlabel="peak of a rank's own host memory, in shards", xlim=(0, 6.5), ylim=(4.8, -0.8))
+_ = ax.legend(frameon=False, loc="lower right")
 
 # %% [markdown]
-# Notice: rank 0 sets how large a machine must be. With n ranks on a machine the sum is 2 models instead of n (its
-# whole, and n shards): a saving from three ranks on, and none with two.
+# Buffers of messages and files, which the prediction leaves out, are smaller than half a shard. All five models compute
+# the same loss. In relation to the model's size, and as ranges that hold on any machine:
 
 # %%
-ledger.add(
+parts = {route: [megabytes / full for megabytes in found] for route, found in peaks.items()}
+expected = {"every_rank": (0.9, 1.6), "rank_0": (1.1, 2.0)}
+for route in ROUTES:
+    at_least, at_most = expected.get(route, (0.2, 0.6))
+    print(f"{route:20} rank 0's peak is {at_least} to {at_most} times the model")
+    assert at_least < parts[route][0] < at_most
+spared = max(parts["rank_0"][1:]) < 0.6 < min(parts["every_rank"])
+only_shards = max(max(parts[route]) for route in ROUTES[2:]) < 0.6
+assert spared and only_shards
+
+# %% [markdown]
+# With n ranks on a machine, loading on rank 0 takes about two models together instead of n. But rank 0 sets how much
+# memory a machine must have. Where ranks read their shards, no rank ever holds the model.
+
+# %% tags=["hide-input"]
+_ = ledger.add(
     "letting only rank 0 load spares the other ranks the whole model",
     "Accelerate, fsdp_cpu_ram_efficient_loading",
     spared,
-    f"2 ranks, {full:.0f} MB: rank 1's peak below 0.6 of that with every rank loading",
-    only_if="rank 0 holds more than before, so two ranks together save little",
+    f"{RANKS} ranks, {full:.0f} MB: peaks of the others below 0.6 of the model",
+    model="a Llama of 18 M random parameters",
+    only_if="rank 0 holds the whole model and its shard",
 )
-ledger.add(
+_ = ledger.add(
     "no rank needs to hold the whole model while loading",
-    "PyTorch, distributed checkpoint; Hugging Face, safetensors",
+    "PyTorch, distributed checkpoint",
     only_shards,
-    f"2 ranks, {full:.0f} MB: each below 0.65 times the model, half of it being its shard",
+    f"{RANKS} ranks, {full:.0f} MB, DCP, transformers and ftkit: each rank below 0.6 of it, a shard being 0.25",
+    model="a Llama of 18 M random parameters",
 )
 
 # %% [markdown]
-# **Predict:** the files hold bfloat16. How much own memory does `from_pretrained` take for a bfloat16 model of
-# half as many MB? And once every weight has been updated?
-
-# %% tags=["nbval-ignore-output"]
-for route in ("stored", "updated"):
-    print(f"{route:8} {' '.join(f'{found:3}' for found in rough[route])} MB")
-
-# %%
-flattered, written = max(peaks["stored"]) < 0.25, min(peaks["updated"]) > 0.45
-print(f"as stored, less than half of what its tensors have: {flattered}")
-print(f"after an update, all of it: {written}")
-assert written and (flattered or sys.platform != "linux")
-
-# %% [markdown]
-# Notice: at first the tensors are pages of the files, and that flatters the first way. Pages become a rank's own when
-# the dtype changes on the host or a weight is updated.
-
-# %% [markdown]
-# ## 2 · Which bytes are mine
+# ## 3 · Which bytes are mine
 #
-# A safetensors file opens with a table: name, dtype, shape and place of each tensor. So a rank can read a block of
-# rows, as FSDP wants it, or of columns, as section 4 will, and nothing else.
+# A safetensors file begins with a table: name, dtype, shape and place of each tensor. So a rank can read a block of
+# rows, as FSDP wants it, or of columns, as section 5 will, and nothing else.
 
 # %%
 name = "model.layers.0.mlp.down_proj.weight"
@@ -330,22 +355,8 @@ assert torch.equal(top, everything[: rows // 2])
 assert torch.equal(left, everything[:, : columns // 2])
 
 # %% [markdown]
-# `load_sharded_model` does this for every tensor: torch tells which block of the whole a rank holds, also where
-# FSDP cuts what tensor parallelism has cut already. Names, shapes and files are compared first, so a checkpoint of
-# another model is refused before any memory is taken:
-
-# %%
-try:
-    load_sharded_model(
-        lambda: meta_model(resolve_model()), lambda model: model, "big", torch.device("cpu")
-    )
-except ValueError as error:
-    print(error)
-else:
-    raise AssertionError("another model's checkpoint was taken")
-
-# %% [markdown]
-# And so is a folder from which a file is missing:
+# A folder from which a file is missing is found before anything is read. Each rank finds it by itself, so all stop and
+# none waits for another.
 
 # %%
 some_file = sorted(Path("big").glob("*.safetensors"))[1]
@@ -360,19 +371,15 @@ finally:
     os.rename("elsewhere", some_file)
 
 # %% [markdown]
-# Notice: each rank finds such a fault by itself. Where all of them read the same folder, all stop, and none waits for
-# another.
-
-# %% [markdown]
-# ## 3 · Break it, then fix it: what the files do not hold
+# ## 4 · Break it, then fix it: what the files do not hold
 #
-# **Predict:** a model comes from meta, and `load_state_dict` says that all keys matched. Is it complete?
+# **Predict:** a model comes from meta, and `load_state_dict` reports that all keys matched. Is it complete?
 
 # %%
 checkpoint = load_file(Path(resolve_model(), "model.safetensors"))
-ids = torch.arange(256).view(8, 32)  # (B, T)
-with torch.no_grad():
-    right = reference(input_ids=ids, labels=ids).loss.item()
+question = "Q: What planets are in our solar system?\n"
+answer = "A: Mercury, Venus, Earth, Mars, Jupiter, Saturn, Uranus and Neptune.\n"
+ids = torch.tensor([tokenizer(4 * (question + answer)).input_ids])  # (1, T)
 
 
 def loss_of(model):
@@ -383,19 +390,19 @@ def loss_of(model):
 # %%
 model = meta_model(resolve_model()).to_empty(
     device="cpu"
-)  # memory, and nothing written into it
+)  # memory with nothing written into it
 print(model.load_state_dict(checkpoint))
 for buffer in model.buffers():
     buffer.zero_()  # fresh memory holds anything, and often zeros
-found = loss_of(model)
-print(f"loss is finite: {found < 1e9}; loss is right: {abs(found - right) < 1e-3}")
-assert found < 1e9 and not abs(found - right) < 1e-3
-assert_initialized(model)  # it passes: zeros are numbers
+right, found = loss_of(reference), loss_of(model)
+print(f"loss {found:.1f}, and {right:.1f} where from_pretrained loaded the model")
+assert found > right + 0.1
+assert_initialized(model)  # passes, because zeros are finite
 
 # %% [markdown]
 # The rotary frequencies are **non-persistent buffers**: tensors that are no parameters and that no checkpoint holds.
 # The class computes them when it is built, and on meta there was nothing to compute. Such a model runs without an
-# error, and is wrong. A look for what is unset finds nothing either, so fill everything with NaN before loading:
+# error, and is wrong. To look for what is unset finds nothing either. So fill everything with NaN before loading:
 
 # %%
 model = meta_model(resolve_model()).to_empty(device="cpu")
@@ -407,7 +414,7 @@ print(f"loss: {loss_of(model)}")
 assert_initialized(model)
 
 # %% [markdown]
-# The fix: `restore_buffers` gives each module with such buffers to the model's own initialisation once more, as
+# The fix: `restore_buffers` passes each module with such buffers to the model's own initialisation once more, as
 # `from_pretrained` does. That may draw weights anew as well, so it comes before reading.
 
 # %%
@@ -416,7 +423,9 @@ fill_with_nan(model)
 restore_buffers(model)
 model.load_state_dict(checkpoint)
 assert_initialized(model)
-print(f"loss equals that of from_pretrained: {loss_of(model) == right}")
+print(
+    f"loss {loss_of(model):.1f}, {abs(loss_of(model) - right):.1f} from that of from_pretrained"
+)
 assert loss_of(model) == right
 
 # %% [markdown]
@@ -446,8 +455,8 @@ caught = [named_if_missing(name, unset) for name, unset in faults.items()]
 print(f"planted faults named: {sum(caught)} of {len(faults)}")
 assert all(caught)
 
-# %%
-ledger.add(
+# %% tags=["hide-input"]
+_ = ledger.add(
     "a look at all parameters and buffers finds what delayed initialisation left unset",
     "Amazon SageMaker SMP v2, DelayedParamIniter, validate_params_and_buffers_inited",
     all(caught),
@@ -456,31 +465,31 @@ ledger.add(
 )
 
 # %% [markdown]
-# ## 4 · Columns and rows
+# ## 5 · Columns and rows
 #
-# FSDP stores a matrix in parts but computes with the whole. **Tensor parallelism** computes in parts, on the same
-# batch. *Column-parallel* gives each rank some output features; *row-parallel* some input features, and the outputs
-# must be summed over ranks: an **all-reduce**. The names are of `x @ W`; torch keeps `W` as (out, in).
+# FSDP stores a matrix in parts but computes with the whole. **Tensor parallelism** (TP) computes in parts, on the same
+# batch. *Column-parallel* gives each rank some output features; *row-parallel* some input features, and the ranks'
+# outputs must be summed: an **all-reduce**. The names are of `x @ W`; torch stores `W` as (out, in).
 
 # %%
 mlp = reference.model.layers[0].mlp
 x = torch.randn(4, 128, generator=torch.Generator().manual_seed(0))  # (tokens, hidden)
 gates, ups = mlp.gate_proj.weight.chunk(2), mlp.up_proj.weight.chunk(2)  # output features
 gate_biases, up_biases = mlp.gate_proj.bias.chunk(2), mlp.up_proj.bias.chunk(2)
-downs = mlp.down_proj.weight.chunk(2, dim=1)  # rows: input features
-parts = []
+downs = mlp.down_proj.weight.chunk(2, dim=1)  # input features
+outputs = []
 for rank in range(2):
     gate = torch.nn.functional.silu(x @ gates[rank].T + gate_biases[rank])
     inner = gate * (x @ ups[rank].T + up_biases[rank])  # (4, 160): half of the features
-    parts.append(inner @ downs[rank].T)  # (4, 128): a part of the sum
-summed = parts[0] + parts[1] + mlp.down_proj.bias
-print(f"two halves of an MLP equal the whole: {torch.allclose(summed, mlp(x), atol=1e-5)}")
-assert torch.allclose(summed, mlp(x), atol=1e-5)
+    outputs.append(inner @ downs[rank].T)  # (4, 128): a part of the sum
+summed = sum(outputs) + mlp.down_proj.bias  # the bias once, after the sum
+distance = ((summed - mlp(x)).abs().max() / mlp(x).abs().max()).item()
+print(f"two halves of an MLP: {shown(distance)} from the whole")
+assert distance < TOLERANCE
 
 # %% [markdown]
-# Notice: between column and row the ranks need nothing of each other, for SiLU and the product work feature by
-# feature. **One** sum serves the whole MLP in the forward pass. In attention the features are heads: each rank
-# computes some of them.
+# Between column and row the ranks need nothing of each other, because SiLU and the product work feature by feature.
+# **One** sum serves the whole MLP. In attention the features are heads: each rank computes some of them.
 
 # %%
 explorer = layer_shards(reference.config)
@@ -499,276 +508,375 @@ assert explorer.shapes == {}
 explorer.slider.value = 2
 
 # %% [markdown]
-# ### Exercise 2 · a rank's shapes
+# ### On the ranks: a plan
 #
-# Difficulty ●○○, 5 minutes. One rank's weight and bias, as torch keeps them. Expected: `"column"`, 12 out, 8 in, 4
-# ranks: `((3, 8), (3,))`.
+# In torch a **plan** names a style for each module, and `parallelize_module` applies it. The four ranks are two pairs
+# that share matrices; the mesh names the pairs' dimension `tp`. torch's `CommDebugMode` counts collectives.
+# **Predict:** how many does the other order take, row-parallel first, then column-parallel?
 
-
-# %% tags=["exercise"]
-def shard_shapes(
-    kind: str, out_features: int, in_features: int, tp: int
-) -> tuple[tuple, tuple]:
-    """The shapes of weight and bias on one of `tp` ranks; `kind` is "column" or "row"."""
-    ### BEGIN SOLUTION
-    if kind == "column":
-        return (out_features // tp, in_features), (out_features // tp,)
-    return (out_features, in_features // tp), (out_features,)
-    ### END SOLUTION
-
-
-check_shard_shapes(shard_shapes)
-
-# %% [markdown] tags=["hint"]
-# <details><summary>Hint</summary>
-#
-# A weight is (out, in). A bias has one number for each output feature: it is cut if those are.
-#
-# </details>
-
-# %% [markdown]
-# ### Exercise 3 · a row-parallel layer
-#
-# Difficulty ●●○, 5 minutes. From each rank's input features and weight, the whole layer's output. Expected: what
-# one `Linear` gives.
-
-
-# %% tags=["exercise"]
-def row_parallel(
-    x_parts: list[torch.Tensor], weight_parts: list[torch.Tensor], bias: torch.Tensor
-) -> torch.Tensor:
-    """x_parts[r]: (B, in / tp); weight_parts[r]: (out, in / tp); bias: (out,); returns (B, out)."""
-    ### BEGIN SOLUTION
-    parts = [x @ weight.T for x, weight in zip(x_parts, weight_parts, strict=True)]
-    return sum(parts) + bias
-    ### END SOLUTION
-
-
-check_row_parallel(row_parallel)
-
-# %% [markdown] tags=["hint"]
-# <details><summary>Hint</summary>
-#
-# Each rank's product has the full shape (B, out) and holds a part of every sum. Does each rank add the bias?
-#
-# </details>
-
-# %% [markdown]
-# ## 5 · On two ranks, and on four with FSDP2
-#
-# Four cases take the same step. `by_hand` is tensor parallelism alone, on a pair of ranks; `no_sum` is its mutation,
-# in which a row-parallel layer's output stays `Partial()`: each rank keeps its part of the sum. `two_d` adds FSDP2;
-# `same_rows` is its mutation, in which all ranks see the same half of the batch.
-
-# %%
-# %%writefile step.py
-import torch
-from safetensors.torch import save_file
-from torch.distributed.tensor import DTensor
-
-from ftkit.distributed.grad_clip import clip_grad_norm_
-
-
-def whole(tensor):
-    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().clone()
-
-
-def step(model, ids, name, context):
-    """One step of SGD; rank 0 saves mean loss, gradients, their norm and the weights."""
-    loss = model(input_ids=ids, labels=ids).loss
-    loss.backward()
-    found = {"loss": torch.tensor(context.sum(loss.item()) / context.dp_size)}
-    found |= {f"grad {n}": whole(p.grad) for n, p in model.named_parameters()}
-    found["norm"] = torch.tensor(clip_grad_norm_(model.parameters(), 0.5))
-    torch.optim.SGD(model.parameters(), lr=0.1).step()
-    found |= {f"weight {n}": whole(p) for n, p in model.named_parameters()}
-    if context.is_main_process:
-        save_file(found, f"{name}.safetensors")
-
-
-# %%
-# %%writefile by_hand.py
+# %% tags=["hide-input"]
+# %%px
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
+from torch.distributed.tensor.debug import CommDebugMode
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
+    PrepareModuleInput,
     RowwiseParallel,
+    SequenceParallel,
+    loss_parallel,
     parallelize_module,
 )
 
-from ftkit import load_base
-
-COLUMN = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"]
-COLUMN += ["mlp.gate_proj", "mlp.up_proj"]
-ROW = ["self_attn.o_proj", "mlp.down_proj"]
+start, _ = load_base()
+batch = torch.arange(256).view(8, 32)  # (B, T)
+hidden = start.model.embed_tokens(batch).detach()
 
 
-def by_hand(tp_mesh, **row_options):
-    model, _ = load_base()
+def sent(counter):
+    return {str(op).split(".")[-1]: n for op, n in counter.get_comm_counts().items()}
+
+
+def relative(found, expected):
+    return ((found - expected).abs().max() / expected.abs().max()).item()
+
+
+# %%
+# %%px
+grid = init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp_shard", "tp"))
+
+
+def run_mlp(plan):
+    """The collectives of forward and backward, and the distance from the whole MLP."""
+    whole = start.model.layers[0].mlp
+    mlp = parallelize_module(deepcopy(whole), grid["tp"], plan)
+    with CommDebugMode() as forward:
+        out = mlp(hidden.clone().requires_grad_())
+    with CommDebugMode() as backward:
+        out.sum().backward()
+    return sent(forward), sent(backward), relative(out, whole(hidden))
+
+
+first, last = ("gate_proj", "up_proj"), "down_proj"
+column_row = run_mlp(dict.fromkeys(first, ColwiseParallel()) | {last: RowwiseParallel()})
+row_column = run_mlp(
+    dict.fromkeys(first, RowwiseParallel(input_layouts=Replicate()))
+    | {last: ColwiseParallel(output_layouts=Replicate())}
+)
+
+# %%
+plans = dict(
+    zip(
+        ("column, then row", "row, then column"),
+        ranks.get("(column_row, row_column)")[0],
+        strict=True,
+    )
+)
+for name, (forward, backward, distance) in plans.items():
+    print(
+        f"{name}: {shown(distance)} from the whole MLP\n  forward {forward}\n  backward {backward}"
+    )
+totals = [sum(forward.values()) for forward, _, _ in plans.values()]
+assert totals[0] == 1 < totals[1] and max(d for *_, d in plans.values()) < TOLERANCE
+
+# %% [markdown]
+# Both orders are right, and only the first is cheap: column-parallel followed by row-parallel needs a single all-reduce
+# in the forward pass. In the backward pass gate and up each sum a gradient of their common input; a program that
+# fuses them sums once.
+
+
+# %% tags=["hide-input"]
+# %%px
+def tried(plan):
+    """The plan on layer 0: distance from the whole layer, and all-reduces of the forward pass."""
+    styles = {"colwise": ColwiseParallel, "rowwise": RowwiseParallel}
+    whole = start.model.layers[0]
+    owners = {n.split(".")[-1]: n for n, _ in whole.named_modules()}
+    layer = parallelize_module(
+        deepcopy(whole), grid["tp"], {owners[n]: styles[s]() for n, s in plan.items()}
+    )
+    positions = torch.arange(32).unsqueeze(0)
+    rotary = start.model.rotary_emb(hidden, positions)
+    with torch.no_grad():
+        expected = whole(hidden, position_embeddings=rotary)
+        with CommDebugMode() as counter:
+            found = layer(hidden, position_embeddings=rotary)
+    return {
+        "error": relative(found, expected),
+        "all_reduces": sent(counter).get("all_reduce", 0),
+    }
+
+
+# %%
+def try_plan(plan: dict[str, str]) -> dict:
+    """Distance from the whole layer, and all-reduces of the forward pass, on the live ranks."""
+    return ranks.get(f"tried({plan!r})")[0]
+
+
+# %% [markdown]
+# ### Exercise 2 · a plan for a decoder layer
+#
+# Difficulty ●●○, 6 minutes. Give each of the seven matrices of a decoder layer a style, so that the forward pass needs
+# two all-reduces. `try_plan` runs your plan on the live ranks. Expected: a dict from `q_proj`, `k_proj`, `v_proj`,
+# `o_proj`, `gate_proj`, `up_proj` and `down_proj` to `"colwise"` or `"rowwise"`.
+
+
+# %% tags=["exercise"]
+def layer_plan() -> dict[str, str]:
+    """A style for each matrix of a decoder layer."""
+    ### BEGIN SOLUTION
+    columns = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
+    return dict.fromkeys(columns, "colwise") | dict.fromkeys(
+        ("o_proj", "down_proj"), "rowwise"
+    )
+    ### END SOLUTION
+
+
+check_layer_plan(layer_plan, try_plan)
+
+# %% [markdown] tags=["hint"]
+# <details><summary>Hint</summary>
+#
+# Attention is like an MLP: queries, keys and values first, head by head, then `o_proj`, which mixes the heads.
+#
+# </details>
+
+# %% [markdown]
+# ## 6 · What plain tensor parallelism leaves undivided
+#
+# Between two all-reduces every rank holds all tokens' hidden states, and norms and dropout do the same work on each.
+# **Sequence parallelism** splits them by tokens instead: the all-reduce becomes a reduce-scatter, after which each rank
+# has its tokens, and an all-gather before the next matrices. **Predict:** does it send more?
+
+# %%
+# %%px
+from collections import OrderedDict
+
+layer = start.model.layers[0]
+whole = torch.nn.Sequential(OrderedDict(norm=layer.post_attention_layernorm, mlp=layer.mlp))
+tensor = dict.fromkeys(("mlp.gate_proj", "mlp.up_proj"), ColwiseParallel())
+sequence = tensor | {
+    "norm": SequenceParallel(),  # dimension 1, the tokens
+    "mlp": PrepareModuleInput(input_layouts=Shard(1), desired_input_layouts=Replicate()),
+    "mlp.down_proj": RowwiseParallel(output_layouts=Shard(1)),
+}
+tensor |= {"mlp.down_proj": RowwiseParallel()}
+
+# %%
+# %%px
+mine = hidden.chunk(2, dim=1)[grid.get_local_rank("tp")]  # half of the tokens
+blocks = {}
+for name, plan, given in (("tensor", tensor, hidden), ("sequence", sequence, mine)):
+    block = parallelize_module(deepcopy(whole), grid["tp"], plan)
+    with CommDebugMode() as counter, torch.no_grad():
+        out = block(given)
+        expected = whole(given)
+    blocks[name] = (sent(counter), tuple(given.shape), relative(out, expected))
+
+# %%
+blocks = ranks.get("blocks")[0]
+for name in ("tensor", "sequence"):
+    collectives, shape, distance = blocks[name]
+    print(
+        f"{name:9} the norm sees {shape}, {shown(distance)} from the whole\n    sends {collectives}"
+    )
+assert blocks["tensor"][0] == {"all_reduce": 1}
+assert set(blocks["sequence"][0].values()) == {1} and len(blocks["sequence"][0]) == 2
+assert max(distance for *_, distance in blocks.values()) < TOLERANCE
+
+# %% [markdown]
+# No: an all-reduce *is* a reduce-scatter followed by an all-gather, so the bytes are the same, and the activations that
+# each rank saves for the backward pass shrink. Korthikanti et al. (2022) introduced it; torchtitan always uses it
+# with TP. transformers does not yet: its plans keep hidden states replicated.
+
+# %% [markdown]
+# The logits are the largest activation. A plan that gathers them (`colwise_gather_output`, transformers' default) gives
+# every rank all of the vocabulary. **Loss parallelism** computes the cross-entropy from logits that stay split,
+# and sends per token a maximum, a sum and the label's logit.
+
+# %%
+# %%px
+from torch.nn.functional import cross_entropy
+
+targets = batch.flatten()
+own_head = deepcopy(start.lm_head)
+expected = cross_entropy(own_head(hidden).flatten(0, 1), targets)
+expected.backward()
+style = ColwiseParallel(output_layouts=Shard(-1), use_local_output=False)
+head = parallelize_module(deepcopy(start.lm_head), grid["tp"], style)
+with loss_parallel():
+    logits = head(hidden).flatten(0, 1)
+    loss = cross_entropy(logits, targets)
+    loss.backward()
+split = {
+    "logits here": tuple(logits.to_local().shape),
+    "loss": abs(loss.full_tensor().item() / expected.item() - 1),
+    "gradient": relative(head.weight.grad.full_tensor(), own_head.weight.grad),
+}
+
+# %%
+split = ranks.get("split")[0]
+vocabulary = reference.config.vocab_size
+print(f"logits on a rank: {split['logits here']}, of a vocabulary of {vocabulary}")
+print(
+    f"loss {shown(split['loss'])} and gradient {shown(split['gradient'])} from one process's"
+)
+print(
+    f"8,192 tokens of Llama 3 in float32: {8192 * 128256 * 4 / 1e9:.1f} GB, over 8 ranks",
+    end=" ",
+)
+print(f"{8192 * 128256 * 4 / 8e9:.1f} GB")
+assert split["logits here"] == (256, vocabulary // 2)
+assert max(split["loss"], split["gradient"]) < TOLERANCE
+
+# %% [markdown]
+# ## 7 · Two dimensions: FSDP × TP
+#
+# On the mesh `grid`, pairs share each matrix and see the same examples; each part is sharded once more across pairs,
+# which see different examples. TP first, then `fully_shard`. Four cases take the same step of SGD:
+#
+# - `by_hand`, TP alone by a plan, and `no_sum`, its negative control: row-parallel outputs stay `Partial()`;
+# - `transformers`, one argument, and `ftkit`, its program's two functions, both in two dimensions;
+# - `same_examples`: both pairs see the same half of the batch.
+
+
+# %% tags=["hide-input"]
+# %%px
+from ftkit.distributed.fsdp import apply_fsdp
+from ftkit.distributed.grad_clip import clip_grad_norm_
+from ftkit.distributed.tensor_parallel import apply_tensor_parallel
+
+
+def full_of(tensor):
+    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().clone()
+
+
+def step(model, examples):
+    """A step of SGD: mean loss over the ranks, gradients, their norm, the weights afterwards."""
+    loss = model(input_ids=examples, labels=examples, use_cache=False).loss
+    loss.backward()
+    mean = loss.detach().clone()
+    if dist.is_initialized() and isinstance(next(model.parameters()), DTensor):
+        dist.all_reduce(mean, op=dist.ReduceOp.AVG)
+    grads = {n: full_of(p.grad) for n, p in model.named_parameters()}
+    norm = torch.tensor(clip_grad_norm_(model.parameters(), 0.5))
+    torch.optim.SGD(model.parameters(), lr=0.1).step()
+    return {
+        "loss": {"": mean},
+        "gradients": grads,
+        "norm": {"": norm},
+        "weights": {n: full_of(p) for n, p in model.named_parameters()},
+    }
+
+
+# %%
+# %%px
+def by_hand(**row_options):
+    model = deepcopy(start)
     for layer in model.model.layers:
-        plan = {name: ColwiseParallel() for name in COLUMN}
-        plan |= {name: RowwiseParallel(**row_options) for name in ROW}
-        parallelize_module(layer, tp_mesh, plan)
+        columns = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+        plan = dict.fromkeys((*columns, "mlp.gate_proj", "mlp.up_proj"), ColwiseParallel())
+        plan |= dict.fromkeys(
+            ("self_attn.o_proj", "mlp.down_proj"), RowwiseParallel(**row_options)
+        )
+        parallelize_module(layer, grid["tp"], plan)
     return model
 
 
-# %% [markdown]
-# A mesh is named by three numbers, whose product is the number of ranks: replicas, shards of FSDP, ranks that share
-# each matrix. `1,1,2` is tensor parallelism alone. Torch's `CommDebugMode` counts what an MLP sends:
-
-# %%
-# %%writefile pair.py
-import json
-from pathlib import Path
-
-import torch
-from by_hand import by_hand
-from step import step
-from torch.distributed.tensor import Partial
-from torch.distributed.tensor.debug import CommDebugMode
-
-from ftkit.distributed.launch import run_forked
-
-
-def main(context):
-    ids = torch.arange(256).view(8, 32)
-    step(by_hand(context.tp_mesh, output_layouts=Partial()), ids, "no_sum", context)
-    model = by_hand(context.tp_mesh)
-    step(model, ids, "by_hand", context)
-    with CommDebugMode() as forward:
-        out = model.model.layers[0].mlp(torch.ones(4, 128, requires_grad=True))
-    with CommDebugMode() as backward:
-        out.sum().backward()
-    if context.is_main_process:
-        sums = {"forward": forward.get_total_counts(), "backward": backward.get_total_counts()}
-        Path("sums.json").write_text(json.dumps(sums))
-
-
-run_forked(main, ranks=2, mesh="1,1,2")
-
-# %%
-starter.run("pair.py")
-sums = json.loads(Path("sums.json").read_text())
-print(f"all-reduces of an MLP: {sums}")
-assert sums == {"forward": 1, "backward": 2}
-
-# %% [markdown]
-# Notice: in the backward pass gate and up each sum a gradient of their common input; a program that fuses them sums
-# once.
-#
-# Now a **2-D mesh**, `1,2,2`: pairs that see the same rows share each matrix, and each part is sharded once more
-# across pairs that see other rows.
-
-# %%
-# %%writefile both_cuts.py
-from ftkit.distributed.fsdp import apply_fsdp
-from ftkit.distributed.loading import load_sharded_model
-from ftkit.distributed.tensor_parallel import apply_tensor_parallel
-from ftkit.models import meta_model, resolve_model
-
-
-def both_cuts(context):
-    """The base model of which each rank has read its part, cut by the model's own plan and by FSDP2."""
-
-    def cut(model):
-        return apply_fsdp(apply_tensor_parallel(model, context.tp_mesh), context.mesh)
-
-    base = resolve_model()
-    return load_sharded_model(lambda: meta_model(base), cut, base, context.device)
-
-
-# %%
-# %%writefile two_d.py
-from pathlib import Path
-
-import torch
-from both_cuts import both_cuts
-from step import step
-
-from ftkit.distributed.launch import run_forked
-
-
-def main(context):
-    rows = torch.arange(256).view(8, 32).chunk(context.dp_size)
-    step(both_cuts(context), rows[0], "same_rows", context)
-    model = both_cuts(context)
-    step(model, rows[context.dp_rank], "two_d", context)
-    w = model.model.layers[0].self_attn.o_proj.weight
-    said = f"o_proj lies {w.placements}, {tuple(w.to_local().shape)} of {tuple(w.shape)}"
-    try:
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
-    except RuntimeError as error:
-        said += f"\ntorch's clip_grad_norm_: {str(error).splitlines()[0]}"
-    if context.is_main_process:
-        Path("said.txt").write_text(said)
-
-
-run_forked(main, ranks=4, mesh="1,2,2")
-
-# %%
-starter.run("two_d.py")
-said = Path("said.txt").read_text()
-print(said)
-assert "(64, 64) of (128, 128)" in said and "same mesh" in said
-
-# %% [markdown]
-# Notice: the placements name a cut for each axis of the mesh. FSDP cuts tensor dim 0, the rows, and tensor
-# parallelism dim 1, the columns of a row-parallel weight: a quarter each. Norms lie on FSDP's axis alone, and torch's
-# `clip_grad_norm_` refuses to add over two meshes; `ftkit`'s sums over each mesh, then adds the squares.
-#
-# **Predict:** which of loss, gradients, norm and weights will each mutation get wrong? Here is the same step in this
-# process.
-
-# %%
-loss = reference(input_ids=ids, labels=ids).loss
-loss.backward()
-own = {"loss": loss.detach()}
-own |= {f"grad {n}": p.grad.clone() for n, p in reference.named_parameters()}
-own["norm"] = torch.tensor(clip_grad_norm_(reference.parameters(), 0.5))
-torch.optim.SGD(reference.parameters(), lr=0.1).step()
-own |= {f"weight {n}": p.detach().clone() for n, p in reference.named_parameters()}
-
-
-# %%
-def farthest(case, kind, factor=1.0):
-    """The largest difference from this process, relative to the largest entry of each tensor."""
-    found = load_file(f"{case}.safetensors")
-    mine = {name: tensor for name, tensor in own.items() if name.startswith(kind)}
-    return max(
-        ((factor * found[n] - t).abs().max() / t.abs().max()).item() for n, t in mine.items()
+def with_transformers():
+    sizes = DistributedConfig(fsdp_size=2, tp_size=2)
+    return AutoModelForCausalLM.from_pretrained(
+        resolve_model(), dtype=torch.float32, distributed_config=sizes, trust_remote_code=False
     )
 
 
-def agrees(case):
-    """What of a case equals this process's."""
-    kinds = ("loss", "grad", "norm", "weight")
-    return {kind: farthest(case, kind) < TOLERANCE for kind in kinds}
+def with_ftkit():
+    def split(model):
+        return apply_fsdp(apply_tensor_parallel(model, grid["tp"]), grid["dp_shard"])
+
+    base = resolve_model()
+    return load_sharded_model(lambda: meta_model(base), split, base, torch.device("cpu"))
 
 
 # %%
-for case in ("by_hand", "no_sum", "two_d", "same_rows"):
-    print(f"{case:9}", agrees(case))
-print(f"halved gradients would be seen: {farthest('two_d', 'grad', 0.5) > 0.4}")
-assert all(agrees("by_hand").values()) and all(agrees("two_d").values())
-assert not any(agrees("no_sum").values()) and not any(agrees("same_rows").values())
-assert farthest("two_d", "grad", 0.5) > 0.4
+# %%px
+halves = batch.chunk(2)
+own = halves[grid.get_local_rank("dp_shard")]
+alone = step(deepcopy(start), batch)
+two_d = with_ftkit()
+weight = two_d.model.layers[0].self_attn.o_proj.weight
+lies = (weight.placements, tuple(weight.to_local().shape), tuple(weight.shape))
 
 # %%
-claimed = {
-    "by_hand": (
-        "column- and row-parallel layers compute what whole layers do",
-        "Shoeybi et al., 2019",
-    ),
-    "two_d": ("a model's own tp_plan is enough, also under FSDP2", "transformers, tp_plan"),
+# %%px
+cases = {
+    "by_hand": step(by_hand(), batch),
+    "no_sum": step(by_hand(output_layouts=Partial()), batch),
+    "transformers": step(with_transformers(), own),
+    "ftkit": step(two_d, own),
+    "same_examples": step(with_ftkit(), halves[0]),
 }
-for case, (claim, source) in claimed.items():
-    held = all(agrees(case).values())
-    measured = "loss, gradients, clip norm, weights after a step: "
-    measured += f"{'all' if held else 'not all'} within {TOLERANCE:g}, 1 seed"
-    ledger.add(claim, source, held, measured)
+distances = {
+    case: {
+        kind: max(relative(found[kind][n], t) for n, t in alone[kind].items())
+        for kind in alone
+    }
+    for case, found in cases.items()
+}
+
+# %%
+placements, here, whole = ranks.get("lies")[0]
+print(f"o_proj.weight lies {placements}, {here} of {whole}")
+distances = ranks.get("distances")[0]
+print(f"\nlargest distance from one process: {', '.join(distances['by_hand'])}")
+for case in ("by_hand", "no_sum", "transformers", "ftkit", "same_examples"):
+    print(f"{case:14}", "  ".join(f"{shown(d):>11}" for d in distances[case].values()))
+for case in ("by_hand", "transformers", "ftkit"):
+    assert max(distances[case].values()) < TOLERANCE
+for case in ("no_sum", "same_examples"):
+    assert min(distances[case].values()) > TOLERANCE
+assert here == (64, 64)
 
 # %% [markdown]
-# ## 6 · A model's own plan
+# The placements name a split for each dimension of the mesh: FSDP splits tensor dimension 0, the rows, and TP dimension
+# 1, the columns of a row-parallel weight; a quarter each. Both negative controls are wrong in all four.
+
+# %% tags=["hide-input"]
+for claim, source, case in (
+    (
+        "column- and row-parallel layers compute what whole layers do",
+        "Shoeybi et al., 2019",
+        "by_hand",
+    ),
+    (
+        "a model's own tp_plan is enough, also under FSDP2",
+        "transformers, DistributedConfig",
+        "transformers",
+    ),
+):
+    measured_as = "loss, gradients, clip norm, weights after a step: all"
+    held = max(distances[case].values()) < TOLERANCE
+    ledger.add(claim, source, held, f"{measured_as} within {TOLERANCE:g}, 4 ranks")
+
+# %% [markdown]
+# One call of torch fails here. Norm weights lie on FSDP's dimension alone, matrices on
+# both, and `clip_grad_norm_` does not add over two meshes. `ftkit`'s sums over each mesh, then adds the squares.
+
+# %%
+# %%px
+with_grads = with_ftkit()
+with_grads(input_ids=own, labels=own, use_cache=False).loss.backward()
+try:
+    torch.nn.utils.clip_grad_norm_(with_grads.parameters(), 0.5)
+except RuntimeError as error:
+    print(str(error).splitlines()[0])
+else:
+    raise AssertionError("torch can clip on two meshes now: drop ftkit's")
+
+# %% [markdown]
+# ### A model's own plan
 #
-# `two_d` was told no names: every transformers model that knows its plan carries it.
+# `transformers` and `ftkit` were given no names, because a transformers model carries its plan:
 
 # %%
 for layer, style in reference.tp_plan.items():
@@ -776,9 +884,6 @@ for layer, style in reference.tp_plan.items():
 assert sum(style == "rowwise" for style in reference.tp_plan.values()) == 2
 
 # %% [markdown]
-# Notice: the embedding is cut by vocabulary, and so is the head, whose logits are gathered. A tied pair is cut in
-# the same way, so it stays tied.
-#
 # In many models several heads share one **key-value head**: the keys and values that they attend to. Each rank needs
 # whole heads of both kinds. **Predict:** 8 heads share 2 key-value heads. Which tensor-parallel degrees does `ftkit`
 # take?
@@ -795,24 +900,83 @@ else:
     raise AssertionError("4 ranks cannot share 2 key-value heads")
 
 # %% [markdown]
-# Notice: the limit is `ftkit`'s. Programs that give several ranks a copy of a key-value head go beyond it.
+# The limit is `ftkit`'s. Programs that give several ranks a copy of a key-value head go beyond it.
+
+# %% [markdown]
+# ## 8 · When not to use tensor parallelism
 #
-# On eight GPUs in each of two machines, tensor parallelism stays inside a machine: a layer cannot go on before its
-# sums have arrived, while FSDP gathers the next layer's weights ahead. `--mesh 1,2,8` means one replica, sharded over
-# 2, with matrices shared by 8.
+# TP is needed when *one layer* or its activations do not fit on a GPU, or when there are so many GPUs that each would
+# get less than one example. An 8B model on eight GPUs is neither. Count what a layer of Llama 3 8B sends on each GPU in
+# one step, for FSDP over 8 and for TP over 8.
+
+# %%
+hidden, inner, kv = 4096, 14336, 1024  # Llama 3 8B
+layer = 2 * hidden * hidden + 2 * hidden * kv + 3 * hidden * inner
+ring = 7 / 8  # of a tensor, sent by each of 8 GPUs in an all-gather or reduce-scatter
+
+
+def fsdp_bytes() -> float:
+    """Two all-gathers in bfloat16 and a reduce-scatter in float32, of the layer's parameters."""
+    return ring * layer * (2 + 2 + 4)
+
+
+def tp_bytes(tokens: int) -> float:
+    """Four all-reduces in bfloat16, each a reduce-scatter and an all-gather, of the tokens' hidden states."""
+    return ring * 4 * 2 * (2 * tokens * hidden)
+
+
+# %%
+states = 16 * 8.03e9 / 8 / 1e9
+print(
+    f"states of 8B over 8 GPUs: {states:.0f} GB each, and one layer {2 * layer / 1e9:.2f} GB"
+)
+for tokens in (1024, 4096, 16384):  # of each GPU; with TP all 8 work on the tokens of all
+    sent = fsdp_bytes() / 1e9, tp_bytes(8 * tokens) / 1e9
+    print(f"{tokens:6,} tokens per GPU: FSDP {sent[0]:.1f} GB per layer, TP {sent[1]:.1f} GB")
+break_even = layer * 8 / (4 * 2 * 2 * hidden) / 8
+print(f"equal at {break_even:,.0f} tokens per GPU")
+assert tp_bytes(8 * 4096) > fsdp_bytes() > tp_bytes(8 * 1024)
+
+# %% [markdown]
+# Above about 3,300 tokens per GPU, TP sends more, and worse: FSDP's all-gathers run ahead while other layers compute,
+# but a TP layer cannot go on before its sums have arrived. So 8B on 8 GPUs: FSDP alone. `ftkit`'s default mesh,
+# `1,-1,1`, is that.
+
+# %% [markdown]
+# ## What transfers
+#
+# Measured here: pocket-base, 1.0 M parameters, width 128, 4 heads, and a random Llama of 18 M, on four CPU processes
+# over gloo. Equalities, shapes and counts of collectives are the same at 8B; megabytes of loading scale with the model;
+# no time was measured.
+
+# %% [markdown]
+# From the literature, not measured here:
+#
+# - torchtitan (December 2024) trains Llama 3.1 8B on 8 and on 128 H100 with FSDP alone; TP appears with 70B on 256 GPUs
+#   (FSDP 32 × TP 8) and 405B on 512 (FSDP 8 × TP 8 × PP 8).
+# - Keep TP inside a machine: its all-reduces need NVLink (Shoeybi et al. 2019 use at most 8).
+# - Sequence parallelism with selective recomputation saves five times the activation memory (Korthikanti et al. 2022).
+
+# %% [markdown]
+# ## Numbers to take away
+#
+# - Loading, host memory on a machine of n ranks: n models, two (one of them on rank 0), or one.
+# - A checkpoint of a Llama lacks its rotary frequencies; fill with NaN, then load, then look.
+# - Column then row: one all-reduce per MLP and one per attention in the forward pass, the same again in the backward
+#   pass.
+# - 8B on 8 GPUs: 16 GB of states each, FSDP alone.
 
 # %% [markdown]
 # ## Recap
 #
-# - While rank 0 loads, it must hold the whole model; when each rank reads its shards, nobody does.
-# - A checkpoint is not the whole model: buffers outside it must be computed again.
-# - NaN first, then look: that proves that all was set. "All keys matched" does not.
-# - Column then row: one sum for an MLP and one for attention, in the forward pass.
-# - Equality is proved on gradients, for each cut, with a mutation that breaks it.
+# - `from_pretrained` on every rank costs a model per rank; on meta, then DCP or `distributed_config`, costs a shard.
+# - `set_model_state_dict(broadcast_from_rank0=True)` needs one rank that can hold the model.
+# - "All keys matched" says nothing about buffers; NaN does.
+# - Sequence and loss parallelism divide what plain TP leaves on every rank.
+# - Equality is proved on gradients, for each split, with a negative control.
 
 # %%
 ledger.show()
-starter.stop()
 os.chdir(Path(folder.name).parent)
 folder.cleanup()
 
@@ -823,7 +987,7 @@ folder.cleanup()
 # 2. Which tensors does a checkpoint of a Llama leave out?
 # 3. Why must memory be filled with NaN before loading, and not only looked at afterwards?
 # 4. Why is a row-parallel bias added after the sum?
-# 5. Why do tensor-parallel ranks see the same rows of the batch?
+# 5. Why is FSDP alone the better choice for 8B on eight GPUs?
 
 # %% [markdown]
 # <details><summary>Answers</summary>
@@ -831,8 +995,8 @@ folder.cleanup()
 # - 1: rank 0 itself holds all of it, and its shard.
 # - 2: the rotary frequencies, which are non-persistent buffers.
 # - 3: memory that nobody set may hold finite numbers.
-# - 4: every rank would add it, and the sum would hold it several times.
-# - 5: each computes a part of the features of the same tokens, and the parts are summed.
+# - 4: otherwise every rank adds it, and the sum holds it several times.
+# - 5: a layer fits, FSDP's messages overlap with computation and do not grow with the batch; TP's do neither.
 #
 # </details>
 
@@ -848,7 +1012,11 @@ folder.cleanup()
 # - Amazon, [delayed parameter
 #   initialization](https://docs.aws.amazon.com/sagemaker/latest/dg/model-parallel-core-features-v2-delayed-param-init.html)
 #   in SageMaker SMP v2.
-# - Shoeybi et al., [Megatron-LM](https://arxiv.org/abs/1909.08053): columns and rows.
+# - Shoeybi et al., [Megatron-LM](https://arxiv.org/abs/1909.08053), 2019: columns and rows.
+# - Korthikanti et al., [Reducing Activation Recomputation](https://arxiv.org/abs/2205.05198), 2022: sequence
+#   parallelism.
+# - torchtitan, [benchmarks of December
+#   2024](https://github.com/pytorch/torchtitan/blob/main/benchmarks/llama3_h100_202412_torchtitan.md).
 #
 # ## Next
 #

@@ -5,8 +5,10 @@ import math
 import pytest
 import torch
 from torch import nn
+from transformers.integrations.neftune import activate_neftune
 
-from ftkit.loss import IGNORE_INDEX, accumulate, next_token_loss, summed_cross_entropy, token_losses
+from ftkit.adapters import attach
+from ftkit.loss import IGNORE_INDEX, accumulate, chunk_loss, next_token_loss, summed_cross_entropy, token_losses
 from tests import architectures
 from tests.tiny import foreign_model
 
@@ -120,3 +122,58 @@ def test_a_router_s_loss_is_added_where_the_configuration_asks_for_it():
     means[True].backward()
     masked = batch | {"labels": torch.full_like(batch["labels"], IGNORE_INDEX)}  # what evens out the ranks
     assert next_token_loss(model, masked, torch.float32, mixed=False) == 0
+
+
+def loss_and_gradients(model: nn.Module, batch: dict[str, torch.Tensor], chunk: int = 0):
+    torch.manual_seed(0)  # of NEFTune's noise
+    model.zero_grad()
+    loss = next_token_loss(model, batch, torch.float32, mixed=False, chunked=bool(chunk))
+    loss.backward()
+    return loss.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("kind", ["full", "lora", "noise", "packed"])
+def test_a_chunked_loss_is_the_whole_one_with_its_gradients(kind):
+    model, batch = foreign_model(torch.float32), batch_of(3)
+    if kind == "lora":
+        model = attach(model, "lora", r=2)
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                nn.init.normal_(parameter)
+    if kind == "noise":
+        activate_neftune(model, 5.0)
+    if kind == "packed":
+        positions = torch.tensor([0, 1, 2, 0, 1, 2]).expand(3, -1).clone()
+        batch = {"input_ids": batch["input_ids"], "position_ids": positions, "labels": batch["labels"]}
+    model.train()
+    expected, gradients = loss_and_gradients(model, batch)
+    for chunk in (1, 4, 15, 100):  # of 15 tokens
+        chunk_loss(model, chunk)
+        found, chunked = loss_and_gradients(model, batch, chunk)
+        torch.testing.assert_close(found, expected)
+        assert chunked.keys() == gradients.keys()
+        torch.testing.assert_close(chunked, gradients, rtol=1e-4, atol=1e-6)
+    shifted = {**batch, "labels": batch["labels"].roll(1, 1)}  # the mutation: another token's label
+    assert not torch.isclose(loss_and_gradients(model, shifted, chunk)[0], expected)
+
+
+def test_a_chunked_loss_never_has_more_logits_than_a_chunk():
+    model, batch, seen = foreign_model(torch.float32), batch_of(3), []
+    model.get_output_embeddings().register_forward_hook(lambda _m, _i, logits: seen.append(logits.shape[:-1].numel()))
+    chunk_loss(model, 4)
+    loss_and_gradients(model, batch, 4)
+    assert max(seen) == 4 and sum(seen) == 2 * 15  # forward, and again in backward
+    seen.clear()
+    assert model(input_ids=batch["input_ids"]).logits.shape[:2] == (3, 6)  # without labels as before
+    assert seen == [18]
+
+
+def test_nothing_to_predict_costs_nothing():
+    model, batch = foreign_model(torch.float32), batch_of(2)
+    chunk_loss(model, 4)
+    for empty in (
+        {name: tensor[:, :1] for name, tensor in batch.items()},
+        {**batch, "labels": torch.full_like(batch["labels"], IGNORE_INDEX)},
+    ):
+        loss, gradients = loss_and_gradients(model, empty, 4)
+        assert loss == 0 and not any(gradient.any() for gradient in gradients.values())

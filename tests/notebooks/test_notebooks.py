@@ -59,8 +59,6 @@ def test_notebook_agrees_with_its_source(name):
 def test_notebook_has_every_part(name):
     nb = nbformat.read(target(name), as_version=4)
     found = anatomy.violations(nb, NOTEBOOKS, is_map=name == MAP)
-    if name[:2] >= "09":  # these do not give their conclusions so yet
-        found = [sentence for sentence in found if sentence not in list(anatomy.conclusions(nb))]
     assert found == []
 
 

@@ -1,75 +1,120 @@
-"""The checkers of 10_adapter_family: a solution is right, a stub is not solved yet, a wrong answer gets its hint."""
+"""The checkers of 10_adapter_family: right, untouched, and each typical mistake with the hint meant for it."""
 
-import math
+import statistics
 
-import torch
+import pytest
 
-from ftcourse.exercises.adapter_family import check_dora_weight, check_loraplus_rates, check_neftune
+from ftcourse.exercises.adapter_family import check_four_bits, check_front
+from ftcourse.intervals import interval
 
 from .shown import checker_tests
 
-
-def dora(W, A, B, magnitude, scaling):
-    direction = W + scaling * B @ A
-    return magnitude[:, None] * direction / direction.norm(dim=1, keepdim=True)
+POINTS = {"full": (0.6, 0.5), "LoRA": (0.5, 0.7), "prefix": (0.1, 0.6)}
 
 
-def noisy(embeddings, alpha, *, shape=None, low=-1.0, width=2.0, gauss=0.0, dims=None):
-    B, L, D = embeddings.shape
-    bound = alpha / math.sqrt(dims(B, L, D) if dims else L * D)
-    if gauss:
-        return embeddings + torch.randn_like(embeddings) * bound * gauss
-    return embeddings + (low + width * torch.rand(shape or (B, L, D), dtype=embeddings.dtype)) * bound
+def beats(one, other):
+    return one != other and one[0] >= other[0] and one[1] >= other[1]
 
 
-def rates(names, lr, ratio, part=".lora_B."):
-    return {name: lr * ratio if part in name else lr for name in names}
+def front(points):
+    return {n for n in points if not any(beats(points[m], points[n]) for m in points)}
 
 
-EXERCISES = [
-    (
-        check_dora_weight,
-        dora,
-        {
-            "that is LoRA": lambda W, A, B, m, s: W + s * B @ A,
-            "divide each row by its own length": lambda W, A, B, m, s: m[:, None] * (W + s * B @ A),
-            "the length of the whole matrix": lambda W, A, B, m, s: (
-                m[:, None] * (W + s * B @ A) / (W + s * B @ A).norm()
-            ),
-            "not of W": lambda W, A, B, m, s: m[:, None] * (W + s * B @ A) / W.norm(dim=1, keepdim=True),
-            "multiplied by scaling": lambda W, A, B, m, s: dora(W, A, B, m, 1.0),
-            "of W's shape": lambda W, A, B, m, s: dora(W, A, B, m, s).T,
-            "should point where they point": lambda W, A, B, m, s: dora(W, A, -B, m, s),
-        },
-    ),
-    (
-        check_neftune,
-        noisy,
-        {
-            "no noise was added": lambda e, alpha: e,
-            "return the sum": lambda e, alpha: noisy(torch.zeros_like(e), alpha),
-            "never negative": lambda e, alpha: noisy(e, alpha, low=0.0, width=1.0),
-            "a noise of its own": lambda e, alpha: noisy(e, alpha, shape=(1, 1, e.shape[2])),
-            "that noise is Gaussian": lambda e, alpha: noisy(e, alpha, gauss=1.0),
-            "draw it uniformly": lambda e, alpha: noisy(e, alpha, gauss=1 / math.sqrt(3)),
-            "the noise reaches": lambda e, alpha: noisy(e, alpha, dims=lambda B, L, D: L),
-            "the noise stays below": lambda e, alpha: noisy(e, alpha, dims=lambda B, L, D: B * L * D),
-            "equally likely": lambda e, alpha: e + (noisy(e, alpha) - e) ** 3 / (alpha**2 / (e[0].numel())),
-            "embeddings' shape": lambda e, alpha: noisy(e, alpha).flatten(0, 1),
-        },
-    ),
-    (
-        check_loraplus_rates,
-        rates,
-        {
-            "the other way round": lambda n, lr, ratio: rates(n, lr, ratio, ".lora_A."),
-            "A keeps lr": lambda n, lr, ratio: {k: v / ratio for k, v in rates(n, lr, ratio).items()},
-            "ratio times as fast": lambda n, lr, ratio: rates(n, lr, 1),
-            "and they have": lambda n, lr, ratio: rates(n, 2 * lr, ratio),
-            "lora_B in its own name": lambda n, lr, ratio: rates(n, lr, ratio, "lora_B"),
-            "for each of the names": lambda n, lr, ratio: [lr] * len(n),
-        },
-    ),
-]
+def check_own_front(answer):
+    return check_front(answer, POINTS)
 
-test_solution_is_right, test_stub_is_not_solved_yet, test_wrong_answers = checker_tests(EXERCISES)
+
+def strictly(points):
+    """Only those are left out that are worse in both measures."""
+    return {n for n, p in points.items() if not any(q[0] > p[0] and q[1] > p[1] for q in points.values())}
+
+
+WRONG_FRONTS = {
+    "return the others": lambda points: set(points) - front(points),
+    "highest sum": lambda points: {max(points, key=lambda name: sum(points[name]))},
+    "best of each measure": lambda points: {max(points, key=lambda n: points[n][i]) for i in (0, 1)},
+    "is beaten by": strictly,
+    "is missing from": lambda points: set(sorted(front(points))[1:]),
+    "no method": lambda points: {*front(points), "z"},
+    "a set of names is wanted": lambda points: 3,
+}
+
+
+def known_loss(quantised, seed):
+    """In place of a model: four bits cost 0.1."""
+    return 1.0 + seed + 0.1 * quantised + 0.001 * seed * quantised
+
+
+def check_own_bits(answer):
+    return check_four_bits(answer, known_loss)
+
+
+def differences(final_loss, seeds):
+    return [final_loss(True, seed) - final_loss(False, seed) for seed in seeds]
+
+
+def word(low, high):
+    return "costs" if low > 0 else "gains" if high < 0 else "cannot tell"
+
+
+def four_bits(final_loss, seeds):
+    found = interval(differences(final_loss, seeds))
+    return word(found.low, found.high)
+
+
+def unpaired(final_loss, seeds):
+    one, other = (interval([final_loss(arm, seed) for seed in seeds]) for arm in (True, False))
+    return word(one.low - other.high, one.high - other.low)
+
+
+def upside_down(final_loss, seeds):
+    found = interval([-each for each in differences(final_loss, seeds)])
+    return word(found.low, found.high)
+
+
+def by_the_mean(final_loss, seeds):
+    mean = statistics.fmean(differences(final_loss, seeds))
+    return word(mean, mean)
+
+
+WRONG_VERDICTS = {
+    "pair by seed": unpaired,
+    "upside down": upside_down,
+    "the mean alone": by_the_mean,
+    "run all pairs": lambda f, seeds: four_bits(f, seeds[:2]),
+    "the verdict is one of": lambda f, seeds: four_bits(f, seeds) == "costs",
+    "take the seeds that you are given": lambda f, seeds: four_bits(f, range(5)),
+}
+
+EXERCISES = [(check_own_front, front, WRONG_FRONTS), (check_own_bits, four_bits, WRONG_VERDICTS)]
+
+test_solution, test_stub, test_wrong_answer = checker_tests(EXERCISES)
+
+
+def test_lists_of_names_are_right_too_and_the_message_names_them():
+    verdict = check_own_front(lambda points: sorted(front(points)))
+    assert verdict.right and "LoRA, full" in verdict.message
+
+
+def test_the_model_is_trained_once_for_each_pair_and_only_after_the_made_up_losses():
+    trained = []
+
+    def counted(quantised, seed):
+        trained.append((quantised, seed))
+        return known_loss(quantised, seed)
+
+    assert not check_four_bits(upside_down, counted).right and not trained
+    assert check_four_bits(four_bits, counted).right
+    assert len(trained) == len(set(trained)) == 6
+
+
+def test_a_verdict_that_ignores_the_real_losses_is_wrong():
+    def right_on_made_up_ones_only(final_loss, seeds):
+        return four_bits(final_loss, seeds) if len(seeds) == 4 else "gains"
+
+    assert "on pocket-base the interval is +0.099 to +0.103" in check_own_bits(right_on_made_up_ones_only).message
+
+
+@pytest.mark.parametrize(("check", "answer"), [(check_own_front, 42), (check_own_bits, 42)])
+def test_a_checker_never_raises(check, answer):
+    assert check(answer).message.startswith("your code raised TypeError")

@@ -1,9 +1,16 @@
 """Checkers of notebook 15: right, untouched, and each usual mistake with the hint meant for it."""
 
-import math
 import re
 
-from ftcourse.exercises.checkpoints_and_faults import check_best_interval, check_newest_whole
+import pytest
+
+from ftcourse.exercises.checkpoints_and_faults import (
+    STEPS,
+    TRAINERS,
+    check_newest_whole,
+    check_resume_test,
+    first_difference,
+)
 
 from .shown import checker_tests
 
@@ -16,6 +23,27 @@ def whole(folder):
 
 def right(folders):
     return max((n for n, f in folders.items() if STEP.match(n) and whole(f)), default=None)
+
+
+def differing(train, steps, stop):
+    """The steps, counted from 1, whose losses differ after a resume."""
+    losses, state = train(None, stop)
+    losses += train(state, steps - stop)[0]
+    return [step for step, (a, b) in enumerate(zip(losses, train(None, steps)[0], strict=True), 1) if a != b]
+
+
+def resume_test(train, steps, stop):
+    return min(differing(train, steps, stop), default=None)
+
+
+def if_any(change):
+    """A wrong answer: `change` of all differing steps and the stop, where there are any."""
+
+    def answer(train, steps, stop):
+        found = differing(train, steps, stop)
+        return change(found, stop) if found else None
+
+    return answer
 
 
 test_right, test_untouched, test_mistakes = checker_tests(
@@ -51,18 +79,24 @@ test_right, test_untouched, test_mistakes = checker_tests(
             },
         ),
         (
-            check_best_interval,
-            lambda write, failures: math.sqrt(2 * write * 86_400 / failures),
+            check_resume_test,
+            resume_test,
             {
-                "factor 2": lambda w, f: math.sqrt(w * 86_400 / f),
-                "not their number": lambda w, f: math.sqrt(2 * w * f),
-                "86,400": lambda w, f: math.sqrt(2 * w / f),
-                "not minutes": lambda w, f: math.sqrt(2 * w * 86_400 / f) / 60,
-                "square root": lambda w, f: 2 * w * 86_400 / f,
-                "write more often": lambda w, f: 86_400 / f,
-                "s, not": lambda w, f: 7.0,
-                "raised TypeError": lambda w, f: "a" / 2,
+                "resumes exactly, and you report": lambda train, steps, stop: resume_test(train, steps, stop) or steps,
+                "Compare every step": if_any(lambda found, stop: min(found) if stop + 1 in found else None),
+                "not from the resume": if_any(lambda found, stop: min(found) - stop),
+                "count from 1": if_any(lambda found, stop: min(found) - 1),
+                "the first step that differs": if_any(lambda found, stop: max(found) + 90),
+                "raised TypeError": lambda train, steps, stop: "a" / stop,
             },
         ),
     ]
 )
+
+
+@pytest.mark.parametrize("name", TRAINERS)
+def test_a_trainer_forgets_what_it_says(name):
+    train = TRAINERS[name]
+    assert train(None, STEPS)[0] == train(None, STEPS)[0]  # or a resume could not be judged
+    found = [first_difference(train, stop) for stop in (3, 6)]
+    assert found == [None, None] if not train.forgets else None not in found

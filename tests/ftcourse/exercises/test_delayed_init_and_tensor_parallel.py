@@ -1,13 +1,6 @@
 """Checkers of notebook 14: right, untouched, and each usual mistake with the hint meant for it."""
 
-import torch
-from torch.nn.functional import linear
-
-from ftcourse.exercises.delayed_init_and_tensor_parallel import (
-    check_loading_peaks,
-    check_row_parallel,
-    check_shard_shapes,
-)
+from ftcourse.exercises.delayed_init_and_tensor_parallel import check_layer_plan, check_loading_peaks
 
 from .shown import checker_tests
 
@@ -24,16 +17,13 @@ def other(route, value):
     return lambda name, full, ranks: value(full, ranks) if name == route else peaks(name, full, ranks)
 
 
-def shapes(kind, out, wide, tp):
-    return ((out // tp, wide), (out // tp,)) if kind == "column" else ((out, wide // tp), (out,))
+PLAN = dict.fromkeys(["q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"], "colwise")
+PLAN |= dict.fromkeys(["o_proj", "down_proj"], "rowwise")
 
 
-def row_parallel(xs, weights, bias):
-    return sum(x @ w.T for x, w in zip(xs, weights, strict=True)) + bias
-
-
-def pairs(xs, weights):
-    return list(zip(xs, weights, strict=True))
+def plan(**changes):
+    """A function that returns the right plan but for the changes."""
+    return lambda *_: PLAN | changes
 
 
 EXERCISES = [
@@ -50,32 +40,24 @@ EXERCISES = [
         },
     ),
     (
-        check_shard_shapes,
-        shapes,
+        check_layer_plan,
+        plan(),
         {
-            "two shapes": lambda kind, out, wide, tp: (out,),
-            "A column of the formula": lambda kind, *rest: shapes({"row": "column", "column": "row"}[kind], *rest),
-            "not (in, out)": lambda *a: (shapes(*a)[0][::-1], shapes(*a)[1]),
-            "else it is whole": lambda kind, out, wide, tp: (shapes(kind, out, wide, tp)[0], (out // tp,)),
-            "use //": lambda kind, out, wide, tp: (
-                ((out / tp, wide), (out / tp,)) if kind == "column" else ((out, wide / tp), (out,))
-            ),
-            "expected (3, 8)": lambda kind, out, wide, tp: ((out, wide), (out,)),
-        },
-    ),
-    (
-        check_row_parallel,
-        row_parallel,
-        {
-            "side by side": lambda xs, ws, b: torch.cat([x @ w.T + b for x, w in pairs(xs, ws)], 1),
-            "the bias is in it": lambda xs, ws, b: sum(linear(x, w, b) for x, w in pairs(xs, ws)),
-            "the bias is missing": lambda xs, ws, b: sum(x @ w.T for x, w in pairs(xs, ws)),
-            "that is a mean": lambda xs, ws, b: sum(x @ w.T for x, w in pairs(xs, ws)) / len(xs) + b,
-            "the first rank's part alone": lambda xs, ws, b: linear(xs[0], ws[0], b),
-            "differs from": lambda xs, ws, b: row_parallel(xs, ws, b) + 1,
-            "shape should be": lambda xs, ws, b: b,
+            "a dict is wanted": lambda: ["colwise"],
+            "down_proj has no style": lambda: {name: style for name, style in PLAN.items() if name != "down_proj"},
+            "one of yours is 'columns'": plan(q_proj="columns"),
+            "leaves each rank a part": lambda: {n: "rowwise" if s == "colwise" else "colwise" for n, s in PLAN.items()},
+            "up_proj is row-parallel": plan(up_proj="rowwise"),
+            "o_proj is column-parallel": plan(o_proj="colwise"),
         },
     ),
 ]
 
 test_solution_is_right, test_empty_stub, test_each_mistake_gets_its_hint = checker_tests(EXERCISES)
+
+
+def test_the_plan_is_tried_on_the_ranks():
+    verdict = check_layer_plan(plan(), lambda plan: {"error": 1e-7, "all_reduces": 2})
+    assert verdict.right and "with 2 all-reduces" in verdict.message
+    for wrong in ({"error": 1.0, "all_reduces": 2}, {"error": 0.0, "all_reduces": 7}):
+        assert "on the live ranks this gives" in check_layer_plan(plan(), lambda plan, wrong=wrong: wrong).message

@@ -1,27 +1,71 @@
 """The checkers of 09_lora_from_scratch: right, untouched, and each typical mistake with the hint meant for it."""
 
+import math
+
 import torch
 
-from ftcourse.exercises.lora import check_count, check_factor, check_merge
+from ftcourse.exercises.lora import check_factor, check_merge, check_rate_ratio
 
 from .shown import checker_tests
 
 
-def count(shapes, r):
-    return sum(r * (out + inside) for out, inside in shapes)
+def swept(validation_loss, grid=(1e-5, 3e-5), step=3.0, take=min):
+    """By method, the losses of a sweep that is extended until the best lies inside."""
+    runs = {}
+    for method in ("full", "lora"):
+        losses = runs[method] = {lr: validation_loss(method, lr) for lr in grid}
+        while (best := take(losses, key=losses.get)) in (min(losses), max(losses)) and step:
+            new = best / step if best == min(losses) else best * step
+            losses[new] = validation_loss(method, new)
+    return runs
 
 
-WRONG_COUNTS = {
-    "the last matrix alone": lambda shapes, r: r * sum(shapes[-1]),
-    "the first matrix alone": lambda shapes, r: r * sum(shapes[0]),
-    "counts A alone": lambda shapes, r: sum(r * inside for _, inside in shapes),
-    "counts B alone": lambda shapes, r: sum(r * out for out, _ in shapes),
-    "which is frozen: count A and B": lambda shapes, r: sum(o * i for o, i in shapes),
-    "count A and B alone": lambda shapes, r: count(shapes, r) + sum(o * i for o, i in shapes),
-    "no r × r matrix": lambda shapes, r: count(shapes, r) + r * r * len(shapes),
-    "do not multiply": lambda shapes, r: sum(r * o * i for o, i in shapes),
-    "a number is wanted": lambda shapes, r: [count(shapes, r)],
-    "it should be 4,352": lambda shapes, r: 12,
+def best_rates(validation_loss, **settings):
+    return {method: min(losses, key=losses.get) for method, losses in swept(validation_loss, **settings).items()}
+
+
+def rate_ratio(validation_loss):
+    best = best_rates(validation_loss)
+    return best["lora"] / best["full"]
+
+
+def known_losses(method, lr):
+    """In place of a model: best at 1e-3 and at 9e-3."""
+    return 2 + math.log(lr / {"full": 1e-3, "lora": 9e-3}[method]) ** 2
+
+
+def check_ratio(answer):
+    return check_rate_ratio(answer, known_losses)
+
+
+def one_method(validation_loss):
+    return [validation_loss("lora", lr) for lr in (1e-4, 3e-4, 9e-4)] and 10.0
+
+
+def of_losses(validation_loss):
+    runs = swept(validation_loss)
+    return min(runs["lora"].values()) / min(runs["full"].values())
+
+
+def of_the_worst(validation_loss):
+    runs = swept(validation_loss, grid=(1e-6, 3e-6))
+    worst = {method: max(losses, key=losses.get) for method, losses in runs.items()}
+    return worst["lora"] / worst["full"]
+
+
+WRONG_RATIOS = {
+    "upside down": lambda f: 1 / rate_ratio(f),
+    "their difference": lambda f: best_rates(f)["lora"] - best_rates(f)["full"],
+    "learning rate alone": lambda f: best_rates(f)["lora"],
+    "highest losses": of_the_worst,
+    "divide the losses": of_losses,
+    "an edge of the rates": lambda f: best_rates(f, step=0)["lora"] / best_rates(f, step=0)["full"],
+    "larger than a factor of 3": lambda f: best_rates(f, step=10.0)["lora"] / best_rates(f, step=10.0)["full"],
+    "never train with method 'full'": one_method,
+    "on the side of the best": lambda f: swept(f, take=max),
+    "the two are": lambda f: f("dora", 1e-3),
+    "a number is wanted": lambda f: [rate_ratio(f)],
+    "your code returns 7": lambda f: 7 + 0 * rate_ratio(f),
 }
 
 
@@ -85,9 +129,9 @@ WRONG_MERGES = {
 }
 
 EXERCISES = [
-    (check_count, count, WRONG_COUNTS),
     (check_factor, factor, WRONG_FACTORS),
     (check_merge, merge, WRONG_MERGES),
+    (check_ratio, rate_ratio, WRONG_RATIOS),
 ]
 
 test_solution, test_stub, test_wrong_answer = checker_tests(EXERCISES)
@@ -104,7 +148,15 @@ def test_other_roads_to_the_right_answer_are_right():
 
     assert check_factor(roots).right
     assert check_merge(in_float64).right
-    assert check_count(lambda shapes, r: float(count(shapes, r))).right
+
+
+def test_the_real_model_is_trained_only_after_the_made_up_losses():
+    def never(method, lr):
+        raise AssertionError("trained")
+
+    assert "upside down" in check_rate_ratio(lambda f: 1 / rate_ratio(f), never).message
+    assert "AssertionError: trained" in check_rate_ratio(rate_ratio, never).message
+    assert "9 times" in check_ratio(rate_ratio).message
 
 
 def test_a_checker_never_raises():

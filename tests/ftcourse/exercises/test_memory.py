@@ -1,6 +1,8 @@
 """Checkers of notebook 12: right, untouched, and each usual mistake with the hint meant for it."""
 
-from ftcourse.exercises.memory import check_kept_bytes, check_largest_micro_batch, check_rank_bytes
+from itertools import combinations
+
+from ftcourse.exercises.memory import check_fewest_changes, check_forward_seconds, check_largest_micro_batch
 
 from .shown import checker_tests
 
@@ -26,35 +28,65 @@ def unrounded(peak_of, capacity):
     return (capacity - peak_of(0)) / (peak_of(1) - peak_of(0))
 
 
+def fewest(peak_of, changes, capacity):
+    for count in range(len(changes) + 1):
+        for chosen in combinations(changes, count):
+            if peak_of(chosen) <= capacity:
+                return list(chosen)
+    return None
+
+
+def last_ones(peak_of, changes, capacity):
+    return fewest(peak_of, list(reversed(changes)), capacity)
+
+
+def by_greed(peak_of, changes, capacity):
+    """Takes what comes, until it fits."""
+    chosen = []
+    for change in changes:
+        if peak_of(chosen) > capacity:
+            chosen.append(change)
+    return chosen
+
+
+def one_ahead(gather, compute):
+    now, arrives = 0.0, gather[0]
+    for i, seconds in enumerate(compute):
+        now = max(now, arrives)
+        arrives = now + gather[i + 1] if i + 1 < len(gather) else 0.0
+        now += seconds
+    return now
+
+
+def all_at_once(gather, compute):
+    now = 0.0
+    for i, seconds in enumerate(compute):
+        now = max(now, sum(gather[: i + 1])) + seconds
+    return now
+
+
 test_right, test_stub, test_wrong = checker_tests(
     [
         (
-            check_kept_bytes,
-            lambda trained, frozen: 16 * trained + 4 * frozen,
+            check_fewest_changes,
+            fewest,
             {
-                "no gradient and no moments": lambda t, f: 16 * (t + f),
-                "still a weight": lambda t, f: 16 * t,
-                "two moments": lambda t, f: 12 * t + 4 * f,
-                "the weights alone": lambda t, f: 4 * (t + f),
-                "not bytes": lambda t, f: 4 * t + f,
-                "gradients or moments are missing": lambda t, f: 8 * t + 4 * f,
-                "17,200 bytes": lambda t, f: 1,
-                "keep 40 bytes": lambda t, f: 17_200,
+                "does not fit": lambda peak_of, changes, c: [],
+                "you change": by_greed,
+                "come first in the list": last_ones,
+                "names from `changes`": lambda peak_of, changes, c: ["more GPUs"],
             },
         ),
         (
-            check_rank_bytes,
-            lambda layers, ranks: 16 * sum(layers) / ranks + 4 * max(layers),
+            check_forward_seconds,
+            one_ahead,
             {
-                "two layers are gathered": lambda p, n: 16 * sum(p) / n,
-                "divide by the ranks": lambda p, n: 16 * sum(p) + 4 * max(p),
-                "count two": lambda p, n: 16 * sum(p) / n + 2 * max(p),
-                "in bfloat16": lambda p, n: 16 * sum(p) / n + 8 * max(p),
-                "not all layers": lambda p, n: 16 * sum(p) / n + 2 * sum(p),
-                "do not divide it": lambda p, n: 16 * sum(p) / n + 4 * max(p) / n,
-                "16 bytes, not 4": lambda p, n: 4 * sum(p) / n + 4 * max(p),
-                "take 320 bytes": lambda p, n: 4 * sum(p) + 4 * max(p),
-                "44,000 bytes are expected": lambda p, n: 1,
+                "without overlap": lambda gather, compute: sum(gather) + sum(compute),
+                "every all-gather at the start": all_at_once,
+                "nothing hides the first": lambda gather, compute: max(sum(gather), sum(compute)),
+                "compute alone": lambda gather, compute: sum(compute),
+                "has to be gathered, too": lambda gather, compute: one_ahead(gather, compute) - gather[0],
+                "take 16 s": lambda gather, compute: 77.0,
             },
         ),
         (

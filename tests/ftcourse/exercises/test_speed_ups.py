@@ -1,10 +1,12 @@
 """The exercises of 11_speed_ups: their solutions are right, stubs are not solved yet, mistakes get their hints."""
 
+from statistics import mean, median
+
 import torch
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from ftcourse.exercises.speed_ups import check_chunked_loss, check_logits_bytes, check_whole_speed_up
+from ftcourse.exercises.speed_ups import check_chunked_loss, check_make_batches, check_time_both
 from ftkit.loss import IGNORE_INDEX
 
 from .shown import checker_tests
@@ -66,20 +68,69 @@ class Doubled(torch.autograd.Function):
         return 2 * upstream
 
 
+def by_length(lengths, size, generator, shuffle=True, last=True):
+    order = sorted(range(len(lengths)), key=lambda index: lengths[index])
+    batches = [order[i : i + size] for i in range(0, len(order), size)]
+    batches = batches if last else [batch for batch in batches if len(batch) == size]
+    return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()] if shuffle else batches
+
+
+def at_random(lengths, size, generator):
+    order = torch.randperm(len(lengths), generator=generator).tolist()
+    return [order[i : i + size] for i in range(0, len(order), size)]
+
+
+def always_so(lengths, size, generator):
+    return by_length(lengths, size, torch.Generator().manual_seed(3))
+
+
+def twice(lengths, size, generator):
+    batches = by_length(lengths, size, generator)
+    return [*batches, batches[0]]
+
+
+def times_of(old, new, clock, rounds, turns=True, warm_up=True):
+    order = [old, new] * warm_up + ([old, new] * rounds if turns else [old] * rounds + [new] * rounds)
+    times = {old: [], new: []}
+    for function in order:
+        start = clock()
+        function()
+        times[function].append(clock() - start)
+    return [each[warm_up:] for each in times.values()]
+
+
+def fair(old, new, clock, rounds):
+    first, second = times_of(old, new, clock, rounds)
+    return median(first) / median(second)
+
+
+def in_blocks(old, new, clock, rounds, **how):
+    first, second = times_of(old, new, clock, rounds, turns=False, **how)
+    return median(first) / median(second)
+
+
+def by_mean(old, new, clock, rounds, **how):
+    first, second = times_of(old, new, clock, rounds, **how)
+    return mean(first) / mean(second)
+
+
+def once(old, new, clock, rounds):
+    first, second = times_of(old, new, clock, 1, warm_up=False)
+    return first[0] / second[0]
+
+
 EXERCISES = [
     (
-        check_logits_bytes,
-        lambda batch, tokens, vocabulary, dtype: batch * tokens * vocabulary * dtype.itemsize,
+        check_make_batches,
+        by_length,
         {
-            "how many numbers": lambda b, t, v, dtype: b * t * v,
-            "bits": lambda b, t, v, dtype: 8 * b * t * v * dtype.itemsize,
-            "not every dtype": lambda b, t, v, dtype: 4 * b * t * v,
-            "the batch is missing": lambda b, t, v, dtype: t * v * dtype.itemsize,
-            "the vocabulary is missing": lambda b, t, v, dtype: b * t * dtype.itemsize,
-            "the tokens are missing": lambda b, t, v, dtype: b * v * dtype.itemsize,
-            "not GiB": lambda b, t, v, dtype: b * t * v * dtype.itemsize / 2**30,
-            "a number of bytes": lambda b, t, v, dtype: torch.tensor(b * t * v * dtype.itemsize),
-            "expected": lambda b, t, v, dtype: b * t * v * dtype.itemsize + 1,
+            "of the places are padding": at_random,
+            "shuffle the batches": lambda *given: by_length(*given, shuffle=False),
+            "is in no batch": lambda *given: by_length(*given, last=False),
+            "in two batches": twice,
+            "batch_size is 4": lambda lengths, size, generator: by_length(lengths, 8, generator),
+            "are enough": lambda lengths, size, generator: by_length(lengths, 2, generator),
+            "the same order": always_so,
         },
     ),
     (
@@ -101,16 +152,18 @@ EXERCISES = [
         },
     ),
     (
-        check_whole_speed_up,
-        lambda factor, share: 1 / (share + (1 - share) / factor),
+        check_time_both,
+        fair,
         {
-            "the time left": lambda factor, share: share + (1 - share) / factor,
-            "not the evaluation": lambda factor, share: 1 / (1 - share + share / factor),
-            "a mean of speed-ups": lambda factor, share: (1 - share) * factor + share,
-            "do not multiply so": lambda factor, share: (1 - share) * factor,
-            "that is the step's": lambda factor, share: factor,
-            "a number is wanted": lambda factor, share: str(factor),
-            "3 times faster": lambda factor, share: 7.0,
+            "Let them take turns": lambda *given: in_blocks(*given, warm_up=False),
+            "Take turns": in_blocks,
+            "take the median": by_mean,
+            "new over old": lambda *given: 1 / fair(*given),
+            "that is one call each": once,
+            "call `old` and `new`": lambda old, new, clock, rounds: 1.25,
+            "a number is expected": lambda *given: str(fair(*given)),
+            "1.25 times faster": lambda *given: fair(*given) + 1,
+            "time every round": lambda old, new, clock, rounds: fair(old, new, clock, 1) * 0 + 1.25,
         },
     ),
 ]

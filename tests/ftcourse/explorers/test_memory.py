@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from ftcourse.explorers.memory import GIB, MemoryExplorer, first_change, fits, plot_memory
+from ftcourse.explorers.memory import GIB, MemoryExplorer, first_change, fits, plot_collectives, plot_memory
 
 
 def row(method="full", gpus=1, change="as planned", gib=100):
@@ -42,10 +42,21 @@ def test_control_says_what_it_draws():
     assert "16 GiB" in repr(explorer) and len(repr(explorer)) < 200
 
 
-@pytest.mark.parametrize("capacity", [None, 80 * GIB])
+@pytest.mark.parametrize("capacity", [None, 80 * GIB, {"one": 16 * GIB, "two": 80 * GIB}])
 def test_bars_are_as_long_as_their_bytes(capacity):
     ax = plot_memory({"one": {"weights": GIB, "logits": 2 * GIB}, "two": {"weights": 4 * GIB}}, capacity=capacity)
     said = [text.get_text().strip() for text in ax.texts]
-    assert said[:2] == ["3.0", "4.0"] and bool(capacity) == ("80 GiB" in said)
+    each = isinstance(capacity, dict)
+    assert (["3.0 of 16", "4.0 of 80"] if each else ["3.0", "4.0"]) == [s for s in said if "GiB" not in s]
+    assert [s for s in said if "GiB" in s] == (["16 GiB", "80 GiB"] if each else ["80 GiB"] if capacity else [])
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["weights", "logits"]
     assert re.search("GiB", ax.get_xlabel())
+    longest = max(line.get_xdata()[0] for line in ax.lines) if capacity else 4
+    assert ax.get_xlim()[1] >= longest  # the line of the capacity is inside
+
+
+def test_collectives_are_drawn_before_and_after():
+    axes = plot_collectives(3)
+    assert [ax.get_title() for ax in axes] == ["all-gather", "reduce-scatter", "all-reduce"]
+    blocks = [len(ax.patches) for ax in axes]
+    assert blocks == [3 + 9, 9 + 3, 9 + 9]

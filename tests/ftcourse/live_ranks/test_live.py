@@ -224,6 +224,12 @@ def test_in_ipython_px_runs_on_the_ranks_that_were_started_last(ranks):
     with capture_output() as captured:
         shell.run_cell_magic("px", "", "rank + 1\n")
     assert captured.stdout == "[rank 0] 1\n[rank 1] 2\n"
+    refused = (
+        "^%%px takes no options, and this has --targets 0: every cell runs on all ranks, .*; write `if rank == 0:`"
+    )
+    with pytest.raises(RankError, match=refused):
+        shell.run_cell_magic("px", "--targets 0", "ran = 1\n")
+    assert ranks.get("'ran' in globals()") == [False, False]
 
 
 @pytest.mark.parametrize(

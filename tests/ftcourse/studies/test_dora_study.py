@@ -5,8 +5,7 @@ import random
 import pytest
 import torch
 
-from ftcourse.studies import dora
-from ftcourse.studies.adapters.table import best_rate, of_task
+from ftcourse.studies import dora, trade_off
 from ftcourse.studies.records import read_records, trial_of
 from ftkit.adapters import attach
 from ftkit.models import data_dir, load_base
@@ -46,8 +45,9 @@ def test_what_a_matrix_amounts_to_is_what_the_model_computes(row):
 
 
 def test_the_stored_runs_are_complete():
-    compared = of_task(read_records(dora.COMPARED), dora.TASK)
-    wanted = {dora.Trial(row, best_rate(compared, row), seed) for row in dora.METHODS for seed in dora.SEEDS}
+    compared = trade_off.read()
+    rates = {row: compared.best(trade_off.trial(name)) for row, name in dora.METHODS.items()}
+    wanted = {dora.Trial(row, rates[row], seed) for row in dora.METHODS for seed in dora.SEEDS}
     assert {trial_of(run, dora.Trial) for run in RUNS} == wanted and len(RUNS) == len(wanted)
     for run in RUNS:
         assert len(run["points"]) == 28 * dora.MOMENTS
@@ -55,7 +55,7 @@ def test_the_stored_runs_are_complete():
 
 
 def test_a_run_drawn_at_random_repeats():
-    """Processors sum in different orders, and 91 steps let that grow. Full fine-tuning moves the matrices a tenth as
+    """Processors sum in different orders, and 60 steps let that grow. Full fine-tuning moves the matrices a tenth as
     far as the others, and seeds differ by 15 % at most."""
     committed = random.choice(RUNS)
     again = dora.run(trial_of(committed, dora.Trial))

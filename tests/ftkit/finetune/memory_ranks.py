@@ -29,7 +29,8 @@ def nbytes(tensors) -> int:
 def measure(run: Run, context: DistributedContext) -> dict[str, int]:
     """Bytes on this rank: the peak of the second step as the program counts it, and what is held, by kind."""
     vars(update._buffers).clear()  # what the case before has left
-    data, loss, gradients = read_training_data(run), Loss(context, run.compute_dtype), []
+    data, gradients = read_training_data(run), []
+    loss = Loss(context, run.compute_dtype, bool(run.config.loss_chunk))
     context.barrier()
     if context.is_main_process:
         run.output.mkdir()

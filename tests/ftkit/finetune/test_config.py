@@ -21,7 +21,7 @@ from tests import architectures
 from tests.tiny import foreign_tokenizer, ragged_conversations, save_foreign
 
 MAY_BE_ZERO = {"weight_decay", "warmup_ratio", "max_steps", "eval_every", "save_every", "stop_after", "seed"}
-MAY_BE_ZERO |= {"warmup_steps", "save_total_limit", "early_stopping_patience"}
+MAY_BE_ZERO |= {"warmup_steps", "save_total_limit", "early_stopping_patience", "record", "loss_chunk"}
 MAY_BE_ZERO |= {"neftune_noise_alpha", "lora_dropout", "adam_beta1", "adam_beta2"}
 BELOW_ONE = {"lora_dropout", "adam_beta1", "adam_beta2"}
 

@@ -1,4 +1,6 @@
-"""Evaluation in the middle of a run changes nothing of the run."""
+"""Evaluation in the middle of a run changes nothing of the run; a chunked loss is used where it is the model's own."""
+
+from dataclasses import replace
 
 import pytest
 import torch
@@ -6,7 +8,9 @@ import torch
 from ftkit.distributed.device import pick_device
 from ftkit.distributed.mesh import DistributedContext
 from ftkit.finetune.data import Batches
-from ftkit.finetune.loss import Loss, evaluate
+from ftkit.finetune.loss import Loss, check_chunked, evaluate
+from ftkit.loss import chunk_loss
+from tests import architectures
 from tests.tiny import foreign_model
 
 EXAMPLES = [{"input_ids": list(range(3, 3 + n)), "labels": list(range(3, 3 + n))} for n in (5, 9, 4)]
@@ -47,3 +51,38 @@ def test_an_evaluation_that_fails_leaves_the_modes_too(model, monkeypatch):
     with pytest.raises(RuntimeError, match="out of memory"):
         evaluate(model, EXAMPLES, BATCHES, LOSS)
     assert modes(model) == before
+
+
+CHUNKED = replace(LOSS, chunked=True)
+
+
+def test_an_evaluation_in_chunks_is_the_whole_one(model):
+    whole = evaluate(model, EXAMPLES, BATCHES, LOSS)
+    chunk_loss(model, 3)
+    check_chunked(model, CHUNKED)
+    assert evaluate(model, EXAMPLES, BATCHES, CHUNKED) == pytest.approx(whole, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["capped", "scaled", "router", "without a decoder"])
+def test_a_model_whose_loss_is_another_is_refused(name):
+    if name == "router":
+        model = architectures.build("mixtral", output_router_logits=True, router_aux_loss_coef=3.0)
+    else:
+        model = foreign_model(torch.float32)
+        if name == "without a decoder":
+            model.base_model_prefix = "decoder"
+        else:
+            change = {"capped": torch.tanh, "scaled": lambda logits: 2 * logits}[name]
+            inside = type(model).forward
+
+            class Changed(type(model)):
+                def forward(self, **inputs):
+                    outputs = inside(self, **inputs)
+                    outputs.logits = change(5 * outputs.logits)
+                    return outputs
+
+            model.__class__ = Changed
+    model = model.to(pick_device().device)
+    chunk_loss(model, 3)
+    with pytest.raises(ValueError, match=r"--loss_chunk: \w+ has another loss .*: train without it"):
+        check_chunked(model, CHUNKED)

@@ -32,6 +32,8 @@ from .memory_ranks import measure
 MESHES = {"1,1,1": 1, "1,2,1": 2, "2,1,1": 2, "1,1,2": 2, "2,2,1": 4}
 FROZEN = r"embed_tokens|layers\.0\."
 CASES = [(o, frozen, m) for o in ("adamw", "child-tuning", "child-tuning-d") for frozen in ("", FROZEN) for m in MESHES]
+CHUNKED = "adamw, chunked"  # as adamw, with --loss_chunk
+CASES += [(CHUNKED, "", m) for m in ("1,1,1", "1,2,1", "1,1,2")]
 
 
 def config_of(folder: Path, case: tuple[str, str, str]) -> Config:
@@ -41,7 +43,8 @@ def config_of(folder: Path, case: tuple[str, str, str]) -> Config:
         output=str(folder / "-".join((optimizer, "frozen" if freeze else "whole", mesh))),
         model=str(folder / "qwen"),
         data=str(folder / "chats.jsonl"),
-        optimizer=optimizer,
+        optimizer=optimizer.partition(",")[0],
+        loss_chunk=5 if optimizer == CHUNKED else 0,
         freeze=freeze,
         mesh=mesh,
         batch_size=2 * size.dp_replicate * size.dp_shard,  # two rows a rank, of which one is padded
@@ -105,7 +108,7 @@ def estimate(folder):
     traces = {}
 
     def estimate(plan: MemoryPlan, masks=None) -> Estimate:
-        key = (plan.mesh, plan.ddp, plan.reshard_after_forward, plan.freeze, plan.max_length)
+        key = (plan.mesh, plan.ddp, plan.reshard_after_forward, plan.freeze, plan.max_length, plan.loss_chunk)
         if key not in traces:
             traces[key] = trace(apply_method(copy_to_meta(meta_model(str(folder / "qwen"))), plan), plan)
         return estimate_memory(meta_model(str(folder / "qwen")), plan, masks, traced=traces[key])
@@ -149,6 +152,8 @@ def test_before_its_masks_are_there_the_child_is_told_within_a_few_percent(measu
         (("child-tuning-d", "", "1,1,1"), {"optimizer": "adamw"}),
         (("adamw", "", "1,1,1"), {"optimizer": "child-tuning"}),
         (("adamw", "", "1,2,1"), {"reshard_after_forward": False}),
+        ((CHUNKED, "", "1,1,1"), {"loss_chunk": 0}),
+        ((CHUNKED, "", "1,2,1"), {"loss_chunk": 0}),
     ],
     ids=lambda value: "-".join(map(str, value)),
 )

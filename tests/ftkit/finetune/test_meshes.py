@@ -35,16 +35,16 @@ RECIPES = {
 }
 CASES = {  # name: (ranks, recipe, what else is set)
     "packed": (1, "child", {"packing": True, "max_length": 64}),
-    "tp2": (2, "child", {"mesh": "1,1,2"}),
+    "tp2": (2, "child", {"mesh": "1,1,2", "loss_chunk": 9}),
     "replicas2": (2, "adamw", {"mesh": "2,1,1"}),
     "fisher2": (2, "fisher", {"reshard_after_forward": False}),
-    "mixed2": (2, "bfloat16", {}),
-    "lora2": (2, "lora", {"activation_checkpointing": True}),
+    "mixed2": (2, "bfloat16", {"loss_chunk": 9}),
+    "lora2": (2, "lora", {"activation_checkpointing": True, "loss_chunk": 9}),
     "experts2": (2, "experts", {}),
     "mixers2": (2, "mixers", {}),
     "images2": (2, "images", {"mesh": "1,1,2"}),
     "dropout2": (2, "dropout", {"mesh": "1,1,2"}),
-    "packed2": (2, "child", {"packing": True, "max_length": 64}),
+    "packed2": (2, "child", {"packing": True, "max_length": 64, "loss_chunk": 50}),
     "shards4": (4, "child", {}),
     "both4": (4, "child", {"mesh": "1,-1,2"}),
     "hybrid4": (4, "adamw", {"mesh": "2,-1,1"}),
@@ -55,6 +55,7 @@ REFUSED = {  # name: (what else is set, what every rank says); of 2 ranks
     "missing": ({"model": "no_expert"}, "cannot convert the tensors of .*no_expert .* one is missing"),  # rank 0 reads
     "nan": ({"model": "broken"}, "lm_head.weight in .* holds NaN or infinity"),  # in the shard of rank 1
     "leaks": ({"model": "mamba", "packing": True}, "attend to the one before it .*: train without --packing"),
+    "routed": ({"model": "router", "loss_chunk": 9}, r"--loss_chunk: \w*MixtralForCausalLM has another loss"),
 }
 pytestmark = pytest.mark.usefixtures("no_estimates")
 
@@ -65,6 +66,7 @@ def folder(tmp_path_factory):
     save_foreign(folder / "qwen", LAYERS)
     for name in ("mixtral", "falcon", "gemma", "neox", "mamba"):
         architectures.save(name, folder / name)
+    architectures.save("mixtral", folder / "router", output_router_logits=True, router_aux_loss_coef=3.0)
     change(shutil.copytree(folder / "mixtral", folder / "no_expert"), lose="layers.1.block_sparse_moe.experts.3.w1")
     change(shutil.copytree(folder / "falcon", folder / "broken"), spoil="lm_head.weight")
     (folder / "chats.jsonl").write_text("\n".join(json.dumps(row) for row in conversations()))
