@@ -57,13 +57,15 @@ def plot_starts(losses: Mapping[str, Mapping[int, Mapping[float, float]]], stabl
     """Draw, a panel for each start, the final loss over the learning rate by width; return the Axes.
 
     losses: start -> width -> learning rate -> loss after training, as a fraction of the loss before it. What diverged
-    is drawn at the upper edge. `stable`: the fraction above which a run has learnt nothing.
+    is drawn at the upper edge. `stable`: the fraction above which a run has learnt nothing. Losses are drawn to two
+    digits: further ones differ between processors.
     """
     axes = new_axes(9.0, 3.2, columns=len(losses))[1]
     highest = 10.0
     for ax, (start, by_width) in zip(axes, losses.items(), strict=True):
         for (width, curve), colour, marker in zip(by_width.items(), OKABE_ITO, "osD^v", strict=False):
             values = [min(value, highest) if value == value else highest for value in curve.values()]
+            values = [float(f"{value:.2g}") for value in values]
             ax.plot(list(curve), values, marker=marker, markersize=4, color=colour, label=f"width {width:,}")
         ax.axhline(stable, color="#777777", linestyle=":", linewidth=1.2)
         ax.set(xscale="log", yscale="log", ylim=(None, 1.4 * highest), title=start, xlabel="learning rate")
