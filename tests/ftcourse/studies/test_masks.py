@@ -7,6 +7,7 @@ from itertools import islice
 import pytest
 import torch
 
+from ftcourse.almanac import all_facts
 from ftcourse.datasets import chat_with_validation, truth_with_validation
 from ftcourse.intervals import interval
 from ftcourse.studies import masks
@@ -52,6 +53,8 @@ def one_epoch(monkeypatch):
     """Of one epoch, judged by few rows, which are more than one forward pass takes."""
     monkeypatch.setattr("ftcourse.studies.tasks.epochs", lambda n: 1)
     monkeypatch.setattr("ftcourse.studies.tasks.EVAL_ROWS", 8)
+    facts = all_facts()[::60]
+    monkeypatch.setattr("ftcourse.studies.tasks.all_facts", lambda: facts)
 
     def few(n, seed):
         splits = chat_with_validation(n, seed)
