@@ -3,9 +3,10 @@
     python -m experiments.notebook_memory                      all notebooks, one after the other, into the record
     python -m experiments.notebook_memory 01_gradient_masks    these only; the others stay as they are stored
 
-Each runs in a fresh kernel, as a learner would run it. A process is counted by its proportional set size (PSS), so
-that pages which several processes share are counted once; the sum is taken every tenth of a second. JupyterLab, which
-runs beside the kernel, is measured once, with a notebook's kernel started.
+Each runs in a fresh kernel, as a learner would run it. Pages that several of its processes share are counted once: the
+sum is that of what each process has for itself (its unique set size) and the largest shared part of one of them, taken
+every tenth of a second. Not the proportional set size, which is smaller where other kernels run on the machine.
+JupyterLab, which runs beside the kernel, is measured once.
 """
 
 import argparse
@@ -38,12 +39,13 @@ MIB = 2**20
 
 
 def tree_bytes(root: psutil.Process) -> int:
-    """Proportional set size of a process and all that descend from it; one that ends meanwhile counts nothing."""
-    total = 0
+    """Bytes of a process and all that descend from it, shared pages once; one that ends meanwhile counts nothing."""
+    own = shared = 0
     for process in [root, *root.children(recursive=True)]:
         with suppress(psutil.Error):
-            total += process.memory_full_info().pss
-    return total
+            found = process.memory_full_info()
+            own, shared = own + found.uss, max(shared, found.rss - found.uss)
+    return own + shared
 
 
 @contextmanager

@@ -29,23 +29,22 @@ GPUS = {
     288: "B300",
 }
 MODELS = {"llama-3-8b": "Llama 3 8B", "llama-2-13b": "Llama 2 13B", "llama-3-70b": "Llama 3 70B"}
-SETTINGS = "--activation_checkpointing --micro_batch_size 1 --max_length 2048 --batch_size 64"
+SETTINGS = "--activation_checkpointing --micro_batch_size 1 --max_length 2048"  # one sequence per GPU and step
 METHODS = {
     "QLoRA, rank 16": "--method lora --lora_r 16 --load_in_4bit",
     "LoRA, rank 16": "--method lora --lora_r 16",
     "all weights, AdamW": "",
 }
 COUNTS = (1, 2, 4, 8)
-TOKENS = 500  # of a conversation, on average: with 64 of them a GPU accumulates over several micro-batches
 
 
 def peak_bytes(model: str, method: str, gpus: int) -> int | None:
     """Estimated peak of each of `gpus` GPUs; None where the program does not run the method on so many."""
     if "--load_in_4bit" in method and gpus > 1:
         return None
-    flags = f"--model {model} --output runs/a {SETTINGS} {method}"
+    flags = f"--model {model} --output runs/a {SETTINGS} --batch_size {gpus} {method}"
     line = read_launch_line(f"torchrun --standalone --nproc-per-node {gpus} -m ftkit.finetune {flags}")
-    plan = memory_plan(line, TOKENS)
+    plan = memory_plan(line, line.config.max_length)
     if "--load_in_4bit" in method:
         plan = replace(plan, base_dtype="nf4")
     return estimate_memory(published_meta_model(model), plan).peak
@@ -68,8 +67,8 @@ def table() -> str:
             cells = (cell(peak_bytes(model, flags, gpus)) for gpus in COUNTS)
             lines.append(f"| {name} | {method} | " + " | ".join(cells) + " |")
     named = "; ".join(f"{gib}: {names}" for gib, names in GPUS.items())
-    settings = SETTINGS.replace("--", "`--").replace(" `", "`, `") + "`"
-    return "\n".join(lines) + f"\n\nGiB of a GPU, and which have them: {named}.\nSettings: {settings}.\n"
+    notes = f"GiB of a GPU, and which have them: {named}.\nSettings: `{SETTINGS}`, and a batch of one sequence per GPU."
+    return "\n".join(lines) + f"\n\n{notes}\n"
 
 
 def write(page: Path = PAGE) -> None:

@@ -124,7 +124,9 @@ def test_skypilot_installs_a_python_that_is_new_enough_and_the_pinned_versions(f
 
 
 def test_skypilot_itself_reads_the_files():
-    sky = pytest.importorskip("sky", reason="SkyPilot is not installed: pip install skypilot in an environment of its own")
+    sky = pytest.importorskip(
+        "sky", reason="SkyPilot is not installed: pip install skypilot in an environment of its own"
+    )
     for file in ("finetune.yaml", "spot.yaml"):
         task = sky.Task.from_yaml(str(DEPLOY / "skypilot" / file))
         assert task.num_nodes == (4 if file == "finetune.yaml" else 1)
@@ -162,7 +164,7 @@ def test_runpod_installs_ftkit_with_pinned_versions_where_it_is_missing(engine, 
     # A python3 without packages, and a python3.11 whose venv notes what pip is asked for.
     write_tool(bare / "python3", f'exec {shlex.quote(sys.executable)} -I -S "$@"')
     made = f'mkdir -p "$3/bin"; cp {tmp_path}/bin/python3 {tmp_path}/bin/torchrun "$3/bin"\n'
-    made += f"printf '#!/bin/sh\\necho \"$@\" >>{tmp_path}/pip.txt\\n' >\"$3/bin/pip\"; chmod +x \"$3/bin/pip\""
+    made += f'printf \'#!/bin/sh\\necho "$@" >>{tmp_path}/pip.txt\\n\' >"$3/bin/pip"; chmod +x "$3/bin/pip"'
     write_tool(bare / "python3.11", f'[ "$1" = -m ] || exec {shlex.quote(sys.executable)} "$@"\n{made}')
     variables = {"PATH": f"{bare}:{os.environ['PATH']}", "FTKIT_VENV": str(venv)}
     launch, _, seen = engine([*RUNPOD, *FLAGS], **variables)

@@ -89,7 +89,11 @@ def test_binder_takes_the_cpu_build_of_torch_and_the_pinned_versions():
 
 
 def test_conda_takes_the_cpu_build_of_torch_unless_its_line_is_removed():
-    (pip,) = [item for item in yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"] if item != "pip" and isinstance(item, dict)]
+    (pip,) = [
+        item
+        for item in yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+        if item != "pip" and isinstance(item, dict)
+    ]
     assert pip["pip"] == [f"--extra-index-url {CPU_INDEX}", "-c constraints.txt", "-e .[lab,test]"]
 
 
