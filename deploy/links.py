@@ -32,7 +32,7 @@ def read_source(pyproject: Path = PYPROJECT) -> tuple[str, str]:
 def links(repository: str, tag: str, notebook: str = FIRST, hub: str = "", branch: str = "main") -> dict[str, str]:
     """Place -> link. Binder and Kaggle read public repositories on GitHub alone; a hub reads whatever git reads.
 
-    nbgitpuller takes a branch, not a tag, since it merges what was added later into the learner's copy.
+    nbgitpuller follows a branch, not the tag: it merges what is added later into the learner's copy.
     """
     path = f"notebooks/{notebook}.ipynb"
     address = urlparse(repository)

@@ -92,13 +92,15 @@ class Image:
             shutil.copy(ROOT / source, goal)
             goal.chmod(0o755)
             return
-        ignored = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints")
-        for name in re.findall(r"^!(\S+)", DOCKERFILE.with_suffix(".dockerignore").read_text(), re.M):
-            path = ROOT / name
+        left_out = DOCKERFILE.with_suffix(".dockerignore").read_text().splitlines()
+        ignored = shutil.ignore_patterns(*(name.removeprefix("**/") for name in left_out if name.startswith("**/")))
+        for path in ROOT.iterdir():
+            if path.name in left_out:
+                continue
             if path.is_dir():
-                shutil.copytree(path, goal / name, ignore=ignored, dirs_exist_ok=True)
+                shutil.copytree(path, goal / path.name, ignore=ignored, dirs_exist_ok=True)
             else:
-                shutil.copy(path, goal / name)
+                shutil.copy(path, goal / path.name)
 
 
 def build(folder: Path, **arguments: str) -> Image:

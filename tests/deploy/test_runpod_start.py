@@ -38,7 +38,7 @@ def test_the_first_start_copies_the_course_and_the_next_ones_keep_what_is_there(
     done = pod(JUPYTER_PASSWORD="s3cret")
     assert done.returncode == 0 and done.stderr == ""
     shipped = {path.name: path.read_bytes() for path in (ROOT / "notebooks").glob("*.ipynb")}
-    assert {path.name: path.read_bytes() for path in course.iterdir()} == shipped
+    assert {path.name: path.read_bytes() for path in course.glob("*.ipynb")} == shipped
     assert str(course / FIRST) in (tmp_path / "trusted.txt").read_text()
     settings = json.loads((tmp_path / "home/.jupyter/jupyter_lab_config.json").read_text())
     assert settings == {"LabApp": {"default_url": f"/lab/tree{course / FIRST}"}}
