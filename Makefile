@@ -33,7 +33,7 @@ $(READY): pyproject.toml constraints.txt
 
 lab: $(READY)  ## set up .venv (TORCH=cpu: with the CPU build of torch) and open JupyterLab on the first notebook
 	@$(BIN)/jupyter trust notebooks/*.ipynb >/dev/null  # else Lab shows no stored pictures
-	$(BIN)/jupyter lab --ServerApp.ip=127.0.0.1 --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb $(if $(filter 0,$(shell id -u)),--allow-root)
+	$(BIN)/jupyter lab --ServerApp.ip=127.0.0.1 --ServerApp.root_dir=. --ServerApp.jpserver_extensions=ftcourse.lab_server=True --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb $(if $(filter 0,$(shell id -u)),--allow-root)
 
 test: $(READY)  ## set up .venv, run every notebook under nbval and every test
 	$(PYTEST) notebooks tests
