@@ -26,6 +26,12 @@ def _jupyter_server_extension_points() -> list[dict[str, str]]:
     return [{"module": __name__}]
 
 
+def adapt(contents_manager) -> None:
+    """Let a contents manager keep notebooks' metadata and leave out what notebooks are built from."""
+    contents_manager.register_pre_save_hook(keep_metadata)
+    contents_manager.hide_globs = [*contents_manager.hide_globs, *SOURCES]
+
+
 def _load_jupyter_server_extension(server) -> None:
-    server.contents_manager.register_pre_save_hook(keep_metadata)
-    server.contents_manager.hide_globs = [*server.contents_manager.hide_globs, *SOURCES]
+    # Once all extensions are loaded: some, such as jupytext's, put another contents manager in the first one's place.
+    server.io_loop.add_callback(lambda: adapt(server.contents_manager))

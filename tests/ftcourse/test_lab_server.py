@@ -3,7 +3,6 @@
 import asyncio
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import nbformat
 from jupyter_server.services.contents.largefilemanager import AsyncLargeFileManager
@@ -17,7 +16,7 @@ LANGUAGE = {"name": "python", "version": "3.13.1", "pygments_lexer": "ipython3",
 
 def manager(folder) -> AsyncLargeFileManager:
     contents = AsyncLargeFileManager(root_dir=str(folder))
-    lab_server._load_jupyter_server_extension(SimpleNamespace(contents_manager=contents))
+    lab_server.adapt(contents)
     return contents
 
 

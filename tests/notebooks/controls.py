@@ -38,7 +38,8 @@ CONTRAST = """element => {
         while (place && rgba(getComputedStyle(place).backgroundColor)[3] < 255) place = place.parentElement;
         return rgba(place ? getComputedStyle(place).backgroundColor : 'white');
     };
-    const style = getComputedStyle(element), ring = style.outlineStyle !== 'none' && parseFloat(style.outlineWidth) >= 2;
+    const style = getComputedStyle(element);
+    const ring = style.outlineStyle !== 'none' && parseFloat(style.outlineWidth) >= 2;
     return {ring: ring ? ratio(rgba(style.outlineColor), behind(element.parentElement)) : 0,
             text: ratio(rgba(style.color), behind(element))};
 }"""
@@ -56,7 +57,6 @@ class Driver:
     def drive(self) -> list[str]:
         """Use every control; returns the faults."""
         self.root.scroll_into_view_if_needed()
-        self.look("as it opens")
         status = self.root.locator("[role=status]")
         status.evaluate("element => element.ftkitSame = true")
         for control, use in self.controls():
@@ -67,7 +67,6 @@ class Driver:
             self.fault("caption", "the live region was replaced: screen readers say nothing")
         if not status.inner_text().strip():
             self.fault("caption", "is empty")
-        self.look("after the last control")
         return self.faults
 
     def controls(self):
@@ -80,13 +79,16 @@ class Driver:
         self.faults.append(f"{self.name}, {control}: {what}")
 
     def look(self, when: str) -> None:
-        """Labels and menus are whole, nothing is wider than its place, and the caption can be read."""
+        """Labels and menus are whole, nothing is wider than its place, caption and focus can be seen."""
         for text in self.root.evaluate(CUT_OFF):
             self.fault(when, f"cut off: {text!r}")
         if wide := self.root.evaluate(OUTSIDE):
             self.fault(when, f"wider than its place: {wide}")
         if self.root.locator(".ftkit-status p").evaluate(CONTRAST)["text"] < 4.5:
             self.fault(when, "the caption's contrast is under 4.5")
+        for control, _ in self.controls():
+            control.focus()
+            self.check_ring(control, f"{self.described(control)[0]}, {when}")
 
     def described(self, control) -> tuple[str, str, str]:
         """Name, value and value text of a control in the accessibility tree."""
@@ -113,14 +115,17 @@ class Driver:
         if not control.evaluate(FOCUSED):
             self.fault(label, "the Tab key does not reach it")
             control.focus()
-        if control.evaluate(CONTRAST)["ring"] < 3:
-            self.fault(label, "the focus cannot be seen")
+        self.check_ring(control, label)
         cells = self.page.evaluate(CELLS)
         for key in ("b", "x", "ArrowDown", "ArrowUp"):
             self.page.keyboard.press(key)
         if self.page.evaluate(CELLS) != cells or not control.evaluate(FOCUSED):
             self.fault(label, "JupyterLab takes its keys")
         self.settle()
+
+    def check_ring(self, control, label: str) -> None:
+        if control.evaluate(CONTRAST)["ring"] < 3:
+            self.fault(label, "the focus cannot be seen")
 
     def changes(self, action, label: str, how: str) -> None:
         """Do `action`, and wait until the picture or the table is another one and stays so."""

@@ -22,19 +22,6 @@ def tree_of(cell) -> ast.Module:
     return ast.parse(TransformerManager().transform_cell(cell.source))
 
 
-def shown_explorer(cell, makers: dict[str, type[Explorer]]) -> type[Explorer] | None:
-    """The class of the explorer that a cell makes and shows on its last line."""
-    *before, last = tree_of(cell).body or [None]
-    if not isinstance(last, ast.Expr) or not isinstance(last.value, ast.Name):
-        return None
-    for statement in before:
-        if isinstance(statement, ast.Assign) and isinstance(statement.value, ast.Call):
-            called = getattr(statement.value.func, "id", None)
-            if called in makers and last.value.id in _names(statement, ast.Store):
-                return makers[called]
-    return None
-
-
 def explorer_makers(nb) -> dict[str, type[Explorer]]:
     """Imported name -> class of the explorer: the class itself, or a function that returns one."""
     found = {}
@@ -44,27 +31,37 @@ def explorer_makers(nb) -> dict[str, type[Explorer]]:
                 module = importlib.import_module(node.module)
                 for alias in node.names:
                     made = getattr(module, alias.name)
-                    made = made if inspect.isclass(made) else inspect.signature(made).return_annotation
+                    if inspect.isfunction(made):
+                        made = inspect.signature(made).return_annotation
                     if inspect.isclass(made) and issubclass(made, Explorer):
                         found[alias.asname or alias.name] = made
     return found
 
 
 def control_cells(nb) -> dict[str, type[Explorer]]:
-    """Id of each cell that shows an explorer -> the explorer's class, in the notebook's order."""
-    makers = explorer_makers(nb)
-    shown = {cell.id: shown_explorer(cell, makers) for cell in _code(nb)} if makers else {}
-    return {id_: made for id_, made in shown.items() if made}
+    """Id of each cell that shows an explorer on its last line -> the explorer's class, in the notebook's order."""
+    makers, made, shown = explorer_makers(nb), {}, {}
+    for cell in _code(nb) if makers else []:
+        body = tree_of(cell).body
+        for statement in body:
+            if isinstance(statement, ast.Assign) and isinstance(statement.value, ast.Call):
+                called = getattr(statement.value.func, "id", None)
+                made |= dict.fromkeys(_names(statement, ast.Store), makers.get(called))
+        last = body[-1].value if body and isinstance(body[-1], ast.Expr) else None
+        if isinstance(last, ast.Name) and made.get(last.id):
+            shown[cell.id] = made[last.id]
+    return shown
 
 
 def with_needed_cells(nb, ids) -> nbformat.NotebookNode:
     """A notebook of the cells with these ids and of those that they need, without outputs."""
+    imported = {name for cell in _code(nb) for node in ast.walk(tree_of(cell)) for name in _imported(node)}
     needed, wanted = [], set()
     for cell in reversed(_code(nb)):
         tree = tree_of(cell)
-        if cell.id in ids or wanted & (_bound(tree) | _changed(tree)):
+        if cell.id in ids or wanted & (_names(tree, ast.Store) | _defined(tree) | _changed(tree) - imported):
             needed.append(cell)
-            wanted |= _names(tree, ast.Load)
+            wanted = wanted - _rebound(tree) | _read(tree)
     fresh = [nbformat.v4.new_code_cell(cell.source, id=cell.id) for cell in reversed(needed)]
     return nbformat.v4.new_notebook(cells=fresh, metadata=nb.metadata)
 
@@ -77,14 +74,43 @@ def _names(tree: ast.AST, context: type) -> set[str]:
     return {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, context)}
 
 
-def _bound(tree: ast.Module) -> set[str]:
-    """Names that a cell gives a new value, wherever in the cell."""
-    found = _names(tree, ast.Store)
-    for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef | ast.ClassDef):
-            found.add(node.name)
-        elif isinstance(node, ast.Import | ast.ImportFrom):
-            found |= {(alias.asname or alias.name).partition(".")[0] for alias in node.names}
+def _imported(node: ast.AST) -> set[str]:
+    aliases = node.names if isinstance(node, ast.Import | ast.ImportFrom) else []
+    return {(alias.asname or alias.name).partition(".")[0] for alias in aliases}
+
+
+def _defined(tree: ast.AST) -> set[str]:
+    """Names of functions, classes and imports."""
+    nodes = list(ast.walk(tree))
+    named = {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    return named.union(*map(_imported, nodes))
+
+
+def _rebound(tree: ast.Module) -> set[str]:
+    """Names whose earlier values no later cell sees, because a statement of the cell itself binds them."""
+    plain = [statement for statement in tree.body if isinstance(statement, ast.Assign)]
+    parts = [part for statement in plain for target in statement.targets for part in ast.walk(target)]
+    return _defined(tree) | {
+        part.id for part in parts if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store)
+    }
+
+
+def _read(tree: ast.Module) -> set[str]:
+    """Names that a cell reads before it binds them; loop variables, parameters and their like are its own."""
+    found, bound = set(), set()
+    for statement in tree.body:
+        own = {node.arg for node in ast.walk(statement) if isinstance(node, ast.arg)}
+        own |= _names(statement, ast.Store) if not isinstance(statement, ast.Assign | ast.AugAssign) else set()
+        own |= {
+            name
+            for node in ast.walk(statement)
+            if isinstance(node, ast.comprehension)
+            for name in _names(node.target, ast.Store)
+        }
+        read = _names(statement, ast.Load)
+        read |= _names(statement.target, ast.Store) if isinstance(statement, ast.AugAssign) else set()
+        found |= read - own - bound
+        bound |= _names(statement, ast.Store) | _defined(statement)
     return found
 
 

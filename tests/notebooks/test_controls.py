@@ -12,18 +12,21 @@ import pytest
 
 from ftcourse.explorers import Explorer
 
-lab = pytest.importorskip("lab", reason="needs playwright")
+pytest.importorskip("playwright")
 
-from controls import Driver
-from needed_cells import control_cells, with_needed_cells
+from . import controls, lab
+from .needed_cells import control_cells, with_needed_cells
 
 CHROMIUM = lab.find_chromium()
 NOTEBOOKS = sorted((lab.ROOT / "notebooks").glob("*.ipynb"))
+WIDTHS = (1000, 700)  # pixels of the window, of which the list of files takes some
 SLOW = ("03", "07", "08", "09")  # their cells train
 RUN = "() => window.jupyterapp.commands.execute('notebook:run-all-cells').then(() => true)"
 THEME = "theme => window.jupyterapp.commands.execute('apputils:change-theme', {theme}).then(() => true)"
 ERRORS = """() => [...window.jupyterapp.shell.currentWidget.content.model.cells].flatMap(cell =>
-    cell.outputs.toJSON().filter(out => out.output_type === 'error').map(out => `${cell.id}: ${out.ename}: ${out.evalue}`))"""
+    cell.outputs.toJSON().filter(out => out.output_type === 'error').map(out => `${out.ename}: ${out.evalue}`))"""
+DRAWN = """count => document.querySelectorAll('.ftkit-explorer').length === count
+    && [...document.querySelectorAll('.ftkit-explorer .ftkit-status p')].length === count"""
 
 
 def read(path):
@@ -35,9 +38,9 @@ def gathered(paths) -> tuple[nbformat.NotebookNode, list[type[Explorer]]]:
     cells, shown = [], []
     for path in paths:
         nb = read(path)
-        controls = control_cells(nb)
-        cells += with_needed_cells(nb, controls).cells
-        shown += controls.values()
+        found = control_cells(nb)
+        cells += with_needed_cells(nb, found).cells
+        shown += found.values()
     return nbformat.v4.new_notebook(cells=cells, metadata=read(paths[0]).metadata), shown
 
 
@@ -48,29 +51,25 @@ def driven(folder, paths, page, address, token) -> list[str]:
     page.goto(f"{address}/lab/tree/controls.ipynb?token={token}&reset")
     page.wait_for_function(lab.IDLE)
     page.evaluate(RUN)
-    page.wait_for_function(f"count => document.querySelectorAll('.ftkit-explorer svg, .ftkit-explorer table, .ftkit-explorer pre').length >= count", arg=len(shown))
+    page.wait_for_function(DRAWN, arg=len(shown))
     assert page.evaluate(ERRORS) == []
-    explorers = page.locator(".ftkit-explorer")
-    assert explorers.count() == len(shown)
-    drivers = [Driver(page, explorer) for explorer in explorers.all()]
+    drivers = [controls.Driver(page, explorer) for explorer in page.locator(".ftkit-explorer").all()]
     for driver in drivers:
         driver.drive()
-        picture(driver, "light")
-    page.evaluate(THEME, "JupyterLab Dark")
-    page.wait_for_timeout(500)
-    for driver in drivers:
-        driver.look("in the dark theme")
-        picture(driver, "dark")
+    for theme in ("Light", "Dark"):
+        page.evaluate(THEME, f"JupyterLab {theme}")
+        for width in WIDTHS:
+            page.set_viewport_size({"width": width, "height": 1000})
+            page.wait_for_timeout(300)
+            for driver in drivers:
+                driver.look(f"{theme}, {width} px")
+                picture(driver, f"{driver.name}_{theme}_{width}")
     return [fault for driver in drivers for fault in driver.faults]
 
 
-def picture(driver, theme):
+def picture(driver, name):
     if folder := os.environ.get("FTKIT_SCREENSHOTS"):
-        for width in (1000, 700):
-            driver.page.set_viewport_size({"width": width, "height": 900})
-            driver.root.scroll_into_view_if_needed()
-            driver.page.wait_for_timeout(200)
-            driver.root.screenshot(path=Path(folder) / f"{driver.name}_{theme}_{width}.png")
+        driver.root.screenshot(path=Path(folder) / f"{name}.png")
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,9 @@ import pytest
 
 from ftcourse.live_ranks.worker import tcp_connections
 
-lab = pytest.importorskip("lab", reason="needs playwright")
+pytest.importorskip("playwright")
+
+from . import lab
 
 NOTEBOOK = lab.ROOT / "notebooks" / "01_gradient_masks.ipynb"
 CHROMIUM = lab.find_chromium()

@@ -52,7 +52,11 @@ def test_every_explorer_brings_its_helper_and_marks_what_it_looks_for():
     explorer = Squares()
     assert explorer.children[-1].value == ON_THE_PAGE
     script = html.unescape(re.search(r'<style onload="([^"]*)">', ON_THE_PAGE)[1])
-    for name, widget in (("ftkit-explorer", explorer), ("ftkit-status", explorer.status), ("ftkit-list", explorer.list)):
+    for name, widget in (
+        ("ftkit-explorer", explorer),
+        ("ftkit-status", explorer.status),
+        ("ftkit-list", explorer.list),
+    ):
         assert name in widget._dom_classes and f".{name}" in script.replace('contains("', 'contains(".')
     assert "ftkit-list" not in explorer.slider._dom_classes
     assert "http" not in ON_THE_PAGE and "</style" not in ON_THE_PAGE.removesuffix("</style>")
