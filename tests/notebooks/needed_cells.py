@@ -55,15 +55,30 @@ def control_cells(nb) -> dict[str, type[Explorer]]:
 
 def with_needed_cells(nb, ids) -> nbformat.NotebookNode:
     """A notebook of the cells with these ids and of those that they need, without outputs."""
-    imported = {name for cell in _code(nb) for node in ast.walk(tree_of(cell)) for name in _imported(node)}
-    needed, wanted = [], set()
-    for cell in reversed(_code(nb)):
-        tree = tree_of(cell)
-        if cell.id in ids or wanted & (_names(tree, ast.Store) | _defined(tree) | _changed(tree) - imported):
-            needed.append(cell)
-            wanted = wanted - _rebound(tree) | _read(tree)
-    fresh = [nbformat.v4.new_code_cell(cell.source, id=cell.id) for cell in reversed(needed)]
+    cells = [(cell, tree_of(cell)) for cell in _code(nb)]
+    while cells and cells[-1][0].id not in ids:
+        cells.pop()
+    called: set[str] = set()  # names that needed functions read when they are called, after later cells
+    while True:
+        needed = _walk(cells, ids, called)
+        functions = [node for _, tree in needed for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+        found = set().union(*(_names(function, ast.Load) - _own(function) for function in functions))
+        if found <= called:
+            break
+        called |= found
+    fresh = [nbformat.v4.new_code_cell(cell.source, id=cell.id) for cell, _ in reversed(needed)]
     return nbformat.v4.new_notebook(cells=fresh, metadata=nb.metadata)
+
+
+def _walk(cells, ids, called: set[str]) -> list:
+    """The needed ones of (cell, tree) pairs, last first, if also the names in `called` are read at the end."""
+    imported = {name for _, tree in cells for node in ast.walk(tree) for name in _imported(node)}
+    needed, wanted = [], called - imported
+    for cell, tree in reversed(cells):
+        if cell.id in ids or wanted & (_names(tree, ast.Store) | _defined(tree) | _changed(tree) - imported):
+            needed.append((cell, tree))
+            wanted = wanted - _rebound(tree) | _read(tree)
+    return needed
 
 
 def _code(nb) -> list:
@@ -96,22 +111,24 @@ def _rebound(tree: ast.Module) -> set[str]:
 
 
 def _read(tree: ast.Module) -> set[str]:
-    """Names that a cell reads before it binds them; loop variables, parameters and their like are its own."""
+    """Names that a cell reads before it binds them."""
     found, bound = set(), set()
     for statement in tree.body:
-        own = {node.arg for node in ast.walk(statement) if isinstance(node, ast.arg)}
-        own |= _names(statement, ast.Store) if not isinstance(statement, ast.Assign | ast.AugAssign) else set()
-        own |= {
-            name
-            for node in ast.walk(statement)
-            if isinstance(node, ast.comprehension)
-            for name in _names(node.target, ast.Store)
-        }
+        own = _own(statement)
         read = _names(statement, ast.Load)
         read |= _names(statement.target, ast.Store) if isinstance(statement, ast.AugAssign) else set()
         found |= read - own - bound
         bound |= _names(statement, ast.Store) | _defined(statement)
     return found
+
+
+def _own(statement: ast.stmt) -> set[str]:
+    """Names that a statement binds before it reads them: parameters, loop variables, a function's variables."""
+    own = {node.arg for node in ast.walk(statement) if isinstance(node, ast.arg)}
+    for node in ast.walk(statement):
+        if isinstance(node, ast.comprehension):
+            own |= _names(node.target, ast.Store)
+    return own if isinstance(statement, ast.Assign | ast.AugAssign) else own | _names(statement, ast.Store)
 
 
 def _changed(tree: ast.Module) -> set[str]:

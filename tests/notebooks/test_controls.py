@@ -6,6 +6,7 @@ are left to `make controls`, which also runs all of it under ipywidgets 7.7. FTK
 
 import os
 from pathlib import Path
+from textwrap import dedent
 
 import nbformat
 import pytest
@@ -44,15 +45,18 @@ def gathered(paths) -> tuple[nbformat.NotebookNode, list[type[Explorer]]]:
     return nbformat.v4.new_notebook(cells=cells, metadata=read(paths[0]).metadata), shown
 
 
-def driven(folder, paths, page, address, token) -> list[str]:
-    """Run the gathered cells in JupyterLab and use every control, then look again in the dark; the faults."""
+def driven(opened, paths, first="") -> list[str]:
+    """Run the gathered cells in JupyterLab, after the code `first`, and use every control; the faults."""
+    folder, page, address, token = opened
     nb, shown = gathered(paths)
-    nbformat.write(nb, folder / "controls.ipynb")
-    page.goto(f"{address}/lab/tree/controls.ipynb?token={token}&reset")
+    nb.cells.insert(0, nbformat.v4.new_code_cell(first))
+    name = f"{paths[0].stem}_{len(paths)}.ipynb"
+    nbformat.write(nb, folder / name)
+    page.goto(f"{address}/lab/tree/{name}?token={token}&reset")
     page.wait_for_function(lab.IDLE)
     page.evaluate(RUN)
-    page.wait_for_function(DRAWN, arg=len(shown))
     assert page.evaluate(ERRORS) == []
+    page.wait_for_function(DRAWN, arg=len(shown))
     drivers = [controls.Driver(page, explorer) for explorer in page.locator(".ftkit-explorer").all()]
     for driver in drivers:
         driver.drive()
@@ -80,21 +84,36 @@ def opened(tmp_path_factory):
     folder = tmp_path_factory.mktemp("controls")
     with lab.running_lab(folder) as (_, address, token), lab.browser_page(CHROMIUM) as page:
         yield folder, page, address, token
+        assert page.escaped == [] and page.errors == []
 
 
 def test_every_control_works_by_keyboard_and_by_mouse(opened):
-    folder, page, address, token = opened
-    light = [path for path in NOTEBOOKS if not path.name.startswith(SLOW)]
-    assert driven(folder, light, page, address, token) == []
-    assert page.escaped == [] and page.errors == []
+    assert driven(opened, [path for path in NOTEBOOKS if not path.name.startswith(SLOW)]) == []
 
 
 @pytest.mark.controls
 def test_every_control_of_the_slow_notebooks_works(opened):
-    folder, page, address, token = opened
-    slow = [path for path in NOTEBOOKS if path.name.startswith(SLOW)]
-    assert driven(folder, slow, page, address, token) == []
-    assert page.escaped == [] and page.errors == []
+    assert driven(opened, [path for path in NOTEBOOKS if path.name.startswith(SLOW)]) == []
+
+
+@pytest.mark.controls
+def test_what_is_amiss_is_noticed(opened):
+    """The mutation of those above: explorers without what the base class adds to ipywidgets."""
+    bare = """
+        import ftcourse.explorers as explorers
+        explorers.ON_THE_PAGE = "<style>.ftkit-explorer :focus-visible { outline: none }</style>"
+        explorers.show_whole_labels = lambda controls: None
+    """
+    found = "; ".join(driven(opened, [path for path in NOTEBOOKS if path.name.startswith("12")], dedent(bare)))
+    for fault in (
+        "has no accessible name",
+        "the focus cannot be seen",
+        "JupyterLab takes its keys",
+        "stands beside it",
+        "no live region",
+        "cut off: 'tokens per GPU'",
+    ):
+        assert fault in found, found
 
 
 def test_every_explorer_that_a_notebook_makes_is_found():
