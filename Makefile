@@ -7,6 +7,8 @@ CPU_INDEX := https://download.pytorch.org/whl/cpu
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+WIDGETS_7 := $(VENV)-widgets-7
+READY_7 := $(WIDGETS_7)/.ready
 PYTEST := $(BIN)/pytest -n 2 --dist loadfile --nbval --nbval-current-env --nbval-cell-timeout=300 \
 	--nbval-sanitize-with tests/sanitize.cfg
 PROCESSORS := native avx2 sse4 two-threads
@@ -16,7 +18,7 @@ ifneq ($(filter-out cpu,$(TORCH)),)
 $(error TORCH is $(TORCH): give TORCH=cpu for the CPU build of torch, or leave it out for the build that pip takes)
 endif
 
-.PHONY: help lab test quick portable notebooks pocket bench drill real deploy lint clean colab
+.PHONY: help lab test quick portable notebooks pocket bench drill real deploy lint clean colab controls
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -33,10 +35,22 @@ $(READY): pyproject.toml constraints.txt
 
 lab: $(READY)  ## set up .venv (TORCH=cpu: with the CPU build of torch) and open JupyterLab on the first notebook
 	@$(BIN)/jupyter trust notebooks/*.ipynb >/dev/null  # else Lab shows no stored pictures
-	$(BIN)/jupyter lab --ServerApp.ip=127.0.0.1 --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb $(if $(filter 0,$(shell id -u)),--allow-root)
+	$(BIN)/jupyter lab --ServerApp.ip=127.0.0.1 --ServerApp.root_dir=. --ServerApp.jpserver_extensions=ftcourse.lab_server=True --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb $(if $(filter 0,$(shell id -u)),--allow-root)
 
 test: $(READY)  ## set up .venv, run every notebook under nbval and every test
 	$(PYTEST) notebooks tests
+
+controls: $(READY) $(READY_7)  ## use every control of every notebook in a browser, under ipywidgets 8 and 7.7 (minutes)
+	@for python in $(BIN)/python $(WIDGETS_7)/bin/python; do \
+		$$python -m pytest -m 'controls or not controls' tests/notebooks/test_controls.py || exit 1; done
+
+# JupyterLab with Colab's ipywidgets; all else is imported from .venv and from here.
+$(READY_7): $(READY)
+	$(BIN)/python -m venv $(WIDGETS_7)
+	$(WIDGETS_7)/bin/pip install -q $$(grep -E '^(jupyterlab|ipykernel)==' constraints.txt) ipywidgets==7.7.1 jupyterlab_widgets==1.1.11
+	$(BIN)/python -c 'import os, site; print(*site.getsitepackages(), os.getcwd(), sep="\n")' \
+		> $$($(WIDGETS_7)/bin/python -c 'import site; print(site.getsitepackages()[0])')/course.pth
+	touch $@
 
 quick: $(READY)  ## the tests that take little time, in under a minute, for work in between
 	$(PYTEST) -m quick tests
@@ -76,5 +90,5 @@ lint: $(READY)  ## ruff, spelling, and a look for keys and passwords
 	@git ls-files -z | PATH="$(BIN):$$PATH" xargs -0 .ci/secrets
 
 clean:  ## remove the virtual environment and everything that runs leave behind
-	rm -rf $(VENV) runs build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .torchinductor
+	rm -rf $(VENV) $(WIDGETS_7) runs build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .torchinductor
 	find . -name __pycache__ -prune -exec rm -rf {} + -o -name .ipynb_checkpoints -prune -exec rm -rf {} +

@@ -27,6 +27,7 @@ def lab_command(folder: Path, ip: str, port: int, browser: bool) -> list[str]:
     """The command line of JupyterLab. Its token stays on."""
     command = [sys.executable, "-m", "jupyter", "lab", f"--ServerApp.ip={ip}", f"--ServerApp.port={port}"]
     command += [f"--ServerApp.root_dir={folder.absolute()}", f"--LabApp.default_url=/lab/tree/{FIRST}"]
+    command.append("--ServerApp.jpserver_extensions=ftcourse.lab_server=True")  # what it does is said there
     command += [] if browser else ["--ServerApp.open_browser=False"]
     return command + (["--allow-root"] if hasattr(os, "geteuid") and os.geteuid() == 0 else [])
 

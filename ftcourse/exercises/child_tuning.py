@@ -7,7 +7,7 @@ import torch
 from ftcourse.intervals import Interval, interval
 from ftkit.child_tuning import ChildTuningAdamW
 
-from . import WrongAnswer, checker, match_known_mistake, require_answer
+from . import WrongAnswer, checker, match_known_mistake, require_answer, require_filled
 
 STEPS = 400  # of a measurement
 TRIED = ((0.001, 0.3, 0.5), (0.002, 0.5, 0.1), (0.01, 0.2, 1.0))  # lr, old p, new p
@@ -97,7 +97,7 @@ def check_compare(compare, score, seeds=(0, 1)) -> str:
 def _pair(answer) -> tuple[Interval, str]:
     if not isinstance(answer, tuple) or len(answer) != 2:
         raise WrongAnswer("return two things: the interval, and the verdict.")
-    found, verdict = map(require_answer, answer)
+    found, verdict = map(require_filled, answer)
     if not isinstance(found, Interval):
         raise WrongAnswer(f"the first should be what interval(…) returns, and is a {type(found).__name__}.")
     if verdict not in ("F", "control", "inconclusive"):

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from . import NotAttempted, WrongAnswer, checker, require_answer
+from . import WrongAnswer, checker, require_answer
 
 TOLERANCE = 1e-4  # of gradients, relative to the largest entry of each tensor
 
@@ -45,8 +45,7 @@ def check_choose_wrapping(
     It is tried on made-up measurements, then on `measure`, which trains a step on the live ranks.
     """
     chosen, tried = _choose(choose_wrapping, MADE_UP.__getitem__, list(MADE_UP), LIMIT)
-    if chosen is None or chosen is ...:
-        raise NotAttempted
+    require_answer(chosen)
     hints = {
         "a": "it needs 900 bytes at its peak, and the limit is 500.",
         "b": "it has the lowest peak of those with right gradients, and that was not asked: of all that fit, take the "

@@ -6,7 +6,7 @@ import torch
 
 from ftcourse.intervals import interval
 
-from . import WrongAnswer, checker, match_known_mistake, require_answer
+from . import WrongAnswer, checker, match_known_mistake, require_answer, require_filled
 
 
 @checker
@@ -118,7 +118,7 @@ def check_experiment(experiment, choices: tuple[str, str]) -> str:
     if not isinstance(answer, tuple) or len(answer) != 2 or not isinstance(answer[0], dict):
         raise WrongAnswer("two things are wanted: a dict of losses by mask, and a verdict.")
     losses, verdict = answer
-    require_answer(verdict)
+    require_filled(verdict)
     if set(losses) != set(choices):
         raise WrongAnswer(f"the losses should be those of {' and '.join(map(repr, choices))}.")
     one, other = (list(losses[name]) for name in choices)

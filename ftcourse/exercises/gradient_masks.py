@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from . import WrongAnswer, checker, match_known_mistake, require_answer, require_tensor
+from . import WrongAnswer, checker, match_known_mistake, require_answer, require_filled, require_tensor
 
 
 @checker
@@ -89,7 +89,7 @@ def check_mask_schedules(run, adapts, keeps) -> str:
     # Five standard errors: of a share over 1,000 draws, and of a mean of 24 of them.
     if abs((once > 0.5).double().mean() - reserve_p) > 0.07 or abs(anew.mean() / steps - reserve_p) > 0.015:
         raise WrongAnswer(f"about {reserve_p:.0%} of the entries should be kept, at each step.")
-    if (adapts := require_answer(adapts)) not in found or (keeps := require_answer(keeps)) not in found:
+    if (adapts := require_filled(adapts)) not in found or (keeps := require_filled(keeps)) not in found:
         raise WrongAnswer('`adapts` and `keeps` should each be "once" or "anew".')
     if adapts != "anew":
         raise WrongAnswer(
@@ -129,7 +129,7 @@ def check_largest_rate(largest_rate, times_smaller) -> str:
                 f"at reserve_p = {reserve_p} the loss still falls at {1.6 * reserve_p:g} and grows at "
                 f"{3.2 * reserve_p:g}; your function says {rate:g}. Compare the loss after the steps with that before."
             )
-    if not math.isclose(require_answer(times_smaller), 4, rel_tol=0.01):
+    if not math.isclose(require_filled(times_smaller), 4, rel_tol=0.01):
         raise WrongAnswer(
             f"your function is right: it gives {found[1.0]:g} at reserve_p = 1 and {found[0.25]:g} at 0.25. How many "
             "times smaller is the second?"

@@ -9,7 +9,7 @@ import torch
 from ftkit.loss import IGNORE_INDEX
 from ftkit.overfit import StartLoss, start_loss
 
-from . import WrongAnswer, checker, match_known_mistake, require_answer
+from . import WrongAnswer, checker, match_known_mistake, require_answer, require_filled
 
 
 def _number(answer) -> float:
@@ -127,7 +127,7 @@ def check_diagnoses(my_diagnoses) -> str:
     if not isinstance(answer, dict):
         raise WrongAnswer("a dictionary is expected: a cause for each letter.")
     for name, cause in _PLANTED.items():
-        given = require_answer(answer.get(name))
+        given = require_filled(answer.get(name))
         if given not in CAUSES:
             raise WrongAnswer(f"run {name}: {given!r} is none of CAUSES.")
         if given != cause:

@@ -21,11 +21,8 @@ class AnswerExplorer(Explorer):
 
     def __init__(self, questions: list[str], answers: dict[str, list[str]], references: list[str]):
         self.answers, self.references = answers, references
-        self.menu = ipywidgets.Dropdown(
-            options=[(question, i) for i, question in enumerate(questions)],
-            description="question",
-            layout=ipywidgets.Layout(width="36em"),
-        )
+        options = [(question, i) for i, question in enumerate(questions)]
+        self.menu = ipywidgets.Dropdown(options=options, description="question")
         super().__init__(self.menu)
 
     @property
@@ -46,7 +43,9 @@ class AnswerExplorer(Explorer):
             f"<td style='text-align:left;white-space:pre-wrap'>{html.escape(text)}</td><td>{mark}</td></tr>"
             for label, text, mark in rows
         )
-        return f'<p>{html.escape(self.menu.label or "")}</p><table aria-live="polite">{cells}</table>'
+        exact = [label for label, answers in self.answers.items() if answers[self.index] == expected]
+        self.caption = f"Exact match: {', '.join(exact) or 'none'}."
+        return f"<p>{html.escape(self.menu.label)}</p><table>{cells}</table>"
 
 
 def answer_explorer(questions: list[str], answers: dict[str, list[str]], references: list[str]) -> AnswerExplorer:
@@ -131,19 +130,19 @@ class BlindForm(Explorer):
         return f"{len(self.judged)} of {len(self.pairs)} pairs judged"
 
     def draw(self) -> str:
-        note = f"{self.state()}; {self.identical} questions with equal answers are left out"
+        self.caption = f"{self.state()}; {self.identical} questions with equal answers are left out."
         if self.done:
-            body = f"<p>{html.escape(self.names[0])} against {html.escape(self.names[1])}: {self.result}</p>"
-        else:
-            question, left, right, reference = self.shown()
-            style = "text-align:left;vertical-align:top;white-space:pre-wrap;padding-right:2em"
-            heads = "".join(f"<th style='{style}'>{side}</th>" for side in ("left", "right"))
-            cells = "".join(f"<td style='{style}'>{html.escape(text)}</td>" for text in (left, right))
-            body = (
-                f"<p><strong>{html.escape(question)}</strong><br>expected: {html.escape(reference)}</p>"
-                f"<table><tr>{heads}</tr><tr>{cells}</tr></table>"
-            )
-        return f'<div aria-live="polite">{body}<p>{note}</p></div>'
+            outcome = f"{self.names[0]} against {self.names[1]}: {self.result}"
+            self.caption = f"{outcome}. {self.caption}"
+            return f"<p>{html.escape(outcome)}</p>"
+        question, left, right, reference = self.shown()
+        style = "text-align:left;vertical-align:top;white-space:pre-wrap;padding-right:2em"
+        heads = "".join(f"<th style='{style}'>{side}</th>" for side in ("left", "right"))
+        cells = "".join(f"<td style='{style}'>{html.escape(text)}</td>" for text in (left, right))
+        return (
+            f"<p><strong>{html.escape(question)}</strong><br>expected: {html.escape(reference)}</p>"
+            f"<table><tr>{heads}</tr><tr>{cells}</tr></table>"
+        )
 
 
 def _swap(judgement: str) -> str:

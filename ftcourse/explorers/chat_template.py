@@ -37,13 +37,11 @@ class ChatExplorer(Explorer):
         if without := [name for name, made in tokenizers.items() if own_template(made) is None]:
             raise ValueError(f"{without[0]!r} has no chat template: set its tokenizer.chat_template first")
         self.tokenizers, self.conversations = tokenizers, conversations
-        look = {"layout": ipywidgets.Layout(width="36em"), "style": {"description_width": "8em"}}
-        self.tokenizer_menu = ipywidgets.Dropdown(options=list(tokenizers), description="tokenizer", **look)
-        self.conversation_menu = ipywidgets.Dropdown(options=list(conversations), description="conversation", **look)
+        self.tokenizer_menu = ipywidgets.Dropdown(options=list(tokenizers), description="tokenizer")
+        self.conversation_menu = ipywidgets.Dropdown(options=list(conversations), description="conversation")
         longest = max(len(self._row(t, c)[0]) for t in tokenizers.values() for c in conversations.values())
-        self.length_slider = ipywidgets.IntSlider(
-            value=longest, min=4, max=max(longest, 4), description="max_length", **look
-        )
+        most = max(longest, 4)
+        self.length_slider = ipywidgets.IntSlider(value=most, min=4, max=most, description="max_length")
         super().__init__(self.tokenizer_menu, self.conversation_menu, self.length_slider)
 
     def state(self) -> str:
@@ -68,17 +66,19 @@ class ChatExplorer(Explorer):
             first.setdefault(finding.code, finding)
         self.findings = sort_findings(first.values())
         view = token_view(tokenizer, messages, {"input_ids": ids[:length], "labels": labels[:length]})
+        codes = [finding.code for finding in self.findings]
+        self.caption = f"{self.state()}: {', '.join(codes) or 'no findings'}."
         return findings_page(self.findings) + view._repr_html_()
 
 
 def findings_page(findings: list[Finding]) -> str:
     """The findings as a list in HTML: severity, code, what was seen, and the remedy."""
     if not findings:
-        return '<p aria-live="polite"><strong>No findings.</strong></p>'
+        return "<p><strong>No findings.</strong></p>"
     items = "".join(
         f"<li>{SIGNS[f.severity]} <strong>{f.severity}: {f.code}</strong>: {html.escape(f.observed)}.<br>"
         f"<em>{html.escape(f.remedy)}</em></li>"
         for f in findings
     )
     style = "list-style: none; margin: 0.5em 0; padding: 0; line-height: 1.4; max-width: 60em"
-    return f'<ul aria-live="polite" aria-label="Findings" style="{style}">{items}</ul>'
+    return f'<ul aria-label="Findings" style="{style}">{items}</ul>'

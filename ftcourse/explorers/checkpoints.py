@@ -91,9 +91,10 @@ class IntervalExplorer(Explorer):
         ax.set(xscale="log", ylim=(0, 60), xlabel="minutes between checkpoints", ylabel="time lost, %")
         ax.set_xticks([1, 3, 10, 30, 100, 300], ["1", "3", "10", "30", "100", "300"])
         ax.minorticks_off()
-        return self.captioned(
-            ax.figure, f"{self.state()}: save every {self.best:.0f} minutes, {self.lost:.1%} is lost."
-        )
+        said = f"save every {self.best:.0f} minutes, {self.lost:.1%} is lost."
+        if self.lost >= 1:
+            said = "failures come faster than writes and restarts allow, so that at every interval all time is lost."
+        return self.captioned(ax.figure, f"{self.state()}: {said}")
 
 
 def interval_explorer() -> IntervalExplorer:

@@ -36,7 +36,8 @@ class JobExplorer(Explorer):
 
     def __init__(self, job: Job, cluster: Cluster):
         self.job, self.cluster = job, cluster
-        self.conversations = ipywidgets.IntSlider(job.conversations // 1000, 10, 1000, step=10, description="thousands")
+        thousands = job.conversations // 1000
+        self.conversations = ipywidgets.IntSlider(thousands, 10, 1000, step=10, description="conversations, thousands")
         self.gpus = ipywidgets.SelectionSlider(options=(1, 2, 4, 8, 16, 32, 64), value=cluster.gpus, description="GPUs")
         self.mfu = ipywidgets.IntSlider(round(100 * cluster.mfu), 5, 60, description="MFU, %")
         super().__init__(self.conversations, (self.gpus, self.mfu))

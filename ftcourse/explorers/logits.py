@@ -12,10 +12,11 @@ GIB = 2**30
 # transformers' loss in bfloat16, per logit: logits 2, log-softmax 4, its gradient 4, the float32 logits' gradient 4.
 PER_LOGIT = 14
 CHUNK = 512  # tokens
+LENGTHS, VOCABULARIES = (512, 2048, 8192), (1024, 32_000, 128_256, 262_144)
 
 
 class LogitsExplorer(Explorer):
-    """Menus of batch, tokens and vocabulary over bars of a Llama-3-8B body; `bars` holds their bytes."""
+    """Sliders for sequences, tokens and vocabulary over bars of a Llama-3-8B body; `bars` holds their bytes."""
 
     hint = "choose others"
 
@@ -24,9 +25,9 @@ class LogitsExplorer(Explorer):
         self._width = llama.config.hidden_size
         self._body = count_parameters(llama).total - 2 * llama.config.vocab_size * self._width
         self.batch = ipywidgets.IntSlider(value=8, min=1, max=64, description="sequences")
-        self.tokens = ipywidgets.Dropdown(options=[512, 2048, 8192], value=2048, description="tokens")
-        options = [1024, 32_000, 128_256, 262_144]
-        self.vocabulary = ipywidgets.Dropdown(options=options, value=128_256, description="vocabulary")
+        lengths, sizes = ([(f"{count:,}", count) for count in counts] for counts in (LENGTHS, VOCABULARIES))
+        self.tokens = ipywidgets.SelectionSlider(options=lengths, value=2048, description="tokens of each")
+        self.vocabulary = ipywidgets.SelectionSlider(options=sizes, value=128_256, description="vocabulary")
         super().__init__(self.batch, self.tokens, self.vocabulary)
 
     def state(self) -> str:

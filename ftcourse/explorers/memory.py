@@ -110,7 +110,7 @@ def _with(row: Mapping) -> str:
 
 
 class MemoryExplorer(Explorer):
-    """Menus of model, method, GPUs and memory of a GPU, over stacked bars of every change.
+    """Menus of models and methods and sliders for GPUs and the memory of one, over stacked bars of every change.
 
     `rows` are those of `ftcourse.studies.memory_plans`. Attributes: `model`, `method`, `gpus` and `gib`, the controls;
     `chosen`, the row that is planned; `verdict`, whether it fits and what would change that.
@@ -121,12 +121,14 @@ class MemoryExplorer(Explorer):
     def __init__(self, rows: Sequence[Mapping], gib: int = 80):
         self.rows = rows
 
-        def menu(key: str, description: str) -> ipywidgets.Dropdown:
-            options = list(dict.fromkeys(row[key] for row in rows))
-            return ipywidgets.Dropdown(options=options, description=description)
+        def options(key: str) -> list:
+            return list(dict.fromkeys(row[key] for row in rows))
 
-        self.model, self.method, self.gpus = menu("model", "model"), menu("method", "method"), menu("gpus", "GPUs")
-        self.gib = ipywidgets.Dropdown(options=[16, 24, 40, 80, 141, 192], value=gib, description="GiB a GPU")
+        self.model = ipywidgets.Dropdown(options=options("model"), description="model")
+        self.method = ipywidgets.Dropdown(options=options("method"), description="method")
+        self.gpus = ipywidgets.SelectionSlider(options=options("gpus"), description="GPUs")
+        sizes = [16, 24, 40, 80, 141, 192]
+        self.gib = ipywidgets.SelectionSlider(options=sizes, value=gib, description="GiB per GPU")
         super().__init__((self.model, self.method), (self.gpus, self.gib))
 
     def state(self) -> str:

@@ -72,7 +72,7 @@ def plot_exposed(curves: dict[str, dict[int, float]]):
 
 
 class TimelineExplorer(Explorer):
-    """Menus of model, GPUs, tokens per GPU and cards per node over the step's compute and waiting time.
+    """A menu of models and sliders for GPUs, tokens per GPU and cards per node, over what a step computes and waits.
 
     Attributes: `model`, `gpus`, `tokens` and `cards`, the controls; `seconds`, `waiting`: of the step, and how much of
     it waits for the network.
@@ -84,10 +84,11 @@ class TimelineExplorer(Explorer):
         self.flops, self.length = flops, length
         self._models = {name: published_meta_model(name) for name in models}
         self.model = ipywidgets.Dropdown(options=list(models), description="model")
-        self.gpus = ipywidgets.Dropdown(options=[8, 16, 64, 256], description="GPUs")
+        self.gpus = ipywidgets.SelectionSlider(options=[8, 16, 64, 256], description="GPUs")
         tokens = [length * n for n in (1, 2, 4, 8, 16)]
-        self.tokens = ipywidgets.Dropdown(options=tokens, value=tokens[1], description="tokens/GPU")
-        self.cards = ipywidgets.Dropdown(options=[1, 4, 8], value=8, description="cards/node")
+        options = [(f"{count:,}", count) for count in tokens]
+        self.tokens = ipywidgets.SelectionSlider(options=options, value=tokens[1], description="tokens per GPU")
+        self.cards = ipywidgets.SelectionSlider(options=[1, 4, 8], value=8, description="cards per node")
         super().__init__((self.model, self.gpus), (self.tokens, self.cards))
 
     def state(self) -> str:

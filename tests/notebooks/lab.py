@@ -38,6 +38,11 @@ SETTINGS = {
     # Every cell in the page, not only those in view.
     "@jupyterlab/notebook-extension/tracker": {"windowingMode": "none"},
 }
+# In the page: the notebook is there, and its kernel has nothing to do.
+IDLE = """() => {
+    const panel = window.jupyterapp?.shell?.currentWidget, kernel = panel?.sessionContext?.session?.kernel;
+    return panel?.context?.isReady && kernel?.connectionStatus === 'connected' && kernel?.status === 'idle';
+}"""
 
 
 def find_chromium():

@@ -12,15 +12,13 @@ import pytest
 
 from ftcourse.live_ranks.worker import tcp_connections
 
-lab = pytest.importorskip("lab", reason="needs playwright")
+pytest.importorskip("playwright")
+
+from . import lab
 
 NOTEBOOK = lab.ROOT / "notebooks" / "01_gradient_masks.ipynb"
 CHROMIUM = lab.find_chromium()
 QUIET = 500  # milliseconds without a change, after which a picture counts as drawn
-IDLE = """() => {
-    const panel = window.jupyterapp?.shell?.currentWidget, kernel = panel?.sessionContext?.session?.kernel;
-    return panel?.context?.isReady && kernel?.connectionStatus === 'connected' && kernel?.status === 'idle';
-}"""
 # The stored outputs are cleared first, so that what is looked at afterwards comes from this run.
 RUN_ALL = """async () => {
     for (const command of ['clear-all-cell-outputs', 'run-all-cells'])
@@ -37,11 +35,11 @@ PICTURE = "() => [...document.querySelectorAll('.ftkit-mask-explorer svg')].map(
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    """JupyterLab over a copy of the notebooks: (process, address, token)."""
+    """JupyterLab over a copy of the notebooks: (process, address, token, folder)."""
     folder = tmp_path_factory.mktemp("lab")
-    shutil.copytree(NOTEBOOK.parent, folder / "notebooks", ignore=shutil.ignore_patterns("source", "*.py", ".*"))
+    shutil.copytree(NOTEBOOK.parent, folder / "notebooks", ignore=shutil.ignore_patterns("__pycache__", ".*"))
     with lab.running_lab(folder) as running:
-        yield running
+        yield *running, folder
 
 
 @pytest.fixture
@@ -66,12 +64,12 @@ def changed(page, before):
     while True:
         drawn = page.evaluate(PICTURE)
         page.wait_for_timeout(QUIET)
-        if page.evaluate(PICTURE) == drawn and page.evaluate(IDLE) is not False:
+        if page.evaluate(PICTURE) == drawn and page.evaluate(lab.IDLE) is not False:
             return drawn
 
 
 def test_make_lab_listens_on_loopback_alone_and_wants_the_token(server):
-    process, address, token = server
+    process, address, token, _ = server
     listening = {c.laddr.ip for c in tcp_connections(psutil.Process(process.pid)) if c.status == psutil.CONN_LISTEN}
     assert listening == {"127.0.0.1"}
     assert lab.status_of(f"{address}/api/contents") == 403
@@ -81,14 +79,21 @@ def test_make_lab_listens_on_loopback_alone_and_wants_the_token(server):
 
 
 def test_notebook_runs_and_its_controls_redraw_the_picture(server, page):
-    _, address, token = server
+    _, address, token, folder = server
     # Started on a file, Jupyter takes the file's folder for its root, unless the Makefile says otherwise.
     at_root = lab.status_of(f"{address}/api/contents/{NOTEBOOK.name}?token={token}") == 200
     page.goto(f"{address}/lab/tree/{'' if at_root else 'notebooks/'}{NOTEBOOK.name}?token={token}&reset")
-    page.wait_for_function(IDLE)
+    page.wait_for_function(lab.IDLE)
+    listed = page.locator(".jp-DirListing-itemText").all_inner_texts()
+    assert listed and all(name.endswith(".ipynb") for name in listed), listed
+    # JupyterLab has put the kernel's version into the metadata by now, and saves by itself after two minutes.
+    opened = Path(folder, "notebooks", NOTEBOOK.name)
+    before = opened.read_bytes(), opened.stat().st_mtime_ns
+    page.evaluate("() => window.jupyterapp.commands.execute('docmanager:save').then(() => true)")
+    assert (opened.read_bytes(), opened.stat().st_mtime_ns > before[1]) == (before[0], True)
     screenshot(page, "1_opened")
     assert page.evaluate(RUN_ALL)  # comes back at the first error, a wanted one included; the rest runs on
-    page.wait_for_function(f"() => ({CODE_CELLS})().every(cell => cell.count) && ({IDLE})()")
+    page.wait_for_function(f"() => ({CODE_CELLS})().every(cell => cell.count) && ({lab.IDLE})()")
     cells = page.evaluate(CODE_CELLS)
     for cell in cells:
         assert bool(cell["errors"]) == ("raises-exception" in cell["tags"]), cell

@@ -103,7 +103,7 @@ def test_the_slider_chooses_the_child():
     # Raising reserve_p only adds weights, part by part.
     assert all(explorer.parts[name].kept >= part.kept for name, part in before.items())
     assert sum(part.kept for part in explorer.parts.values()) == round(0.5 * total)
-    assert "reserve_p 0.50" in explorer.picture.value and "aria-live" in explorer.picture.value
+    assert "reserve_p 0.50" in explorer.picture.value and "reserve_p 0.50" in explorer.status.value
     assert repr(explorer) == "ChildExplorer(reserve_p=0.50): run the cell to move it"
 
 

@@ -1,0 +1,197 @@
+"""Drives the controls of an explorer as a learner does, by keyboard and by mouse, and says what is amiss.
+
+Names, values and roles are read from Chromium's accessibility tree, which is what a screen reader gets.
+"""
+
+import re
+
+SETTLED = 120  # milliseconds without a change, after which a picture counts as drawn
+SHOWN = "root => [...root.querySelectorAll('.widget-html-content')].map(part => part.innerHTML).join()"
+CELLS = "() => window.jupyterapp.shell.currentWidget.content.model.cells.length"
+FOCUSED = "element => document.activeElement === element"
+CUT_OFF = """root => [...root.querySelectorAll('.widget-label, .widget-readout, button, select')].filter(element => {
+    if (element.tagName !== 'SELECT') return element.scrollWidth > element.clientWidth + 1;
+    const pen = document.createElement('canvas').getContext('2d'), style = getComputedStyle(element);
+    pen.font = style.font;
+    const longest = Math.max(...[...element.options].map(option => pen.measureText(option.text).width));
+    return longest + parseFloat(style.paddingLeft) + parseFloat(style.paddingRight) > element.clientWidth;
+}).map(element => element.textContent.slice(0, 60))"""
+OUTSIDE = "root => root.scrollWidth > root.clientWidth + 1 && `${root.scrollWidth} px wide in ${root.clientWidth}`"
+# WCAG's contrast ratio of the focus ring and of the text with the first opaque colour behind them.
+CONTRAST = """element => {
+    const pen = document.createElement('canvas').getContext('2d', {willReadFrequently: true});
+    const rgba = colour => {
+        pen.clearRect(0, 0, 1, 1);
+        pen.fillStyle = colour;
+        pen.fillRect(0, 0, 1, 1);
+        return [...pen.getImageData(0, 0, 1, 1).data];
+    };
+    const light = colour => colour.slice(0, 3).map(part => part / 255)
+        .map(part => part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4)
+        .reduce((sum, part, n) => sum + part * [0.2126, 0.7152, 0.0722][n], 0);
+    const ratio = (one, other) => {
+        const [low, high] = [light(one), light(other)].sort((a, b) => a - b);
+        return (high + 0.05) / (low + 0.05);
+    };
+    const behind = start => {
+        let place = start;
+        while (place && rgba(getComputedStyle(place).backgroundColor)[3] < 255) place = place.parentElement;
+        return rgba(place ? getComputedStyle(place).backgroundColor : 'white');
+    };
+    const style = getComputedStyle(element);
+    const ring = style.outlineStyle !== 'none' && parseFloat(style.outlineWidth) >= 2;
+    return {ring: ring ? ratio(rgba(style.outlineColor), behind(element.parentElement)) : 0,
+            text: ratio(rgba(style.color), behind(element))};
+}"""
+
+
+class Driver:
+    """One explorer in the page; `faults` collects what is amiss, each with the explorer's and the control's name."""
+
+    def __init__(self, page, root):
+        self.page, self.root, self.faults = page, root, []
+        self.devtools = page.context.new_cdp_session(page)
+        classes = root.get_attribute("class").split()
+        (self.name,) = [name for name in classes if name.startswith("ftkit-") and name != "ftkit-explorer"]
+
+    def drive(self) -> list[str]:
+        """Use every control; returns the faults."""
+        self.root.scroll_into_view_if_needed()
+        region = self.root.locator("[role=status]")
+        if live := region.count() == 1:
+            region.evaluate("element => element.ftkitSame = true")
+        for control, use in self.controls():
+            label = self.check_name(control)
+            self.check_focus(control, label)
+            use(control, label)
+        if not live or not region.evaluate("element => element.ftkitSame === true"):
+            self.fault("caption", "no live region keeps it: screen readers say nothing when it changes")
+        if not self.root.locator(".ftkit-status").inner_text().strip():
+            self.fault("caption", "is empty")
+        return self.faults
+
+    def controls(self):
+        """(control, method that uses it) pairs: sliders, menus, buttons."""
+        for role, use in (("slider", self.use_slider), ("combobox", self.use_menu), ("button", self.use_button)):
+            for control in self.root.get_by_role(role).all():
+                yield control, use
+
+    def fault(self, control: str, what: str) -> None:
+        self.faults.append(f"{self.name}, {control}: {what}")
+
+    def look(self, when: str) -> None:
+        """Labels and menus are whole, nothing is wider than its place, caption and focus can be seen."""
+        for text in self.root.evaluate(CUT_OFF):
+            self.fault(when, f"cut off: {text!r}")
+        if wide := self.root.evaluate(OUTSIDE):
+            self.fault(when, f"wider than its place: {wide}")
+        if self.root.locator(".ftkit-status p").evaluate(CONTRAST)["text"] < 4.5:
+            self.fault(when, "the caption's contrast is under 4.5")
+        for control, _ in self.controls():
+            control.focus()
+            self.check_ring(control, f"{self.described(control)[0]}, {when}")
+
+    def described(self, control) -> tuple[str, str, str]:
+        """Name, value and value text of a control in the accessibility tree."""
+        control.evaluate("element => element.setAttribute('data-driven', '')")
+        found = self.devtools.send("Runtime.evaluate", {"expression": "document.querySelector('[data-driven]')"})
+        wanted = {"objectId": found["result"]["objectId"], "fetchRelatives": False}
+        node = self.devtools.send("Accessibility.getPartialAXTree", wanted)["nodes"][0]
+        control.evaluate("element => element.removeAttribute('data-driven')")
+        properties = {each["name"]: each["value"].get("value") for each in node.get("properties", [])}
+        name, value = (str(node.get(key, {}).get("value", "")) for key in ("name", "value"))
+        return name, value, str(properties.get("valuetext", ""))
+
+    def check_name(self, control) -> str:
+        name, _, _ = self.described(control)
+        if not name.strip():
+            self.fault(str(control), "has no accessible name")
+        return name or "nameless"
+
+    def check_focus(self, control, label: str) -> None:
+        """Reached by the Tab key, the control has a ring that can be seen; JupyterLab leaves the keys to it."""
+        control.focus()
+        self.page.keyboard.press("Tab")
+        self.page.keyboard.press("Shift+Tab")
+        if not control.evaluate(FOCUSED):
+            self.fault(label, "the Tab key does not reach it")
+            control.focus()
+        self.check_ring(control, label)
+        cells = self.page.evaluate(CELLS)
+        for key in ("b", "x", "ArrowDown", "ArrowUp"):
+            self.page.keyboard.press(key)
+        if self.page.evaluate(CELLS) != cells or not control.evaluate(FOCUSED):
+            self.fault(label, "JupyterLab takes its keys")
+        self.settle()
+
+    def check_ring(self, control, label: str) -> None:
+        if control.evaluate(CONTRAST)["ring"] < 3:
+            self.fault(label, "the focus cannot be seen")
+
+    def changes(self, action, label: str, how: str) -> None:
+        """Do `action`, and wait until the picture or the table is another one and stays so."""
+        before = self.root.evaluate(SHOWN)
+        action()
+        try:
+            wanted = [self.root.element_handle(), before]
+            self.page.wait_for_function(f"([root, before]) => ({SHOWN})(root) !== before", arg=wanted, timeout=8_000)
+        except Exception as error:
+            if "Timeout" not in str(error):
+                raise
+            self.fault(label, f"{how} changes nothing")
+        self.settle()
+
+    def settle(self) -> None:
+        shown = self.root.evaluate(SHOWN)
+        while True:
+            self.page.wait_for_timeout(SETTLED)
+            now = self.root.evaluate(SHOWN)
+            if now == shown:
+                return
+            shown = now
+
+    def use_slider(self, handle, label: str) -> None:
+        now, most = (float(handle.get_attribute(f"aria-value{which}")) for which in ("now", "max"))
+        key = "ArrowLeft" if now == most else "ArrowRight"
+        handle.focus()
+        self.changes(lambda: handle.press(key), label, f"the key {key}")
+        self.check_value(handle, label)
+        track = handle.locator("xpath=ancestor::*[contains(@class, 'noUi-target')]").bounding_box()
+        knob = handle.bounding_box()
+        y, x = knob["y"] + knob["height"] / 2, knob["x"] + knob["width"] / 2
+        far = track["x"] + track["width"] * (0.15 if x > track["x"] + track["width"] / 2 else 0.85)
+
+        def drag():
+            self.page.mouse.move(x, y)
+            self.page.mouse.down()
+            self.page.mouse.move(far, y, steps=3)
+            self.page.mouse.up()
+
+        self.changes(drag, label, "dragging")
+        self.check_value(handle, label)
+
+    def check_value(self, handle, label: str) -> None:
+        """What a screen reader says of a slider's value is what stands beside it, and no float's last digits."""
+        readout = handle.locator("xpath=ancestor::*[contains(@class, 'widget-slider')]").locator(".widget-readout")
+        _, value, text = self.described(handle)
+        shown = readout.inner_text().strip()
+        if (text or value) != shown or re.search(r"\d\.\d{5}", shown):
+            self.fault(label, f"its value is read out as {text or value!r}, and {shown!r} stands beside it")
+
+    def use_menu(self, menu, label: str) -> None:
+        options = menu.locator("option").count()
+        if options < 2:
+            return
+        place = menu.evaluate("element => element.selectedIndex")
+        key = "ArrowUp" if place == options - 1 else "ArrowDown"
+        menu.focus()
+        self.changes(lambda: menu.press(key), label, f"the key {key}")
+        place = menu.evaluate("element => element.selectedIndex")
+        # The list itself is the browser's, outside the page, where no mouse of a test gets.
+        self.changes(lambda: menu.select_option(index=(place + 1) % options), label, "choosing")
+
+    def use_button(self, button, label: str) -> None:
+        self.changes(button.click, label, "a click")
+        button.focus()
+        for key in ("Enter", "Space"):
+            self.changes(lambda key=key: button.press(key), label, f"the key {key}")

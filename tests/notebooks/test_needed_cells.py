@@ -1,0 +1,55 @@
+"""The walk from a control back to the cells that it needs, on notebooks whose answer is plain."""
+
+import nbformat
+
+from ftcourse.explorers.gradient_masks import MaskExplorer
+
+from .needed_cells import control_cells, with_needed_cells
+
+IMPORTS = "import torch\nfrom ftcourse.explorers.gradient_masks import mask_explorer"
+SHOW = "explorer = mask_explorer(gradient)\nexplorer"
+
+
+def notebook(*sources):
+    return nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
+
+
+def kept(*sources):
+    """The numbers of the cells that the control of the last one needs, itself left out."""
+    nb = notebook(IMPORTS, *sources, SHOW)
+    needed = [cell.id for cell in with_needed_cells(nb, control_cells(nb)).cells]
+    return [number for number, cell in enumerate(nb.cells) if cell.id in needed][1:-1]
+
+
+def test_a_control_is_found_where_it_is_shown():
+    nb = notebook(IMPORTS, SHOW, "made = mask_explorer(gradient)", "made", "explorer.slider.value = 0.5\nexplorer.seed")
+    assert list(control_cells(nb)) == [nb.cells[1].id, nb.cells[3].id]
+    assert set(control_cells(nb).values()) == {MaskExplorer}
+    assert control_cells(notebook("import torch", "torch")) == {}
+
+
+def test_what_a_control_reads_is_needed_and_nothing_else():
+    assert kept("gradient = torch.ones(3, 3)", "weight = torch.ones(2)") == [1]
+    assert kept("size = 3", "gradient = torch.ones(size, size)") == [1, 2]
+    assert kept("def made():\n    return torch.ones(side, 3)", "side = 3", "gradient = made()") == [1, 2, 3]
+
+
+def test_what_a_later_cell_binds_anew_is_not():
+    assert kept("gradient = 1", "gradient = torch.ones(3, 3)") == [2]
+    assert kept("gradient = torch.ones(3, 3)", "gradient = 2 * gradient") == [1, 2]
+    assert kept("gradient = torch.ones(3, 3)", "gradient += 1") == [1, 2]
+
+
+def test_what_a_cell_may_change_counts():
+    assert kept("gradient = torch.ones(3, 3)", "gradient[0] = 2", "print(gradient)") == [1, 2]
+    assert kept("gradient = torch.ones(3, 3)", "gradient.mul_(2)", "torch.manual_seed(0)") == [1, 2]
+    assert kept("gradient = torch.ones(3, 3)", "torch.nn.init.zeros_(gradient)") == [1, 2]
+
+
+def test_loop_variables_and_parameters_are_a_cells_own():
+    assert kept("row = 7", "gradient = torch.stack([torch.ones(3) for row in range(3)])") == [2]
+    assert kept("x = 7", "def double(x):\n    return 2 * x\ngradient = double(torch.ones(3, 3))") == [2]
+
+
+def test_magic_lines_are_no_obstacle():
+    assert kept("%%px\nnot_here = 1", "!ls", "gradient = torch.ones(3, 3)") == [3]
