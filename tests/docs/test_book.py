@@ -1,0 +1,213 @@
+"""The book in a headless browser, opened as files, with the network watched.
+
+The fast tests make a book of a few notebooks. `pytest -m book tests/docs` opens every page of build/book and moves every
+control in it; `make book` makes that. FTKIT_CHROMIUM names the browser where it is not on the PATH; FTKIT_SCREENSHOTS a
+folder to leave pictures in.
+"""
+
+import hashlib
+import os
+from pathlib import Path
+
+import pytest
+
+lab = pytest.importorskip("tests.notebooks.lab", reason="needs playwright")
+sync_axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe-playwright-python")
+
+from docs.book import BookError
+from docs.book.__main__ import main, make, write
+
+NOTEBOOKS = lab.ROOT / "notebooks"
+FEW = ("08_full_fine_tune", "13_ddp_to_fsdp")  # tables in HTML; errors, cells on ranks and a living control
+WHOLE = lab.ROOT / "build" / "book"
+CHROMIUM = lab.find_chromium()
+DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 360, "height": 740}
+# What the browser says of a living control: its picture has been loaded, and from where; and what is read aloud.
+STATE = """control => { const img = control.querySelector('img');
+    return [img.complete && img.naturalWidth > 0, img.src, control.querySelector('.caption').textContent] }"""
+
+
+def digest(folder):
+    return {path.relative_to(folder): hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.rglob("*.*")}
+
+
+@pytest.fixture(scope="module")
+def book(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("book")
+    assert write(folder, NOTEBOOKS, FEW) == []
+    return folder
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if CHROMIUM is None:
+        pytest.skip(f"no browser found: install one of {', '.join(lab.BROWSERS)}, or set FTKIT_CHROMIUM to its path")
+    with lab.browser_page(CHROMIUM) as page:
+        page.requested = []
+        page.on("request", lambda request: page.requested.append(request.url))
+        page.set_default_timeout(10_000)
+        yield page
+
+
+@pytest.fixture
+def page(browser):
+    """The page; afterwards nothing may have been asked for beyond files, and no script may have failed."""
+    browser.requested.clear()
+    browser.set_viewport_size(DESKTOP)
+    browser.emulate_media(color_scheme="light")
+    yield browser
+    assert [url for url in browser.requested if not url.startswith(("file://", "data:"))] == []
+    assert browser.escaped == [] and browser.errors == []
+
+
+def opened(page, path, *, size=DESKTOP, scheme="light"):
+    page.set_viewport_size(size)
+    page.emulate_media(color_scheme=scheme)
+    page.goto(path.as_uri())
+    return page
+
+
+def screenshot(page, name):
+    if folder := os.environ.get("FTKIT_SCREENSHOTS"):
+        page.screenshot(path=Path(folder) / f"{name}.png", full_page=True)
+
+
+def barriers(page):
+    """What axe calls serious or critical: (rule, the elements' HTML)."""
+    found = sync_axe.Axe().run(page, options={"resultTypes": ["violations"]}).response["violations"]
+    return [
+        (rule["id"], [node["html"][:200] for node in rule["nodes"][:3]])
+        for rule in found
+        if rule["impact"] in ("serious", "critical")
+    ]
+
+
+def check_reading(page, path):
+    """Both themes at both widths: no barrier, and nothing wider than the screen."""
+    for scheme in ("light", "dark"):
+        for size in (DESKTOP, PHONE):
+            opened(page, path, size=size, scheme=scheme)
+            page.evaluate("document.querySelectorAll('details').forEach(details => { details.open = true })")
+            assert page.evaluate("document.documentElement.scrollWidth") <= size["width"], (path.name, size)
+            assert barriers(page) == [], (path.name, scheme, size)
+            screenshot(page, f"{path.stem}_{scheme}_{size['width']}")
+
+
+def check_controls(page, path):
+    """Move every input of every living control by the keyboard; return how many there were."""
+    opened(page, path)
+    inputs = page.locator("[data-control] [data-axis]")
+    for number in range(inputs.count()):
+        given = inputs.nth(number)
+        control = page.locator("[data-control]").filter(has=given)
+        loaded, picture, caption = control.evaluate(STATE)
+        assert loaded and caption
+        given.focus()
+        kind = given.evaluate("given => given.type")
+        last = kind.startswith("select") and given.evaluate("given => given.selectedIndex == given.options.length - 1")
+        given.press({"button": "Enter"}.get(kind, "ArrowUp" if last else "ArrowDown" if kind != "range" else "ArrowRight"))
+        page.wait_for_function(
+            "([control, before]) => control.querySelector('.caption').textContent !== before",
+            arg=[control.element_handle(), caption],
+        )
+        page.wait_for_function("control => control.querySelector('img').complete", arg=control.element_handle())
+        loaded, now, _ = control.evaluate(STATE)
+        assert loaded and (now != picture or path.stem == "12_memory"), given.get_attribute("id")
+    return inputs.count()
+
+
+def test_the_same_notebooks_give_the_same_bytes(book, tmp_path):
+    assert write(tmp_path, NOTEBOOKS, FEW[1:]) == []
+    again, first = digest(tmp_path), digest(book)
+    alike = {path for path in again if path.name != "search.js" and path.stem not in ("index", FEW[1])}
+    assert {path: again[path] for path in alike if path.parts[0] == "assets"}.items() <= first.items()
+    other = tmp_path / "other"
+    other.mkdir()
+    assert write(other, NOTEBOOKS, FEW[1:]) == []
+    assert digest(other) == again
+
+
+@pytest.mark.parametrize("name", ["index", FEW[0], FEW[1]])
+def test_pages_are_read_by_everybody(book, page, name):
+    check_reading(page, book / f"{name}.html")
+
+
+def test_the_living_control_is_moved_by_the_keyboard(book, page):
+    assert check_controls(page, book / "13_ddp_to_fsdp.html") == 1
+
+
+def test_search_finds_a_section_and_follows_it(book, page):
+    opened(page, book / "index.html").keyboard.press("/")
+    page.keyboard.type("rank error")
+    page.locator("#book-results li").first.wait_for()
+    assert "section" in page.locator("#book-found").inner_text()
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/13_ddp_to_fsdp.html#*")
+    page.keyboard.press("/")
+    page.keyboard.type("<img src=x onerror=alert(1)> zzz")
+    page.get_by_text("No section has that").wait_for()
+    page.keyboard.press("Escape")
+    assert page.locator("#book-results").is_hidden()
+
+
+def test_the_theme_is_chosen_and_remembered(book, page):
+    def paper():
+        return page.evaluate("getComputedStyle(document.body).backgroundColor")
+
+    opened(page, book / "index.html", scheme="dark")
+    dark = paper()
+    page.get_by_label("Theme").select_option("light")
+    light = paper()
+    assert light != dark
+    opened(page, book / "claims.html", scheme="dark")
+    assert paper() == light
+    page.get_by_label("Theme").select_option("")
+    assert paper() == dark
+
+
+def test_contents_open_on_a_phone(book, page):
+    opened(page, book / "index.html", size=PHONE)
+    contents, button = page.locator("#book-contents"), page.get_by_role("button", name="Contents")
+    assert contents.is_hidden() and button.get_attribute("aria-expanded") == "false"
+    button.press("Enter")
+    assert button.get_attribute("aria-expanded") == "true"
+    contents.get_by_role("link", name="DDP to FSDP").press("Enter")
+    page.wait_for_url("**/13_ddp_to_fsdp.html")
+
+
+def test_cells_are_shown_for_what_they_are(book):
+    page = (book / "13_ddp_to_fsdp.html").read_text()
+    assert page.count("An error on purpose") == 1 and "RankError" in page
+    assert "<summary>Set-up, which installs the course on Colab</summary>" in page
+    assert "<summary>Show the code</summary>" in page and "<summary>Solution</summary>" in page
+    assert page.count("Exercise: your code goes here") == 2
+    assert 'href="12_memory.html"' not in page and 'rel="prev" href="08_full_fine_tune.html"' in page
+
+
+def test_a_folder_that_is_no_book_is_left_alone(tmp_path, capsys):
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(BookError, match="--output"):
+        make(tmp_path, NOTEBOOKS, FEW)
+    assert main(["--output", str(tmp_path / "new"), "99_nothing"]) == 1
+    assert "99_nothing" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+@pytest.mark.book
+def test_every_page_of_the_whole_book(page):
+    paths = sorted(WHOLE.glob("*.html"))
+    assert len(paths) > 20, "make book makes it"
+    for path in paths:
+        check_reading(page, path)
+
+
+@pytest.mark.book
+def test_every_control_of_the_whole_book(page):
+    moved = {path.stem: check_controls(page, path) for path in sorted(WHOLE.glob("*.html"))}
+    assert {name: count for name, count in moved.items() if count} == {
+        "01_gradient_masks": 2,
+        "04_freezing": 1,
+        "12_memory": 8,
+        "13_ddp_to_fsdp": 1,
+    }
