@@ -4,10 +4,10 @@
     python -m docs.book 01_gradient_masks        a book of this notebook alone, to look at
     python -m docs.book --output elsewhere
 
-It runs no cell: it shows the outputs that are stored, so build the notebooks first. Every state of the living controls is
-drawn, which takes a minute or two. The same notebooks give the same bytes. A book with a fault (a dead link, a picture
-without alternative text, something that is loaded from outside) is reported and not kept. Open build/book/index.html; no
-server is needed.
+It runs no cell: it shows the outputs that are stored, so build the notebooks first. Every state of the living controls
+is drawn, which takes a minute or two. The same notebooks give the same bytes. A book with a fault (a dead link, a
+picture without alternative text, something that is loaded from outside) is reported and not kept. Open
+build/book/index.html; no server is needed.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""What must hold of every page of a built book: links lead somewhere, pictures say what they show, nothing is outside."""
+"""What must hold of every page of a built book: links lead somewhere, pictures say what they show, all is inside."""
 
 import re
 from collections import Counter

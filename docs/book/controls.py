@@ -1,7 +1,8 @@
 """Controls that live without a kernel: every state is drawn while the book is made, by the notebook's own explorer.
 
-A living control is native inputs (slider, menus, button) above a picture; `static/controls.js` shows the picture and the
-caption of the chosen state. What it draws is compared with what the notebook stored, so that they cannot drift apart.
+A living control is native inputs (slider, menus, button) above a picture; `static/controls.js` shows the picture and
+the caption of the chosen state. What it draws is compared with what the notebook stored, so that they cannot drift
+apart.
 """
 
 import itertools
@@ -24,7 +25,7 @@ STATES, BYTES = 200, 12_000_000  # at most, of one control: what a build has to 
 
 @dataclass(frozen=True)
 class Axis:
-    """One input of a control: `kind` is range, select or button; `options` are shown, `choose` takes a place of them."""
+    """One input of a control: `kind` is range, select or button; `options` are shown, `choose` takes a place."""
 
     name: str
     kind: str
@@ -155,11 +156,14 @@ def mask_control() -> Control:
 
 def preset_control() -> Control:
     """04: every preset."""
+    import transformers
+
     from ftcourse.explorers.freezing import PresetExplorer, parts_of
     from ftcourse.studies.freezing import LEARNING_RATES, apply_preset
     from ftkit import load_base
     from ftkit.models import data_dir
 
+    transformers.utils.logging.disable_progress_bar()
     parts = {}
     for preset in LEARNING_RATES:
         model, _ = load_base(data_dir() / "pocket-base")

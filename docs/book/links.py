@@ -9,7 +9,9 @@ from urllib.parse import urlsplit
 from .pictures import Pictures
 
 ROOT = Path(__file__).resolve().parents[2]
-LINK = re.compile(r"""<a\b(?P<before>[^>]*?)\bhref=(?P<quote>["'])(?P<href>.*?)(?P=quote)(?P<after>[^>]*)>(?P<text>.*?)</a>""", re.S)
+LINK = re.compile(
+    r"""<a\b(?P<before>[^>]*?)\bhref=(?P<quote>["'])(?P<href>.*?)(?P=quote)(?P<after>[^>]*)>(?P<text>.*?)</a>""", re.S
+)
 IMAGE = re.compile(r"""<img\b(?:[^>"']|"[^"]*"|'[^']*')*>""")
 COLAB = "colab.research.google.com"
 

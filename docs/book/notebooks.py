@@ -25,8 +25,11 @@ class BookExporter(HTMLExporter):
 
     def __init__(self, slugs: Slugs):
         self.slugs = slugs
-        super().__init__(template_name="book", extra_template_basedirs=[str(HERE / "templates")])
-        self.register_filter("highlight_code", lambda source, metadata=None: code(source))
+        super().__init__(
+            template_name="book",
+            extra_template_basedirs=[str(HERE / "templates")],
+            filters={"highlight_code": lambda source, metadata=None: code(source)},
+        )
 
     @jinja2.pass_context
     def markdown2html(self, context, source):

@@ -53,7 +53,9 @@ def listed(notebooks: Path, names: tuple[str, ...] = ()) -> list[Page]:
     sources = {path.stem: path for path in sorted((ROOT / "docs").glob("*.md"))}
     for stem in [*DOCS, *(stem for stem in sources if stem not in DOCS)]:
         heading = re.match(r"# (.+)", sources[stem].read_text(encoding="utf-8"))
-        pages.append(Page(f"{stem}.html", sources[stem], "Reference", heading[1] if heading else stem, f"docs/{stem}.md"))
+        pages.append(
+            Page(f"{stem}.html", sources[stem], "Reference", heading[1] if heading else stem, f"docs/{stem}.md")
+        )
     return pages
 
 

@@ -4,17 +4,22 @@ import json
 
 from docs.book.search import index, script
 
+MASKS = (
+    "<h1 id='masks'>Masks</h1><p>A mask of p&amp;q.</p><h2 id='two'>Two <code>fully_shard</code></h2><p>Shard it</p>"
+)
 PAGES = [
-    ("a.html", "Masks", "<h1 id='masks'>Masks</h1><p>A mask of p&amp;q.</p><h2 id='two'>Two <code>fully_shard</code></h2>"
-                        "<p>Shard it</p><pre>model.fully_shard(x)</pre>"),
+    ("a.html", "Masks", MASKS + "<pre>model.fully_shard(x)</pre>"),
     ("b.html", "Memory", "<p>Before</p><h1 id='memory'>Memory</h1><script>secret</script><p>mask</p><svg>drawn</svg>"),
-]  # fmt: skip
+]
 
 
 def places(found, word):
     flat = found["places"][found["words"].index(word)]
     sections = [found["sections"][n] for n in flat[::2]]
-    return {(found["pages"][page][0], anchor): weight for (page, anchor, *_), weight in zip(sections, flat[1::2], strict=True)}
+    return {
+        (found["pages"][page][0], anchor): weight
+        for (page, anchor, *_), weight in zip(sections, flat[1::2], strict=True)
+    }
 
 
 def test_words_lead_to_their_sections_and_headings_count_more():
