@@ -15,6 +15,7 @@ import ipywidgets
 from markupsafe import Markup
 
 from ftcourse.explorers import Explorer
+from notebooks.stable import normalise_text
 
 from . import BookError
 from .pictures import Picture, Pictures, name_of
@@ -73,14 +74,15 @@ class Control:
     def html(self, stored: str, where: str, pictures: Pictures) -> str:
         """The control as HTML, in the state that the notebook stored.
 
-        stored: the SVG in the notebook; where: the heading above it. Raises BookError where the explorer does not draw
-        the stored state.
+        stored: the accessible name of the picture in the notebook; where: the heading above it. Raises BookError where
+        the explorer does not draw the stored state.
         """
         states = self.states(where, pictures)
-        first = next((chosen for chosen, state in states.items() if state.name == name_of(stored)), None)
+        named = {normalise_text(state.name): chosen for chosen, state in states.items()}  # as the build may have done
+        first = named.get(normalise_text(stored))
         if first is None:
             raise BookError(
-                f"no state of {type(self.explorer).__name__} is the stored one, {name_of(stored)!r}: make it in "
+                f"no state of {type(self.explorer).__name__} is the stored one, {stored!r}: make it in "
                 "docs/book/controls.py as the notebook does, with the notebook's state among its options"
             )
         shown = states[first]
@@ -121,7 +123,7 @@ def axis_of(widget: ipywidgets.Widget, values: Sequence | None = None) -> Axis:
     if options is not None:
         pairs = [option if isinstance(option, tuple) else (str(option), option) for option in options]
         pairs = [pair for pair in pairs if values is None or pair[1] in values]
-        kind = "select"
+        kind = "range" if isinstance(widget, ipywidgets.SelectionSlider) else "select"
     else:
         stop = widget.max + widget.step / 2
         found = values or list(itertools.takewhile(lambda v: v < stop, itertools.count(widget.min, widget.step)))

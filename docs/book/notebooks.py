@@ -11,7 +11,7 @@ from nbconvert.exporters import HTMLExporter
 from . import BookError
 from .controls import living
 from .markup import Slugs, code, markdown
-from .pictures import Pictures
+from .pictures import Pictures, stored_name
 
 HERE = Path(__file__).resolve().parent
 GUARD = '"google.colab" in sys.modules'
@@ -89,7 +89,7 @@ def picture(kind: str, data: str, where: str, pictures: Pictures) -> str:
 def control_of(name: str, hint: str, data: dict, where: str, notebook: str, pictures: Pictures) -> str:
     """An explorer's stored state as HTML: alive where its states can be drawn, else its picture and what it is."""
     if alive := living(notebook, name):
-        return alive.html(data.get("image/svg+xml", ""), where, pictures)
+        return alive.html(stored_name(data), where, pictures)
     note = f"A control: in Jupyter, run the cell to {hint}. This is its first state."
     if "image/svg+xml" not in data:
         still = pictures.lift(data["text/html"], where)

@@ -1,5 +1,6 @@
 """The book's pictures: SVG files named after what they show, each with its alternative text."""
 
+import base64
 import hashlib
 import html
 import re
@@ -12,6 +13,8 @@ FOLDER = "assets/pictures"
 PIXELS = 4 / 3  # of a point, the unit in which matplotlib gives sizes
 ALT_TEXT = 240  # characters of one that is gathered from a picture's words
 SVG = re.compile(r"<svg\b.*?</svg>", re.S)
+DATA = re.compile(r"<img\b[^>]*\ssrc=\"data:image/svg\+xml;base64,([^\"]*)\"[^>]*>")
+ALT = re.compile(r"<img\b[^>]*\salt=\"([^\"]*)\"")
 # No words: numbers, and matplotlib's own notation for the powers on an axis.
 NUMBER = re.compile(r"[\d\s.,:%×+−–\-()/]*$|.*\\mathdefault")
 NUMBERS = re.compile(r"-?\d+\.\d{3,}")
@@ -62,13 +65,27 @@ class Pictures:
         return f"{FOLDER}/{name}"
 
     def lift(self, page: str, where: str) -> str:
-        """Replace each `<svg>` inside of a piece of HTML by an `<img>` of its file."""
-        return SVG.sub(lambda found: self.add(found[0], where).img(), page)
+        """Replace each SVG in a piece of HTML, an element or the data of an `<img>`, by an `<img>` of its file."""
+
+        def decoded(found: re.Match) -> str:
+            named = ALT.match(found[0])
+            picture = self.add(base64.b64decode(found[1]).decode(), where)
+            return picture.img(alt=html.unescape(named[1]) if named and named[1] else picture.alt)
+
+        return DATA.sub(decoded, SVG.sub(lambda found: self.add(found[0], where).img(), page))
 
 
 def name_of(svg: str) -> str:
     """The accessible name that an SVG carries: its `aria-label`, or its `<title>`."""
     found = re.search(r'<svg\b[^>]*?\saria-label="([^"]*)"', svg) or re.search(r"<title[^>]*>(.*?)</title>", svg, re.S)
+    return html.unescape(found[1]).strip() if found else ""
+
+
+def stored_name(data: dict) -> str:
+    """The accessible name of the picture in a stored output's data: of its SVG, or of the image in its HTML."""
+    if "image/svg+xml" in data:
+        return name_of(data["image/svg+xml"])
+    found = ALT.search(data.get("text/html", ""))
     return html.unescape(found[1]).strip() if found else ""
 
 

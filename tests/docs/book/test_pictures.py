@@ -1,5 +1,6 @@
 """Pictures of the book: one file for equal ones, and an alternative text for each."""
 
+import base64
 import xml.dom.minidom
 
 import matplotlib
@@ -8,7 +9,7 @@ import pytest
 matplotlib.use("agg")
 
 from docs.book import BookError
-from docs.book.pictures import Pictures
+from docs.book.pictures import Pictures, stored_name
 from ftcourse.plots import figure_svg, new_axes
 
 PLAIN = '<svg width="72pt" height="36pt" viewBox="0 0 72 36"{}><path d="M0 0"/></svg>'
@@ -63,3 +64,12 @@ def test_pictures_inside_of_html_are_lifted_out(pictures):
     page = pictures.lift(f"<p>x</p>{PLAIN.format(label)}<p>y</p>", "x")
     assert "<svg" not in page and page.startswith("<p>x</p><img") and page.endswith("<p>y</p>")
     assert 'alt="a &quot;b&quot;"' in page
+
+
+def test_pictures_that_are_stored_as_data_become_files_too(pictures, tmp_path):
+    data = base64.b64encode(PLAIN.format("").encode()).decode()
+    page = pictures.lift(f'<div><img alt="a &amp; b" style="x" src="data:image/svg+xml;base64,{data}"></div>', "x")
+    (file,) = tmp_path.rglob("*.svg")
+    assert f'src="{file.relative_to(tmp_path)}"' in page and 'alt="a &amp; b"' in page and "data:" not in page
+    assert stored_name({"text/html": page}) == "a & b"
+    assert stored_name({"image/svg+xml": curve("named")}) == "named"
