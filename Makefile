@@ -18,7 +18,7 @@ ifneq ($(filter-out cpu,$(TORCH)),)
 $(error TORCH is $(TORCH): give TORCH=cpu for the CPU build of torch, or leave it out for the build that pip takes)
 endif
 
-.PHONY: help lab test quick portable notebooks pocket bench drill real deploy lint clean colab controls
+.PHONY: help lab test quick portable notebooks pocket bench drill real deploy lint clean colab controls book
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -62,6 +62,9 @@ portable: $(READY)  ## run every notebook as on four kinds of processor, started
 
 notebooks: $(READY)  ## rebuild the notebooks whose source changed
 	$(BIN)/python notebooks/build.py
+
+book: $(READY)  ## make the course as a static site in build/book, every page checked (minutes)
+	$(BIN)/python -m docs.book
 
 pocket: $(READY)  ## retrain the embedded base model, pocket-base (minutes)
 	$(BIN)/python -m experiments.pretrain_pocket
