@@ -16,7 +16,7 @@ ifneq ($(filter-out cpu,$(TORCH)),)
 $(error TORCH is $(TORCH): give TORCH=cpu for the CPU build of torch, or leave it out for the build that pip takes)
 endif
 
-.PHONY: help lab test quick portable notebooks pocket bench drill real lint clean
+.PHONY: help lab test quick portable notebooks slides handout room tryroom pocket bench drill real lint clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -48,6 +48,18 @@ portable: $(READY)  ## run every notebook as on four kinds of processor, started
 
 notebooks: $(READY)  ## rebuild the notebooks whose source changed
 	$(BIN)/python notebooks/build.py
+
+slides: $(READY)  ## slides of every notebook, to build/slides
+	$(BIN)/ftkit slides --output build/slides
+
+handout: $(READY)  ## a PDF of every notebook, to build/handout (needs Chromium)
+	$(BIN)/ftkit handout --output build/handout
+
+room: $(READY)  ## build/room: all that installs the course without a network (TORCH=cpu: with the CPU build of torch)
+	$(BIN)/python deploy/room/make_room.py $(if $(filter cpu,$(TORCH)),--torch cpu)
+
+tryroom: $(READY)  ## install from build/room with the network off, and solve the exercises of notebook 01 (minutes)
+	$(BIN)/python deploy/room/try_room.py
 
 pocket: $(READY)  ## retrain the embedded base model, pocket-base (minutes)
 	$(BIN)/python -m experiments.pretrain_pocket

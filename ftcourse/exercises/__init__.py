@@ -12,6 +12,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from ftcourse.solved import recorded
+
 
 class NotAttempted(Exception):
     """The stub is unchanged: it still holds or returns `...` or None."""
@@ -53,6 +55,7 @@ class Verdict:
 def checker(check: Callable[..., str]) -> Callable[..., Verdict]:
     """Decorate `check(answer, ...)`, which returns praise or raises, so that it returns a `Verdict`."""
 
+    @recorded
     @functools.wraps(check)
     def verdict(*args, **kwargs) -> Verdict:
         try:
