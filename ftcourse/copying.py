@@ -30,12 +30,6 @@ def source_dir() -> Path:
     return package / "notebooks" if (package / "notebooks").is_dir() else package.parent / "notebooks"
 
 
-def assistants_file() -> Path:
-    """AGENTS.md: inside an installed wheel, or at the root of a checkout."""
-    package = Path(__file__).parent
-    return package / ASSISTANTS if (package / ASSISTANTS).is_file() else package.parent / ASSISTANTS
-
-
 def without_solutions(nb: dict) -> dict:
     """A notebook, as json reads it, without the cells that fold a solution; its hints stay."""
     return {**nb, "cells": [cell for cell in nb["cells"] if not _tagged(cell, "solution")]}
@@ -107,12 +101,15 @@ def copy_notebooks(
     texts = {path.name: _changed(path, change) for path in chosen if change}
     folder.mkdir(parents=True, exist_ok=True)
     for path in chosen:
+        part = folder / f".{path.name}.part"  # a copy that is cut off must not pass for the learner's own
         if change:
-            (folder / path.name).write_text(texts[path.name], encoding="utf-8")
+            part.write_text(texts[path.name], encoding="utf-8")
         else:
-            shutil.copyfile(path, folder / path.name)
-    if assistants_file().is_file() and not (folder / ASSISTANTS).exists():
-        shutil.copyfile(assistants_file(), folder / ASSISTANTS)
+            shutil.copyfile(path, part)
+        part.replace(folder / path.name)
+    page = source_dir() / ASSISTANTS
+    if page.is_file() and not (folder / ASSISTANTS).exists():
+        shutil.copyfile(page, folder / ASSISTANTS)
     return [folder / path.name for path in chosen]
 
 

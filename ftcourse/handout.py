@@ -28,6 +28,7 @@ a { color: #005a8e; text-decoration: none }
 pre { font: 8.4pt/1.35 "DejaVu Sans Mono", Consolas, monospace; white-space: pre-wrap;
   overflow-wrap: anywhere; margin: 0 }
 code { font-family: "DejaVu Sans Mono", Consolas, monospace; font-size: .88em } pre code { font-size: 1em }
+.highlight { background: none }
 .input_area, .rendered_html pre { background: #f5f7f9;
   border: .5pt solid #cfd4da; border-radius: 3pt; padding: 5pt 7pt }
 .cell { margin: 7pt 0 } .output_area { margin: 5pt 0 }

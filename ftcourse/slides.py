@@ -1,8 +1,8 @@
 """Slides from notebooks: one HTML file each, which asks nothing from outside: `ftkit slides`.
 
-Each heading starts a slide, and so does text that follows code; where a slide is too full, its letters get smaller, and
-in the end it scrolls. Long and folded code is folded, and solutions are left out. Open the file in any browser: arrow
-keys or space turn pages, c shows the contents, f fills the screen.
+Each heading starts a slide, and so does text between code and code. Where a slide is too full, its letters get smaller,
+and in the end it scrolls. Imports, long code and code that the notebook hides are folded, and solutions are left out.
+Open the file in any browser: arrow keys or space turn pages, c shows the contents, f fills the screen.
 """
 
 import argparse
@@ -34,17 +34,27 @@ def divide(nb) -> list[Slide]:
     """The slides of a notebook, in order, without solutions."""
     from .rendering import has_tag
 
+    pieces = [pair for cell in nb.cells if not has_tag(cell, "solution") for pair in _pieces(cell)]
     slides: list[Slide] = []
-    for cell in nb.cells:
-        if has_tag(cell, "solution"):
-            continue
-        for piece, title in _pieces(cell):
-            after_code = slides and slides[-1].cells and slides[-1].cells[-1].cell_type == "code"
-            # A hint belongs under its exercise.
-            if title or not slides or (piece.cell_type == "markdown" and after_code and not has_tag(piece, "hint")):
-                slides.append(Slide(title or (slides[-1].title if slides else ""), continued=not title))
-            slides[-1].cells.append(piece)
+    for place, (piece, title) in enumerate(pieces):
+        if title or not slides or _opens(pieces, place):
+            slides.append(Slide(title or (slides[-1].title if slides else ""), continued=not title))
+        slides[-1].cells.append(piece)
     return slides
+
+
+def _opens(pieces: list, place: int) -> bool:
+    """Whether a text without a heading starts a slide: it leads from code to code.
+
+    What stands after the last code of a part says what to notice in it, and a hint belongs under its exercise.
+    """
+    piece, before = pieces[place][0], pieces[place - 1][0]
+    if piece.cell_type != "markdown" or before.cell_type != "code" or "hint" in piece.metadata.get("tags", []):
+        return False
+    for after, title in pieces[place + 1 :]:
+        if title or after.cell_type == "code":
+            return not title
+    return False
 
 
 def _pieces(cell):
@@ -88,7 +98,8 @@ def _body(cell, render) -> str:
     code = render([type(cell)({**cell, "outputs": []})], _link)
     lines = len(cell.source.splitlines())
     tags = cell.metadata.get("tags", [])
-    if "exercise" not in tags and ("hide-input" in tags or lines > FOLD_LINES or "google.colab" in cell.source):
+    set_up = re.match(r"(import|from) ", cell.source)
+    if "exercise" not in tags and ("hide-input" in tags or lines > FOLD_LINES or set_up):
         what = f"Code, {lines} line{'s' * (lines != 1)}"
         code = f'<details class="code"><summary>{what}</summary>{code}</details>'
     return code + (render([cell], _link, code=False) if cell.outputs else "")
@@ -119,13 +130,16 @@ def main(arguments: list[str] | None = None) -> int:
         given.output.mkdir(parents=True, exist_ok=True)
         for path in paths:
             file = given.output / f"{path.stem}.slides.html"
-            nb = nbformat.read(path, as_version=4)
+            try:
+                nb = nbformat.read(path, as_version=4)
+            except (ValueError, KeyError, AttributeError) as error:  # NotJSONError and ValidationError among them
+                raise OSError(f"{path} is no notebook: {error}") from error
             file.write_text(make_page(nb, path.stem), encoding="utf-8")
             print(f"{file}: {len(divide(nb))} slides", flush=True)
     except ModuleNotFoundError as error:
         print(f"error: {error.name} is not installed: pip install 'ftkit[lab]'", file=sys.stderr)
         return 2
-    except (OSError, nbformat.reader.NotJSONError, nbformat.ValidationError) as error:
+    except OSError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

@@ -170,7 +170,7 @@ def test_the_flags_of_its_commands_exist():
 
 
 def test_the_machine_that_it_asks_for_is_the_one_that_is_checked():
-    table = dict(rows(TEXT, ""))
+    table = dict(rows(TEXT, "what"))
     assert table["processor"].startswith(f"{CORES} cores")
     assert table["memory"].startswith(f"{MEMORY_BYTES // GIB} GiB") and table["disk"].startswith(
         f"{DISK_BYTES // GIB} GiB"

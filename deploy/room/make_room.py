@@ -180,7 +180,7 @@ def wrong_files(room: Path) -> list[str]:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=ROOT / "build" / "room", help="default: build/room")
-    parser.add_argument("--machine", choices=(THIS_MACHINE, *MACHINES), default=THIS_MACHINE, help="of the learners")
+    parser.add_argument("--machine", choices=(THIS_MACHINE, *MACHINES), default=THIS_MACHINE, help="theirs")
     parser.add_argument("--python", default=THIS_PYTHON, help="theirs, such as 3.12 (default: this one, %(default)s)")
     parser.add_argument("--torch", choices=("default", "cpu"), default="default", help="which build (default: pip's)")
     parser.add_argument("--student", action="store_true", help="notebooks without the folded solutions")
@@ -196,9 +196,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     size = sum(path.stat().st_size for path in given.folder.rglob("*") if path.is_file())
-    print(
-        f"{given.folder}: {len(needed)} wheels, {size / 1e6:.0f} MB, for Python {target.python}, {target.machine} machine"
-    )
+    whose = f"Python {target.python}, {target.machine} machine"
+    print(f"{given.folder}: {len(needed)} wheels, {size / 1e6:.0f} MB in all, for {whose}")
     for wheel in sorted(set((given.folder / "wheels").glob("*.whl")) - needed):
         print(f"not needed there: {wheel.name}")
     return 0

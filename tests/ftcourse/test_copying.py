@@ -47,7 +47,7 @@ def test_as_shipped_it_is_the_same_bytes_and_comes_with_the_page_for_assistants(
     for path in copying.source_dir().glob("*.ipynb"):
         assert (copies["shipped"] / path.name).read_bytes() == path.read_bytes()
     for folder in copies.values():
-        assert (folder / "AGENTS.md").read_bytes() == (ROOT / "AGENTS.md").read_bytes()
+        assert (folder / "AGENTS.md").read_bytes() == (ROOT / "notebooks" / "AGENTS.md").read_bytes()
 
 
 def test_a_solution_that_is_not_where_the_build_puts_it_is_refused():
@@ -106,7 +106,7 @@ def test_a_damaged_source_leaves_nothing_behind(tmp_path, monkeypatch, capsys):
 
 
 def test_the_page_for_assistants_forbids_solutions_and_names_what_the_notebooks_have():
-    text = (ROOT / "AGENTS.md").read_text(encoding="utf-8")
+    text = (ROOT / "notebooks" / "AGENTS.md").read_text(encoding="utf-8")
     for words in ("Do not write, complete or paste the answer", "Do not edit a cell tagged `exercise`", "folded hint"):
         assert words in " ".join(text.split())
     tags = {tag for cell in shipped()["cells"] for tag in cell["metadata"].get("tags", [])}

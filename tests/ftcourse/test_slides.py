@@ -36,26 +36,31 @@ def lesson():
             tagged(new_markdown_cell("the secret solution"), "solution"),
             new_markdown_cell("## Long\n\n" + "Many words of prose. " * 400),
             new_code_cell(LONG),
+            new_code_cell("import torch"),
+            new_markdown_cell("What to notice."),
+            new_markdown_cell("## Next"),
         ]
     )
 
 
-def test_headings_and_text_after_code_start_slides():
+def test_headings_and_text_between_code_and_code_start_slides():
     found = [(slide.title, slide.continued, len(slide.cells)) for slide in slides.divide(lesson())]
     assert found == [
         ("A title", False, 1),
         ("Part < one", False, 2),
         ("Part < one", True, 2),
         ("Exercise", False, 3),  # with its hint
-        ("Long", False, 2),
+        ("Long", False, 4),  # with the text that says what to notice
+        ("Next", False, 1),
     ]
 
 
 def test_code_is_folded_where_it_is_long_or_hidden_and_never_in_an_exercise():
     page = slides.make_page(lesson(), "01_a")
     bodies = page.split('<section class="slide"')[1:]
-    assert [body.count('<details class="code">') for body in bodies] == [0, 0, 1, 0, 1]
-    assert f"Code, {slides.FOLD_LINES + 1} lines" in bodies[4] and "Code, 1 line<" in bodies[2]
+    assert [body.count('<details class="code">') for body in bodies] == [0, 0, 1, 0, 2, 0]
+    assert f"Code, {slides.FOLD_LINES + 1} lines" in bodies[4] and "Code, 1 line<" in bodies[4]
+    assert "Code, 1 line<" in bodies[2] and "<details" not in bodies[1]
     assert "the secret solution" not in page and "Think." in bodies[3]
     assert 'alt="a red square"' in bodies[2] and "Part &lt; one" in bodies[1]
 
@@ -93,27 +98,27 @@ def test_in_a_browser_slides_turn_fit_and_ask_nothing_from_outside(tmp_path, mon
     monkeypatch.chdir(tmp_path)
     nbformat.write(lesson(), "own.ipynb")
     assert cli.main(["slides", "own.ipynb"]) == 0
-    assert capsys.readouterr().out == "ftkit-slides/own.slides.html: 5 slides\n"
+    assert capsys.readouterr().out == "ftkit-slides/own.slides.html: 6 slides\n"
     with lab.browser_page(chromium) as page:
         page.goto((tmp_path / "ftkit-slides" / "own.slides.html").as_uri())
         number = lambda: page.locator("#place").inner_text()  # noqa: E731
         shown = page.locator(".slide.now")
-        assert number() == "1 / 5" and shown.count() == 1
-        for key, place in (("ArrowRight", 2), (" ", 3), ("End", 5), ("PageDown", 5), ("ArrowLeft", 4), ("Home", 1)):
+        assert number() == "1 / 6" and shown.count() == 1
+        for key, place in (("ArrowRight", 2), (" ", 3), ("End", 6), ("PageDown", 6), ("ArrowLeft", 5), ("Home", 1)):
             page.keyboard.press(key)
-            assert number() == f"{place} / 5", key
+            assert number() == f"{place} / 6", key
         page.get_by_label("Next slide").click()
         page.goto(page.url.partition("#")[0] + "#3")
-        assert number() == "3 / 5"
+        assert number() == "3 / 6"
         assert page.locator(".now img.figure").evaluate("i => i.getBoundingClientRect().bottom <= innerHeight")
         assert shown.evaluate("s => s.scrollHeight <= s.clientHeight && s.scrollWidth <= s.clientWidth")
         page.keyboard.press("c")
         page.get_by_role("dialog").get_by_text("Exercise").click()
-        assert number() == "4 / 5" and not page.get_by_role("dialog").is_visible()
+        assert number() == "4 / 6" and not page.get_by_role("dialog").is_visible()
         assert shown.evaluate("s => parseFloat(s.style.fontSize)") > 20
-        page.keyboard.press("End")  # too long for any letters: it scrolls, and can be read
+        page.keyboard.press("ArrowRight")  # too long for any letters: it scrolls, and can be read
         assert "scrolls" in shown.get_attribute("class")
         assert shown.evaluate("s => parseFloat(s.style.fontSize)") >= 14
         page.keyboard.press("ArrowDown")
-        assert number() == "5 / 5" and shown.evaluate("s => s.scrollTop") > 0
+        assert number() == "5 / 6" and shown.evaluate("s => s.scrollTop") > 0
         assert page.escaped == [] and page.errors == []
