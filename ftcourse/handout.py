@@ -54,10 +54,17 @@ def find_chromium() -> str:
 
 
 def make_page(nb) -> str:
-    """A notebook as a page to print: hints and answers unfolded, since paper unfolds nothing."""
-    from .rendering import code_style, render, title_of
+    """A notebook as a page to print: hints and answers unfolded, since paper unfolds nothing.
 
-    body = re.sub(r"<details\b", "<details open", render(nb.cells, lambda target: None))
+    Code that the notebook hides, and what installs on Colab, is left out; its output stays.
+    """
+    from .rendering import code_style, has_tag, render, title_of
+
+    parts = []
+    for cell in nb.cells:
+        hidden = has_tag(cell, "hide-input") or (cell.cell_type == "code" and "google.colab" in cell.source)
+        parts.append(render([cell], lambda target: None, code=not hidden))
+    body = re.sub(r"<details\b", "<details open", "\n".join(parts))
     title = html.escape(title_of(nb))
     return (
         f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'

@@ -6,8 +6,10 @@ import html
 import re
 from collections.abc import Callable, Sequence
 
+import jinja2
 import nbformat
 from nbconvert import HTMLExporter
+from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from pygments.formatters import HtmlFormatter
 
 # Colours of what a terminal would colour (an error's traceback), dark enough on white.
@@ -32,7 +34,7 @@ def title_of(nb) -> str:
     """The notebook's first heading, without marks; "Notebook" where it has none."""
     for cell in nb.cells:
         if cell.cell_type == "markdown" and (found := re.search(r"^#+ (.+)$", cell.source, re.M)):
-            return re.sub(r"[`*]", "", found[1])
+            return re.sub(r"[`*$]", "", found[1])
     return "Notebook"
 
 
@@ -58,11 +60,43 @@ def render(cells: Sequence, link: Callable[[str], str | None], *, code: bool = T
     return re.sub(r'<a href="([^"]*)"[^>]*>(.*?)</a>', replace, body, flags=re.S)
 
 
+def typeset(latex: str, display: str) -> str:
+    """A formula as MathML, which browsers typeset by themselves; as it was written where it cannot be read.
+
+    display: "inline" or "block".
+    """
+    try:
+        from latex2mathml.converter import convert
+
+        return convert(latex.strip(), display=display)
+    except Exception:  # not installed, or one of the many errors of its parser
+        return f"<code>{html.escape(latex.strip())}</code>"
+
+
+class _Renderer(IPythonRenderer):
+    def inline_math(self, body: str) -> str:
+        return typeset(body, "inline")
+
+    def block_math(self, body: str) -> str:
+        return typeset(body, "block")
+
+    def latex_environment(self, name: str, body: str) -> str:
+        return typeset(rf"\begin{{{name}}}{body}\end{{{name}}}", "block")
+
+
+class _Exporter(HTMLExporter):
+    """nbconvert's, with formulas typeset: its own leaves them to MathJax, from a network."""
+
+    @jinja2.pass_context
+    def markdown2html(self, _context, source: str) -> str:
+        return MarkdownWithMath(renderer=_Renderer(escape=False, exclude_anchor_links=True)).render(source)
+
+
 @functools.cache
 def _exporter(code: bool) -> HTMLExporter:
-    exporter = HTMLExporter(template_name="basic")  # the cells alone, without a page around them
+    exporter = _Exporter(template_name="basic")  # the cells alone, without a page around them
     exporter.exclude_input = not code
-    exporter.exclude_input_prompt = exporter.exclude_output_prompt = exporter.exclude_anchor_links = True
+    exporter.exclude_input_prompt = exporter.exclude_output_prompt = True
     return exporter
 
 

@@ -71,7 +71,7 @@ def _pieces(cell):
     for lines in parts:
         named = re.match(r"#+ (.+)", lines[0]) if lines else None
         piece = type(cell)({**cell, "source": "\n".join(lines)})
-        yield piece, re.sub(r"[`*]", "", named[1]) if named else ""
+        yield piece, re.sub(r"[`*$]", "", named[1]) if named else ""
 
 
 def make_page(nb, name: str) -> str:

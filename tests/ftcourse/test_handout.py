@@ -17,6 +17,9 @@ def test_hints_are_unfolded_and_links_to_files_are_words():
     assert "<details open><summary>Hint" in page and "<details>" not in page
     assert ".ipynb" not in page and "claims.md" not in page
     assert "<title>A title</title>" in page and "<script" not in page
+    assert (
+        ">plot<" not in page and ">x0<" in page and 'alt="a red square"' in page and "the secret solution" in page
+    )  # main drops it
 
 
 @pytest.mark.parametrize("missing", ["browser", "notebook", "playwright"])

@@ -1,6 +1,8 @@
 """Slides: how a notebook is divided, and that the page turns, fits and asks nothing from outside."""
 
 import re
+import sys
+import types
 
 import nbformat
 import pytest
@@ -70,6 +72,19 @@ def test_links_lead_to_slides_or_outside_and_others_are_words():
     assert '<a href="02_b.slides.html">next</a>' in page
     assert re.search(r'<a href="https://example.org"[^>]*>far</a>', page)
     assert "claims.md" not in page and ", page," in page
+
+
+def test_formulas_are_typeset_or_shown_as_they_were_written(monkeypatch):
+    nb = new_notebook(cells=[new_markdown_cell("# Cost $x^2$\n\n$$p < 1$$ `$HOME`\n\n```bash\necho $PWD/a $PWD\n```")])
+    monkeypatch.setitem(sys.modules, "latex2mathml.converter", None)
+    page = slides.make_page(nb, "01_a")
+    assert "<code>x^2</code>" in page and "<code>p &lt; 1</code>" in page
+    assert "$HOME" in page and page.count("$PWD") == 2  # no formulas
+    converter = types.ModuleType("latex2mathml.converter")
+    converter.convert = lambda latex, display: f'<math display="{display}">{latex}</math>'
+    monkeypatch.setitem(sys.modules, "latex2mathml.converter", converter)
+    page = slides.make_page(nb, "01_a")
+    assert '<math display="inline">x^2</math>' in page and '<math display="block">p < 1</math>' in page
 
 
 def test_the_page_loads_nothing():
