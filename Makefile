@@ -18,7 +18,7 @@ ifneq ($(filter-out cpu,$(TORCH)),)
 $(error TORCH is $(TORCH): give TORCH=cpu for the CPU build of torch, or leave it out for the build that pip takes)
 endif
 
-.PHONY: help lab test quick portable notebooks pocket bench drill real deploy lint clean colab controls book
+.PHONY: help lab test quick portable notebooks pocket bench drill real deploy lint clean colab controls book slides handout room tryroom
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -65,6 +65,18 @@ notebooks: $(READY)  ## rebuild the notebooks whose source changed
 
 book: $(READY)  ## make the course as a static site in build/book, every page checked (minutes)
 	$(BIN)/python -m docs.book
+
+slides: $(READY)  ## slides of every notebook, to build/slides
+	$(BIN)/ftkit slides --output build/slides
+
+handout: $(READY)  ## a PDF of every notebook, to build/handout (needs Chromium)
+	$(BIN)/ftkit handout --output build/handout
+
+room: $(READY)  ## build/room: all that installs the course without a network (TORCH=cpu: with the CPU build of torch)
+	$(BIN)/python deploy/room/make_room.py $(if $(filter cpu,$(TORCH)),--torch cpu)
+
+tryroom: $(READY)  ## install from build/room with the network off, and solve the exercises of notebook 01 (minutes)
+	$(BIN)/python deploy/room/try_room.py
 
 pocket: $(READY)  ## retrain the embedded base model, pocket-base (minutes)
 	$(BIN)/python -m experiments.pretrain_pocket

@@ -14,7 +14,10 @@ COMMANDS = {  # name: (module whose `main(arguments)` runs it, what --help says)
     "compare-runs": ("ftkit.divergence.comparison", "find the first step, module and tensor in which two runs differ"),
     "machine": ("ftcourse.machine", "check that this machine can run the course"),
     "lab": ("ftcourse.lab", "copy the notebooks to a folder of yours and open JupyterLab on them"),
-    "notebooks": ("ftcourse.copying", "copy the notebooks to a folder of yours"),
+    "notebooks": ("ftcourse.copying", "copy the notebooks to a folder of yours, with or without solutions"),
+    "progress": ("ftcourse.progress_command", "show which exercises are solved; export and collect it"),
+    "slides": ("ftcourse.slides", "make slides from notebooks, as pages that need no network"),
+    "handout": ("ftcourse.handout", "print notebooks as PDF, through Chromium"),
 }
 
 

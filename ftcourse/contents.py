@@ -14,6 +14,7 @@ from ftkit.models import data_dir
 
 from .addresses import notebook_address
 from .plots import OKABE_ITO, new_axes
+from .solved import Progress, list_exercises, progress_file, read_progress
 
 START = "00_start_here"
 CONTENTS = {  # part -> notebook -> its topic in a word or two; a notebook without an .ipynb is planned
@@ -165,6 +166,27 @@ def route_table() -> Table:
         total = f"{minutes // 60} h {minutes % 60:02} min".replace(" ", "\u00a0")  # in one line
         rows.append((route.name, route.purpose, " ".join(map(_number, names)), total))
     return Table(("route", "what you can do afterwards", "notebooks", "time"), rows, _links(ready.values()))
+
+
+def solved_table() -> Table:
+    """How many exercises are solved on this machine, of each part and notebook; none where progress is not kept."""
+    try:
+        progress = read_progress(progress_file())
+    except (ImportError, OSError):  # a map without it is better than none
+        progress = {}
+    exercises = list_exercises()
+    done = {exercise.key for exercise in exercises if progress.get(exercise.key, Progress()).solved}
+    rows = []
+    for part, names in {"Start here": (START,), **CONTENTS}.items():
+        own = [exercise for exercise in exercises if exercise.notebook in names]
+        cells = []
+        for name in names:
+            keys = {exercise.key for exercise in own if exercise.notebook == name}
+            cells.append(f"{_number(name)} {len(keys & done)}/{len(keys)}" + " ✔" * (bool(keys) and keys <= done))
+        total = sum(exercise.key in done for exercise in own)
+        rows.append((part, f"{total} of {len(own)}".replace(" ", "\u00a0"), ", ".join(cells)))
+    links = [{"notebook": START}, *(row for row in read_notebooks() if row["ready"])]
+    return Table(("part", "solved", "by notebook"), rows, _links(links))
 
 
 def _number(notebook: str) -> str:

@@ -67,6 +67,7 @@ FIXED = {
     "MKL_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
     "CUDA_VISIBLE_DEVICES": "",  # the stored outputs are the processor's
+    "FTKIT_PROGRESS": "off",  # a build or a test solves exercises, and is no learner
     "HF_HUB_OFFLINE": "1",
     "HF_DATASETS_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",

@@ -19,6 +19,8 @@ from types import FunctionType
 # What a function with nothing but `...` in it compiles to, in Python 3.11 to 3.14.
 EMPTY_BODY = {"RESUME", "NOP", "LOAD_CONST", "RETURN_CONST", "RETURN_VALUE", "COPY_FREE_VARS", "MAKE_CELL"}
 
+from ftcourse.solved import recorded
+
 
 class NotAttempted(Exception):
     """The stub is unchanged: it still holds or returns `...` or None.
@@ -67,6 +69,7 @@ class Verdict:
 def checker(check: Callable[..., str]) -> Callable[..., Verdict]:
     """Decorate `check(answer, ...)`, which returns praise or raises, so that it returns a `Verdict`."""
 
+    @recorded
     @functools.wraps(check)
     def verdict(*args, **kwargs) -> Verdict:
         try:

@@ -40,7 +40,13 @@ if "google.colab" in sys.modules:
 import torch
 import torch.nn.functional as F
 from ftcourse.almanac import faq_prompt
-from ftcourse.contents import notebook_table, plot_contents, read_notebooks, route_table
+from ftcourse.contents import (
+    notebook_table,
+    plot_contents,
+    read_notebooks,
+    route_table,
+    solved_table,
+)
 from ftcourse.exercises.start_here import check_one_step
 from ftcourse.machine import FINE, check_machine
 from ftcourse.model_picture import count_groups, count_parts, plot_model, plot_shares
@@ -446,6 +452,13 @@ route_table()
 
 # %%
 notebook_table()
+
+# %% [markdown]
+# How many exercises you have solved, as their checkers noted it in a file on this machine, which is sent nowhere; the
+# stored table counts none. In a terminal, `ftkit progress` names each of them, and exports your progress.
+
+# %%
+solved_table()
 
 # %% [markdown]
 # No notebook needs a GPU. Each tests claims of papers and documentation; the [claims ledger](../docs/claims.md)

@@ -50,7 +50,7 @@ def test_a_mistyped_flag_is_answered_with_the_nearest(capsys, arguments, said):
 def test_notebooks_are_copied_once_and_never_overwritten(tmp_path, capsys):
     folder = tmp_path / "mine"
     assert cli.main(["notebooks", str(folder)]) == 0
-    notebooks = sorted(folder.iterdir())
+    notebooks = sorted(folder.glob("*.ipynb"))
     assert [path.name for path in notebooks] == sorted(p.name for p in copying.source_dir().glob("*.ipynb"))
     notebooks[0].write_text("my own work")
     notebooks[1].unlink()
