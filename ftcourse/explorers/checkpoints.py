@@ -85,15 +85,18 @@ class IntervalExplorer(Explorer):
         shares = [100 * lost_share(MINUTE * m, *self._seconds) for m in minutes]
         ax = new_axes(6.5, 2.8)[1]
         ax.plot(minutes, shares, color=OKABE_ITO[0])
-        ax.plot(self.best, 100 * self.lost, "o", color=OKABE_ITO[5], markersize=9)
-        words = f"every {self.best:.0f} min: {self.lost:.1%}"
-        ax.annotate(words, (self.best, 100 * self.lost), (0, 12), textcoords="offset points", ha="center")
-        ax.set(xscale="log", ylim=(0, 60), xlabel="minutes between checkpoints", ylabel="time lost, %")
+        share = 100 * min(self.lost, 1.0)
+        ax.plot(self.best, share, "o", color=OKABE_ITO[5], markersize=9)
+        side = "left" if self.best < 4 else "right" if self.best > 120 else "center"  # inside of the axes
+        words = f"every {self.best:.0f} min: {share:.1f} %"
+        ax.annotate(words, (self.best, share), (0, 12), textcoords="offset points", ha=side)
+        top = next((top for top in (25, 60) if share < 0.75 * top), 120)  # the mark and its words are in view
+        ax.set(xscale="log", ylim=(0, top), xlabel="minutes between checkpoints", ylabel="time lost, %")
         ax.set_xticks([1, 3, 10, 30, 100, 300], ["1", "3", "10", "30", "100", "300"])
+        ax.set_yticks([tick for tick in ax.get_yticks() if tick <= 100])
         ax.minorticks_off()
-        return self.captioned(
-            ax.figure, f"{self.state()}: save every {self.best:.0f} minutes, {self.lost:.1%} is lost."
-        )
+        lost = f"{self.lost:.1%} is lost" if self.lost < 1 else "and even then no time is left for training"
+        return self.captioned(ax.figure, f"{self.state()}: save every {self.best:.0f} minutes, {lost}.")
 
 
 def interval_explorer() -> IntervalExplorer:

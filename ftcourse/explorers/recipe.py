@@ -3,7 +3,7 @@
 import statistics
 from collections.abc import Mapping, Sequence
 
-from ftcourse.plots import OKABE_ITO, STYLE, new_axes, settle_layout
+from ftcourse.plots import OKABE_ITO, STYLE, new_axes
 from ftcourse.studies import real_model
 from ftcourse.studies.bracketing import SCORE, BracketedStudy, method_of
 from ftcourse.studies.real_model import RealStudy, short
@@ -95,7 +95,7 @@ def plot_question(study: BracketedStudy, question: str):
     widths = [1.0] * columns + [1.2, 1.2]
     with matplotlib.rc_context({**STYLE, "font.size": 9, "axes.titlesize": 9}):
         size = (min(1.5 * sum(widths), 8.6), 2.0 * len(methods))
-        figure, grid = pyplot.subplots(len(methods), columns + 2, figsize=size, squeeze=False, width_ratios=widths)
+        _, grid = pyplot.subplots(len(methods), columns + 2, figsize=size, squeeze=False, width_ratios=widths)
         for row, (task, trials) in zip(grid, methods.items(), strict=True):
             _plot_curves(study, trials, question, row[:columns])
             row[0].set_ylabel(f"{task}, validation\nexact match (%)")
@@ -109,7 +109,6 @@ def plot_question(study: BracketedStudy, question: str):
             ax.set_xlabel("learning rate")
         grid[-1][-2].set_xlabel("percentage points")
         grid[-1][-1].set_xlabel("nats per token")
-        settle_layout(figure)
     return grid
 
 
