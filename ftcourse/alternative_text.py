@@ -34,7 +34,6 @@ def describe(figure) -> str:
     parts += [f"the colours show {words}" for bar in bars if (words := _words(bar.get_xlabel() or bar.get_ylabel()))]
     parts += _legends(figure)
     text = ". ".join(part.rstrip(". ") for part in map(_words, parts) if part)
-    text = text[:1].upper() + text[1:]
     if len(text) > LIMIT:
         text = text[:LIMIT].rsplit(" ", 1)[0].rstrip(",;. ") + " …"
     return f"{text}." if text and text[-1] not in ".…?!" else text
@@ -76,10 +75,10 @@ def _plotted(ax) -> Iterable[str]:
     for line in ax.lines:
         label, (xs, ys) = _label(line), line.get_data()
         points = [(x, y) for x, y in zip(xs, ys, strict=True) if _finite(x) and _finite(y)]
-        if label and len(points) > 1:
+        if label and len(points) > 1 and line.get_linestyle() != "None":
             across[label] = f"{label} from {_short(points[0][1])} to {_short(points[-1][1])}"
         elif label:
-            across.setdefault(label, f"{label} {_short(points[0][1])}" if points else label)
+            across.setdefault(label, f"{label} {_short(points[0][1])}" if len(points) == 1 else label)
     for container in ax.containers:
         patches = [patch for patch in getattr(container, "patches", []) if hasattr(patch, "get_width")]
         if not patches:

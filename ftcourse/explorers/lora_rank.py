@@ -70,7 +70,7 @@ def plot_starts(losses: Mapping[str, Mapping[int, Mapping[float, float]]], stabl
         ax.axhline(stable, color="#777777", linestyle=":", linewidth=1.2)
         ax.set(xscale="log", yscale="log", ylim=(None, 1.4 * highest), title=start, xlabel="learning rate")
     axes[0].set_ylabel("loss after / loss before")
-    axes[-1].legend(frameon=False, loc="lower right")
+    axes[-1].legend(frameon=False, loc="lower left")  # where all widths still have a loss near 1
     return axes
 
 

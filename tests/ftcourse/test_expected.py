@@ -2,13 +2,15 @@
 
 import re
 
-import nbformat
 import pytest
-from nbclient import NotebookClient
+from IPython import get_ipython
+from IPython.testing.globalipapp import start_ipython
+from IPython.utils.capture import capture_output
 
 from ftcourse.expected import expected_error
 
 CELL = """\
+from ftcourse.expected import expected_error
 def f(x):
     raise ValueError(f"no {x}")
 
@@ -31,24 +33,14 @@ def test_no_error_or_another_one_is_no_success():
         raise TypeError
 
 
-def test_a_notebook_shows_it_with_its_lines_and_replies_that_all_is_well():
-    cells = ["from ftcourse.expected import expected_error", CELL, "print(1)", "1 / 0"]
-    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(text) for text in cells])
-    replies = []
-    client = NotebookClient(nb, timeout=60, kernel_name="python3", allow_errors=True)
-    client.on_cell_executed = lambda cell, cell_index, execute_reply: replies.append(execute_reply)
-    client.execute()
-    assert [reply["content"]["status"] for reply in replies] == ["ok", "ok", "ok", "error"], "or Run All ends"
-    printed, error = nb.cells[1].outputs
-    assert printed.text == "before\n" and (error.output_type, error.ename, error.evalue) == (
-        "error",
-        "ValueError",
-        "no 3",
-    )
-    shown = re.sub(r"\x1b\[[\d;]*m", "", "\n".join(error.traceback))
-    assert (
-        "----> 6     f(3)" in shown
-        and "----> 2     raise ValueError" in shown
-        and "expected" not in shown.split("6")[1]
-    )
-    assert nb.cells[2].outputs[0].text == "1\n", "the kernel goes on"
+def test_a_notebook_shows_it_with_its_lines_and_takes_the_cell_for_a_success():
+    shell = get_ipython() or start_ipython()
+    with capture_output() as captured:
+        ran = shell.run_cell(CELL)
+        failed = shell.run_cell("1 / 0")
+        other = shell.run_cell("with expected_error(ValueError):\n    1 / 0")
+    assert ran.success, "or Run All ends"
+    assert isinstance(failed.error_in_exec, ZeroDivisionError) and not other.success
+    shown = re.sub(r"\x1b\[[\d;]*m", "", captured.stdout).partition("ZeroDivisionError")[0]
+    assert shown.startswith("before\n") and "ValueError: no 3" in shown
+    assert "----> 7     f(3)" in shown and "----> 3     raise ValueError" in shown and "__exit__" not in shown

@@ -219,7 +219,7 @@ def test_a_notebook_shows_stable_svg_whenever_pyplot_was_loaded(early):
         (output,) = outputs
         assert set(output.data) == {"text/html", "text/plain"}
         said = output.data["text/plain"]
-        assert said.startswith("G; words in it: 0.50, 0.25, 0.00, -0.75")
+        assert said.startswith("g; cells by colour; words in it: 0.50, 0.25, 0.00, -0.75")
         assert output.data["text/html"].startswith(f'<img alt="{said}" ')
     assert shown[2][0].data == shown[3][0].data
     assert not shown[0] and not shown[1]  # setting up shows nothing

@@ -215,9 +215,10 @@ def test_ranks_talk_and_write_where_they_should_and_none_outlives_its_notebook(e
 
 
 def test_in_ipython_px_runs_on_the_ranks_that_were_started_last(ranks):
+    from IPython import get_ipython
     from IPython.testing.globalipapp import start_ipython
 
-    shell = start_ipython()
+    shell = get_ipython() or start_ipython()
     ranks.register_magic()
     from IPython.utils.capture import capture_output
 
