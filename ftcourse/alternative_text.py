@@ -43,7 +43,12 @@ def _describe_axes(ax) -> str:
     titles = [_words(ax.get_title(where)) for where in ("left", "center", "right")]
     parts = [": ".join(filter(None, titles)), *_axis(ax, "x"), *_axis(ax, "y"), *_plotted(ax)]
     labels = {_words(label) for label in _labels(ax)}
-    said = dict.fromkeys(word for text in ax.texts if (word := _words(text.get_text())) and word not in labels)
+    numbers = any(_bars(container) for container in ax.containers)  # written on bars whose lengths are said already
+    words = [_words(text.get_text()) for text in ax.texts]
+    said = [word for word in words if word and word not in labels]
+    if numbers:
+        said = [word for word in said if _number(word) is None]
+    said = [word for n, word in enumerate(said) if _number(word) is not None or word not in said[:n]]
     if said:
         parts.append(f"words in it: {_listed(said)}")
     return "; ".join(filter(None, parts))
@@ -59,7 +64,9 @@ def _axis(ax, which: str) -> Iterable[str]:
     if not axis.get_visible() or (not label and not ticks):
         return
     names = [tick for tick in ticks if _number(tick) is None]
-    if names:
+    if names and which == "y" and _by_name(ax):
+        yield label  # the names come with their marks
+    elif names:
         what = f"{label}: " if label else ("from left to right: " if which == "x" else "")
         yield f"{what}{_listed(dict.fromkeys(names))}"
     elif ticks and label:
@@ -71,20 +78,18 @@ def _axis(ax, which: str) -> Iterable[str]:
 
 def _plotted(ax) -> Iterable[str]:
     """The lines with their ends, the bars with their lengths, and what else has a label."""
-    across = {}
-    for line in ax.lines:
-        label, (xs, ys) = _label(line), line.get_data()
-        points = [(x, y) for x, y in zip(xs, ys, strict=True) if _finite(x) and _finite(y)]
-        if label and len(points) > 1 and line.get_linestyle() != "None":
-            across[label] = f"{label} from {_short(points[0][1])} to {_short(points[-1][1])}"
+    across, named = {}, _by_name(ax)
+    lines = [line for line in ax.lines if line.get_transform() == ax.transData]  # not those across the whole Axes
+    curves = [line for line in lines if line.get_linestyle() != "None" and len(_points(line)) > 1]
+    for line in lines:
+        label, points = _label(line), _points(line)
+        if label and line in curves:
+            across[label] = f"{label} {_course(points)}"
         elif label:
-            across.setdefault(label, f"{label} {_short(points[0][1])}" if len(points) == 1 else label)
+            across.setdefault(label, f"{label} {_short(points[0][1])}" if len(points) == 1 and not named else label)
     for container in ax.containers:
-        patches = [patch for patch in getattr(container, "patches", []) if hasattr(patch, "get_width")]
-        if not patches:
+        if not (sizes := _bars(container)):
             continue
-        lying = getattr(container, "orientation", "vertical") == "horizontal"
-        sizes = [patch.get_width() if lying else patch.get_height() for patch in patches]
         label = _label(container)
         values = " ".join(map(_short, sizes)) if len(sizes) <= WORDS else f"{len(sizes)} bars"
         across.setdefault(label or f"bars {len(across)}", f"{label or 'bars'} {values}")
@@ -93,14 +98,53 @@ def _plotted(ax) -> Iterable[str]:
             across[label] = label
     if across:
         yield f"plotted: {', '.join(across.values())}"
-    elif ax.lines:
-        count = sum(len(line.get_xdata()) > 1 for line in ax.lines)
-        if count == 1:
-            (ys,) = [line.get_ydata() for line in ax.lines if len(line.get_xdata()) > 1]
-            yield f"a line from {_short(ys[0])} to {_short(ys[-1])}"
+    elif len(curves) == 1 and not named:
+        yield f"a line {_course(_points(curves[0]))}"
+    if named:
+        yield f"marks at {', '.join(named)}"
     meshes = [collection for collection in ax.collections if type(collection).__name__ == "QuadMesh"]
     if not across and (meshes or ax.images):
         yield "cells by colour"
+
+
+def _points(line) -> list[tuple[float, float]]:
+    return [(x, y) for x, y in zip(*line.get_data(), strict=True) if _finite(x) and _finite(y)]
+
+
+def _course(points: list[tuple[float, float]]) -> str:
+    """From where to where the ys go, and a turn between the ends."""
+    ys = [y for _, y in points]
+    text = f"from {_short(ys[0])} to {_short(ys[-1])}"
+    slack = 0.1 * (max(ys) - min(ys))
+    if max(ys) > max(ys[0], ys[-1]) + slack:
+        text += f" over {_short(max(ys))}"
+    if min(ys) < min(ys[0], ys[-1]) - slack:
+        text += f" by way of {_short(min(ys))}"
+    return text
+
+
+def _bars(container) -> list[float]:
+    """The lengths of a container's bars."""
+    patches = [patch for patch in getattr(container, "patches", []) if hasattr(patch, "get_width")]
+    lying = getattr(container, "orientation", "vertical") == "horizontal"
+    return [patch.get_width() if lying else patch.get_height() for patch in patches]
+
+
+def _by_name(ax) -> list[str]:
+    """Of an Axes with a name at each row, such as one of intervals: each name and where its marks are."""
+    ticks = [
+        (place, _words(tick.get_text())) for tick, place in zip(ax.get_yticklabels(), ax.get_yticks(), strict=False)
+    ]
+    if not any(name and _number(name) is None for _, name in ticks):
+        return []
+    found: dict[str, list[str]] = {}
+    for line in ax.lines:
+        if line.get_transform() == ax.transData and line.get_linestyle() == "None":
+            for x, y in _points(line):
+                for place, name in ticks:
+                    if name and abs(place - y) < 0.3:
+                        found.setdefault(name, []).append(_short(x))
+    return [f"{name} {' and '.join(values)}" for name, values in list(found.items())[:WORDS]]
 
 
 def _legends(figure) -> Iterable[str]:

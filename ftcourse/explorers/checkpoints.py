@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import ipywidgets
 
+from ftcourse.alternative_text import caption
 from ftcourse.plots import OKABE_ITO, new_axes
 
 from . import Explorer
@@ -48,7 +49,8 @@ def plot_attempts(attempts: Sequence[Sequence[int]], killed: int, save_every: in
     names = [f"attempt {row}" for row in range(len(attempts))]
     ax.set(yticks=range(len(attempts)), yticklabels=names, ylim=(len(attempts) - 0.5, -0.7))
     ax.set(xticks=range(1, last + 1), xlabel="step; dotted: a checkpoint is saved after it")
-    return ax
+    steps = "; ".join(f"attempt {row} finished steps {own[0]} to {own[-1]}" for row, own in enumerate(attempts))
+    return caption(ax, f"{steps}; a rank of attempt 0 was killed in step {killed}")
 
 
 class IntervalExplorer(Explorer):

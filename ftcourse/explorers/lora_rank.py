@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import ipywidgets
 import torch
 
+from ftcourse.alternative_text import caption
 from ftcourse.plots import OKABE_ITO, new_axes
 
 from . import Explorer
@@ -50,7 +51,9 @@ def plot_schematic(width: int = 128, r: int = 8, ax=None):
     ax.text(7.6, low + 0.12, "× lora_alpha / r", ha="center", va="bottom", fontsize=9)
     ax.set(xlim=(0, 10.8), ylim=(-0.1, 6.0), aspect="equal")
     ax.set_axis_off()
-    return ax
+    return caption(
+        ax, "x goes through the frozen W, and beside it through lora_A and lora_B; both results are added to y"
+    )
 
 
 def plot_starts(losses: Mapping[str, Mapping[int, Mapping[float, float]]], stable: float = 1.0):

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import ipywidgets
 
+from ftcourse.alternative_text import caption
 from ftcourse.plots import HATCHES, OKABE_ITO, new_axes
 from ftkit.memory.tracker import KINDS
 
@@ -77,6 +78,7 @@ def plot_collectives(ranks: int = 4):
         ax.set(yticks=[], ylim=(2 * ranks + 0.8, -0.6))
         ax.tick_params(axis="x", labelsize=7, length=0)
         ax.spines[:].set_visible(False)
+    caption(axes[0], "what each rank holds, above before a collective and below after it")
     return axes
 
 

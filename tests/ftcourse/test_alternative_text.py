@@ -72,3 +72,27 @@ def test_an_svg_is_named_by_it():
     ax.plot([1, 2], [3, 4], label="rising")
     assert 'aria-label="plotted: rising from 3 to 4."' in figure_svg(ax.figure)
     assert describe(pyplot.figure()) == ""
+
+
+def test_marks_beside_names_are_told_and_lines_across_are_not():
+    ax = new_axes()[1]
+    ax.errorbar(2.5, 0, xerr=1, fmt="o")
+    ax.plot(-1, 1, "o")
+    ax.axvline(0)
+    ax.set(yticks=[0, 1], yticklabels=["full", "LoRA"], xlabel="percentage points")
+    said = describe(ax.figure)
+    assert said.endswith("; marks at full 2.5, LoRA \N{MINUS SIGN}1.") and "line" not in said
+
+
+def test_a_turn_between_the_ends_is_told():
+    ax = new_axes()[1]
+    ax.plot([1, 2, 3], [0, 5, 1], label="rises and falls")
+    ax.plot([1, 2, 3], [4, 1, 4], label="falls and rises")
+    said = describe(ax.figure)
+    assert "rises and falls from 0 to 1 over 5" in said and "falls and rises from 4 to 4 by way of 1" in said
+
+
+def test_lengths_on_bars_are_said_once():
+    ax = new_axes()[1]
+    ax.bar_label(ax.bar(["a", "b"], [1, 2]))
+    assert describe(ax.figure) == "from left to right: a, b; plotted: bars 1 2."

@@ -3,6 +3,7 @@
 import math
 
 import pytest
+from matplotlib import pyplot
 
 from ftcourse.explorers.checkpoints import (
     IntervalExplorer,
@@ -55,6 +56,7 @@ def test_the_mark_and_its_words_are_in_view_whatever_is_lost(write, failures, re
     assert ax.get_ylim()[0] <= point.get_ydata()[0] <= min(100, ax.get_ylim()[1])
     words, frame = ax.texts[0].get_window_extent(), ax.bbox
     assert frame.x0 <= words.x0 and words.x1 <= frame.x1 + 2 and words.y1 <= frame.y1
+    pyplot.close(figure)
     assert max(ax.get_yticks()) <= 100 and text.startswith(f"write {write} s, {failures} failures a day")
 
 
