@@ -1,13 +1,15 @@
 """The claims ledger: what a source claims, on which model it was tested, what was measured, and the verdict.
 
-A notebook makes one `Ledger`, adds each claim where it tests it, and shows them once, in its recap. What it printed
+A notebook makes one `Ledger`, adds each claim where it tests it, and shows them once, in its recap. What it showed
 is all that data/claims.json and docs/claims.md are made from (notebooks/ledger.py), so a verdict is computed by a
 cell or it is nowhere.
 """
 
 import re
+import sys
 from dataclasses import dataclass
 
+from .claim_cards import ClaimCards
 from .intervals import Interval
 
 VERDICTS = ("supported", "supported under conditions", "refuted", "inconclusive", "outdated", "not tested")
@@ -126,8 +128,15 @@ class Ledger:
         return made
 
     def show(self) -> None:
-        """Print each claim: verdict, topic, source, model and seeds, what was measured."""
-        print("\n".join(map(str, self.claims)))
+        """Show each claim with its verdict, topic, source, model and seeds, and what was measured: in a notebook as
+        cards whose plain text is what a program prints."""
+        text = "\n".join(map(str, self.claims))
+        if "IPython" in sys.modules and sys.modules["IPython"].get_ipython():
+            from IPython.display import display
+
+            display(ClaimCards(text, read_claims(text)))
+        else:
+            print(text)
 
 
 def read_claims(text: str) -> list[dict[str, str]]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from ftkit.models import data_dir
 
 from .addresses import notebook_address
+from .alternative_text import caption
 from .plots import OKABE_ITO, new_axes
 from .solved import Progress, list_exercises, progress_file, read_progress
 
@@ -246,7 +247,8 @@ def plot_contents(notebooks: list[dict], ax=None):
         )
     ax.set(xlim=(-0.6, right), ylim=(low, 0), xticks=[], yticks=[])
     ax.spines[:].set_visible(False)
-    return ax
+    needs = [f"{_number(row['notebook'])} after {' and '.join(map(_number, row['needs']))}" for row in notebooks]
+    return caption(ax, f"map of the notebooks, in the order in which they build on each other: {', '.join(needs)}")
 
 
 def _draw_arrow(ax, start: tuple[float, float], end: tuple[float, float]) -> None:

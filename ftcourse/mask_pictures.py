@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from .alternative_text import caption
 from .plots import OKABE_ITO, new_axes
 
 
@@ -41,7 +42,7 @@ def plot_gradients(panels: Mapping[str, torch.Tensor], masks: Mapping[str, torch
         ax.spines[:].set_visible(False)
     bar = figure.colorbar(cells, ax=axes, shrink=0.85, aspect=14, pad=0.02)
     bar.outline.set_visible(False)
-    return figure
+    return caption(figure, f"{len(panels)} matrices on one colour scale, row by row; what a mask drops is hatched")
 
 
 def plot_trained(ways: Mapping[str, Sequence[torch.Tensor]]):
@@ -67,7 +68,7 @@ def plot_trained(ways: Mapping[str, Sequence[torch.Tensor]]):
                     ax.add_patch(Rectangle(place, 1 / columns, 1 / rows, **look))
     ax.set(xlim=(-0.7, layers * 1.15), ylim=(len(ways) * 1.25 - 0.2, -0.25), xticks=[], yticks=[], aspect="equal")
     ax.spines[:].set_visible(False)
-    return figure
+    return caption(figure, "which entries of each layer train: filled ones do")
 
 
 def plot_moved(steps: Sequence[int], shares: Mapping[str, Sequence[float]], curve: Sequence[float], ax=None):

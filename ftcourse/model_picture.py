@@ -11,6 +11,7 @@ from torch import nn
 
 from ftkit.parameters import count_parameters
 
+from .alternative_text import caption
 from .plots import HATCHES, OKABE_ITO, new_axes
 
 PARTS = {  # part -> (a pattern of the names of its parameters, the group that it belongs to), in the order of the data
@@ -130,7 +131,10 @@ def plot_model(models: Mapping[str, Mapping[str, int]], blocks: Mapping[str, int
     ax.text(middle, -0.25, "token ids", ha="center", va="bottom", fontsize=9)
     ax.set(xlim=(-0.4, right + 0.4 + 2.2 * len(models)), ylim=(tops[-1] + height + 0.2, -1.1), xticks=[], yticks=[])
     ax.spines[:].set_visible(False)
-    return ax
+    return caption(
+        ax,
+        "a Llama, from token ids through the embedding and the blocks to the LM head, with the parameters of each part",
+    )
 
 
 _PLUS = {"boxstyle": "circle,pad=0.1", "facecolor": "white", "edgecolor": "#333333", "linewidth": 0.8}
@@ -158,4 +162,4 @@ def plot_shares(models: Mapping[str, Mapping[str, int]], ax=None):
     ax.set_xlabel("share of all parameters")
     ax.spines[:].set_visible(False)
     ax.legend(frameon=False, ncols=len(GROUPS), loc="lower left", bbox_to_anchor=(0, 1))
-    return ax
+    return caption(ax, "the share of each part in all parameters of a model, a bar for each model")

@@ -2,13 +2,16 @@
 
 Colours are viridis and the Okabe-Ito palette, which survive colour blindness and a grey print; what they say
 is said again by a number, a hatch, a marker or a label. Matplotlib loads when the first picture is drawn, so
-`import ftcourse.plots` needs no display. Pictures are SVG, and their bytes depend on nothing but what is drawn.
+`import ftcourse.plots` needs no display. Pictures are SVG with real text and an alternative text, on a white card in
+light and dark pages alike, and their bytes depend on nothing but what is drawn.
 """
 
 import io
 from collections.abc import Mapping, Sequence
 
 from ._extras import require
+from .alternative_text import describe
+from .svg import picture_html, tidy_svg
 
 require("matplotlib")
 
@@ -16,11 +19,8 @@ require("matplotlib")
 OKABE_ITO = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
 HATCHES = ("", "//", "--", "xx", "\\\\", "||", "++")
 
-# No date and no version in the file: the same data give the same bytes tomorrow and after an update.
-STABLE_METADATA = {"Date": None, "Creator": None}
 STYLE = {
-    "svg.hashsalt": "ftkit",  # ids inside an SVG are random without it
-    "svg.fonttype": "path",  # letters as outlines: readers need not have the font
+    "svg.fonttype": "none",  # words are text, which can be found, copied, read aloud and shown sharp
     "figure.constrained_layout.use": True,  # no label is cut off
     "figure.dpi": 72,
     "font.family": "DejaVu Sans",  # ships with matplotlib
@@ -33,7 +33,7 @@ STYLE = {
 
 
 def use_course_style() -> None:
-    """Set matplotlib's style for this process and, inside a notebook, show figures as stable SVG."""
+    """Set matplotlib's style for this process and, inside a notebook, show each figure by `picture_html`."""
     import matplotlib
 
     matplotlib.rcParams.update(STYLE)
@@ -45,44 +45,37 @@ def use_course_style() -> None:
     if shell is None or not hasattr(shell, "kernel"):
         return
     shell.run_line_magic("matplotlib", "inline")  # activate it now: on activation it resets formats and style
+    from matplotlib.figure import Figure
     from matplotlib_inline.backend_inline import set_matplotlib_formats
-    from matplotlib_inline.config import InlineBackend
 
-    InlineBackend.instance().print_figure_kwargs = {"bbox_inches": "tight", "metadata": STABLE_METADATA}
-    set_matplotlib_formats("svg")
+    set_matplotlib_formats()  # none of its own
+    formatters = shell.display_formatter.formatters
+    formatters["text/html"].for_type(Figure, lambda figure: picture_html(_svg(figure)) if figure.axes else None)
+    formatters["text/plain"].for_type(Figure, lambda figure, printer, cycle: printer.text(describe(figure)))
     matplotlib.rcParams.update(STYLE)
-
-
-def settle_layout(figure) -> None:
-    """Lay the figure out now and keep the places of its Axes, rounded.
-
-    Of many panels, the solver of matplotlib's constrained layout gives other last digits in each run, and the ids in an
-    SVG are made from them.
-    """
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")
-    for ax in figure.axes:
-        ax.set_position([round(place, 9) for place in ax.get_position().bounds])
 
 
 def figure_svg(figure, *, title: str | None = None) -> str:
     """Return `figure` as an `<svg>` element whose text depends only on what is drawn, and close the figure.
 
-    `title` becomes the element's accessible name (`role="img"` and `aria-label`).
+    `title` is the element's accessible name (`role="img"` and `aria-label`); by default it is made from what is drawn.
     """
-    import html
-
-    import matplotlib
     from matplotlib import pyplot
+
+    svg = _svg(figure, title)
+    pyplot.close(figure)
+    return svg
+
+
+def _svg(figure, title: str | None = None) -> str:
+    import matplotlib
+    from matplotlib.colors import to_hex
 
     buffer = io.StringIO()
     with matplotlib.rc_context(STYLE):
-        figure.savefig(buffer, format="svg", bbox_inches="tight", metadata=STABLE_METADATA)
-    pyplot.close(figure)
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :]  # the XML prologue does not belong inside a page
-    name = "" if title is None else f' role="img" aria-label="{html.escape(title)}"'
-    return svg.replace("<svg", f'<svg{name} style="max-width: 100%; height: auto"', 1)  # may shrink
+        # The figure's own background is a rectangle; tidy_svg puts a card in its place.
+        figure.savefig(buffer, format="svg", bbox_inches="tight", facecolor="none", edgecolor="none")
+    return tidy_svg(buffer.getvalue(), describe(figure) if title is None else title, to_hex(figure.get_facecolor()))
 
 
 def new_axes(width: float = 6.0, height: float = 3.2, columns: int = 1):

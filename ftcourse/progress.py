@@ -3,7 +3,6 @@
 Trainer's own notebook callback redraws an HTML table, which differs from run to run and cannot be compared.
 """
 
-from tqdm import tqdm
 from transformers import (
     PrinterCallback,
     ProgressCallback,
@@ -13,6 +12,8 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+
+from .bars import Bar
 
 
 class OneBar(TrainerCallback):
@@ -24,7 +25,7 @@ class OneBar(TrainerCallback):
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         if state.is_world_process_zero:
-            self.bar = tqdm(total=state.max_steps, desc="fine-tune", unit="step")
+            self.bar = Bar(total=state.max_steps, desc="fine-tune", unit="steps")
 
     def on_step_end(self, args, state, control, **kwargs):
         if self.bar is not None:

@@ -4,7 +4,7 @@
 - A code cell that was never run is an error: nbval passes it unchecked.
 - A cell tagged `raises-exception` needs a stored error, and has to raise: nbval passes the ones that do not.
 - A dead kernel is noticed in a second or so: nbval waits for the cell's timeout.
-- Kernels run in the environment of the build, and their outputs get the build's tokens (stable.py).
+- Kernels run in the environment of the build, and their outputs get the build's tokens and stills (stable.py).
 - After a notebook's last cell its exercises run in the same kernel, solved: every checker must say "Right".
 - Where an output differs, the numbers in it that moved are listed at the end: what may be printed is what stays the
   same on every processor (CONTRIBUTING.md).
@@ -25,7 +25,7 @@ from nbval.kernel import RunningKernel
 from nbval.plugin import IPyNbCell, IPyNbFile
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from stable import kernel_environment, replacements, warm_up
+from stable import kernel_environment, replacements, show_still, warm_up
 
 NUMBER = re.compile(r"(?<![\w.])[+-]?\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?(?!\w)")
 POLL = 1.0  # seconds between two looks at whether a silent kernel still lives
@@ -92,11 +92,19 @@ def cells_and_solutions(notebook):
             yield SolvedExercise.from_parent(notebook, name=name, cell_num=number, cell=cell)
 
 
+def compare_with_stills(cell, test, ref, skip_compare=None):
+    for out in test:
+        show_still(out.get("data", {}))
+    return compare_outputs(cell, test, ref, skip_compare)
+
+
 collect_cells = IPyNbFile.collect
+compare_outputs = IPyNbCell.compare_outputs
 IPyNbFile.collect = cells_and_solutions
 receive = RunningKernel.get_message
 start_new_kernel = nbval.kernel.start_new_kernel
 setup_sanitize_files = IPyNbFile.setup_sanitize_files
+IPyNbCell.compare_outputs = compare_with_stills
 RunningKernel.get_message = message_or_death
 RunningKernel.execute_cell_input = execute_with_history
 nbval.kernel.start_new_kernel = start_alike

@@ -25,6 +25,7 @@ import nbformat
 
 from experiments.fault_injection.faults import table as fault_table
 from experiments.optimizer_speed.report import markdown as speed_table
+from ftcourse.claim_cards import BADGES
 from ftcourse.claims import TOPICS, VERDICTS, read_claims
 from ftcourse.contents import CONTENTS
 
@@ -79,11 +80,13 @@ def read_head(nb, name):
 
 
 def claims_of(cell):
-    """The claims that a cell printed. None from a cell whose output the tests do not compare."""
+    """The claims that a cell printed or showed. None from a cell whose output the tests do not compare."""
     if "nbval-ignore-output" in cell.metadata.get("tags", []):
         return []
-    printed = [out.text for out in cell.get("outputs", []) if out.output_type == "stream" and out.name == "stdout"]
-    return read_claims("".join(printed))
+    outputs = cell.get("outputs", [])
+    printed = [out.text for out in outputs if out.output_type == "stream" and out.name == "stdout"]
+    shown = [out.get("data", {}).get("text/plain", "") for out in outputs]
+    return read_claims("\n".join(["".join(printed), *shown]))
 
 
 def out_of_date(root=ROOT):
@@ -150,19 +153,33 @@ def verdict_counts(claims):
 
 
 def claim_tables(claims):
-    """A heading and a table for each topic that has claims."""
-    parts = []
+    """The claims of each verdict, folded, then a heading and a table for each topic that has claims."""
+    parts = ["### By verdict\n\n" + "\n".join(claim_lists(claims))]
     for topic in TOPICS:
         rows = []
         for row in (row for row in claims if row["topic"] == topic):
             verdict = f"{row['verdict']} ({row['because']})" if row["because"] else row["verdict"]
-            link = f"[{row['notebook'].partition('_')[0]}](../notebooks/{row['notebook']}.ipynb)"
             measured = [row["model"], row["seeds"] or "—", row["measured"]]
-            rows.append([f"**{verdict}**", row["claim"], row["source"], *measured, link])
+            mark = BADGES[row["verdict"]][2]
+            rows.append([f"{mark} **{verdict}**", row["claim"], row["source"], *measured, link(row["notebook"])])
         if rows:
             head = ["verdict", "claim", "source", "tested on", "seeds", "measured", "in"]
             parts.append(f"### {topic[0].upper()}{topic[1:]}\n\n{table(head, rows)}")
     return "\n\n".join(parts)
+
+
+def claim_lists(claims):
+    """For each verdict that some claim has, a folded list of its claims: a filter that needs no script."""
+    for verdict in VERDICTS:
+        rows = [row for row in claims if row["verdict"] == verdict]
+        if rows:
+            lines = [f"- {row['claim']} ({link(row['notebook'])})" for row in rows]
+            head = f"<summary>{BADGES[verdict][2]} {verdict}: {len(rows)}</summary>"
+            yield "\n".join(["<details>", head, "", *lines, "", "</details>"])
+
+
+def link(notebook):
+    return f"[{notebook.partition('_')[0]}](../notebooks/{notebook}.ipynb)"
 
 
 def speed_tables(folder):

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import ipywidgets
 import numpy as np
 
+from ftcourse.alternative_text import caption
 from ftcourse.intervals import Interval
 from ftcourse.plots import OKABE_ITO, new_axes
 from ftcourse.studies.adapters import table
@@ -42,7 +43,9 @@ def plot_trade_off(study: BracketedStudy, methods: Sequence[str], ax=None):
     ax.locator_params(nbins=7)
     ax.grid(color="#dddddd", linewidth=0.6)
     ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=9)
-    return ax
+    return caption(
+        ax, "facts kept over questions learnt: a line for each method along its learning rates, the best one filled"
+    )
 
 
 class TradeOffExplorer(Explorer):
@@ -108,6 +111,7 @@ def plot_gains(study: BracketedStudy, methods: Sequence[str], reference: str):
         ax.set(ylim=(len(methods) - 0.5, -0.5), title=title, xlabel=unit)
         ax.grid(axis="x", color="#dddddd", linewidth=0.6)
         ax.locator_params(axis="x", nbins=5)
+    caption(axes[0], f"by how much each method differs from {reference}, means over seeds with 95 % intervals")
     return axes
 
 
@@ -132,6 +136,9 @@ def plot_movement(panels: Mapping[str, Sequence[Sequence[tuple[float, float]]]],
         if ax is not axes[0]:
             ax.set_yticklabels([])
     axes[0].set_ylabel("ΔM: mean change of length")
+    caption(
+        axes[0], "a point for each matrix of the model: how far its columns turned and how much their lengths changed"
+    )
     return axes
 
 
@@ -145,6 +152,7 @@ def plot_levels(weights, levels: Mapping[str, Sequence[float]]):
             ax.axvline(float(value), color=OKABE_ITO[5], linewidth=0.9, linestyle="--")
         ax.set(title=f"{name}: {len(values)} levels", xlabel="weight / largest of its block", yticks=[])
     axes[0].set_ylabel("weights")
+    caption(axes[0], "histogram of the weights, with a line at each level that 4 bits can store")
     return axes
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import ipywidgets
 
+from ftcourse.alternative_text import caption
 from ftcourse.plots import OKABE_ITO, new_axes
 
 from . import Explorer
@@ -48,7 +49,8 @@ def plot_attempts(attempts: Sequence[Sequence[int]], killed: int, save_every: in
     names = [f"attempt {row}" for row in range(len(attempts))]
     ax.set(yticks=range(len(attempts)), yticklabels=names, ylim=(len(attempts) - 0.5, -0.7))
     ax.set(xticks=range(1, last + 1), xlabel="step; dotted: a checkpoint is saved after it")
-    return ax
+    steps = "; ".join(f"attempt {row} finished steps {own[0]} to {own[-1]}" for row, own in enumerate(attempts))
+    return caption(ax, f"{steps}; a rank of attempt 0 was killed in step {killed}")
 
 
 class IntervalExplorer(Explorer):
@@ -85,16 +87,18 @@ class IntervalExplorer(Explorer):
         shares = [100 * lost_share(MINUTE * m, *self._seconds) for m in minutes]
         ax = new_axes(6.5, 2.8)[1]
         ax.plot(minutes, shares, color=OKABE_ITO[0])
-        ax.plot(self.best, 100 * self.lost, "o", color=OKABE_ITO[5], markersize=9)
-        words = f"every {self.best:.0f} min: {self.lost:.1%}"
-        ax.annotate(words, (self.best, 100 * self.lost), (0, 12), textcoords="offset points", ha="center")
-        ax.set(xscale="log", ylim=(0, 60), xlabel="minutes between checkpoints", ylabel="time lost, %")
+        share = 100 * min(self.lost, 1.0)
+        ax.plot(self.best, share, "o", color=OKABE_ITO[5], markersize=9)
+        side = "left" if self.best < 4 else "right" if self.best > 120 else "center"  # inside of the axes
+        words = f"every {self.best:.0f} min: {share:.1f} %"
+        ax.annotate(words, (self.best, share), (0, 12), textcoords="offset points", ha=side)
+        top = next((top for top in (25, 60) if share < 0.75 * top), 120)  # the mark and its words are in view
+        ax.set(xscale="log", ylim=(0, top), xlabel="minutes between checkpoints", ylabel="time lost, %")
         ax.set_xticks([1, 3, 10, 30, 100, 300], ["1", "3", "10", "30", "100", "300"])
+        ax.set_yticks([tick for tick in ax.get_yticks() if tick <= 100])
         ax.minorticks_off()
-        said = f"save every {self.best:.0f} minutes, {self.lost:.1%} is lost."
-        if self.lost >= 1:
-            said = "failures come faster than writes and restarts allow, so that at every interval all time is lost."
-        return self.captioned(ax.figure, f"{self.state()}: {said}")
+        lost = f"{self.lost:.1%} is lost" if self.lost < 1 else "and even then no time is left for training"
+        return self.captioned(ax.figure, f"{self.state()}: save every {self.best:.0f} minutes, {lost}.")
 
 
 def interval_explorer() -> IntervalExplorer:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 import ipywidgets
 import torch
 
+from ftcourse.alternative_text import caption
 from ftcourse.intervals import interval
 from ftcourse.plots import OKABE_ITO, new_axes
 from ftcourse.studies import real_model
@@ -48,6 +49,7 @@ def plot_masks(masks: Mapping[str, torch.Tensor]):
     for ax, (name, mask) in zip(axes, masks.items(), strict=True):
         draw_mask(ax, mask)
         ax.set_title(name)
+    caption(axes[0], "masks of one matrix, side by side: filled entries train")
     return axes
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import ipywidgets
 import torch
 
+from ftcourse.alternative_text import caption
 from ftcourse.plots import OKABE_ITO, new_axes
 from ftkit.child_tuning import top_fraction_masks
 from ftkit.parameters import NORM
@@ -112,6 +113,7 @@ def plot_patterns(masks: Mapping[str, torch.Tensor]):
         ax.set(title=f"{label}: {mask.float().mean():.0%}", xticks=[], yticks=[], xlabel="inputs", ylabel="outputs")
         for side in ("top", "right"):
             ax.spines[side].set_visible(True)
+    caption(axes[0], "masks of one matrix, a dark point for each entry that is kept")
     return axes
 
 

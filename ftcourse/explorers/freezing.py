@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import ipywidgets
 import torch
 
+from ftcourse.alternative_text import caption
 from ftcourse.plots import HATCHES, OKABE_ITO, new_axes
 
 from . import Explorer
@@ -85,7 +86,10 @@ def plot_anatomy(parts: Iterable[Part], *, title: str, counts: bool = True, ax=N
     ax.set_yticks([i + 0.5 for i in range(len(rows))], rows)
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
-    return ax
+    return caption(
+        ax,
+        "a row for each block, a box for each part, as wide as its parameters; filled parts train, hatched ones do not",
+    )
 
 
 def plot_shares(models: Mapping[str, Iterable[Part]], *, title: str, ax=None):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import ipywidgets
 
+from ftcourse.alternative_text import caption
 from ftcourse.fsdp_steps import (
     BACKWARD,
     EMBEDDING,
@@ -87,7 +88,9 @@ def plot_step(events: Sequence[Event], title: str, ax=None):
     ]
     patches.append(Patch(facecolor=HELD, label="unsharded"))
     ax.legend(handles=patches, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=len(patches))
-    return ax
+    return caption(
+        ax, "what one rank does in a step, unit by unit: it gathers a unit before each pass and frees it afterwards"
+    )
 
 
 def short(event: Event) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import ipywidgets
 import torch
 
+from ftcourse.alternative_text import caption
 from ftcourse.plots import OKABE_ITO, new_axes
 
 from . import Explorer
@@ -50,7 +51,9 @@ def plot_schematic(width: int = 128, r: int = 8, ax=None):
     ax.text(7.6, low + 0.12, "× lora_alpha / r", ha="center", va="bottom", fontsize=9)
     ax.set(xlim=(0, 10.8), ylim=(-0.1, 6.0), aspect="equal")
     ax.set_axis_off()
-    return ax
+    return caption(
+        ax, "x goes through the frozen W, and beside it through lora_A and lora_B; both results are added to y"
+    )
 
 
 def plot_starts(losses: Mapping[str, Mapping[int, Mapping[float, float]]], stable: float = 1.0):
@@ -70,7 +73,7 @@ def plot_starts(losses: Mapping[str, Mapping[int, Mapping[float, float]]], stabl
         ax.axhline(stable, color="#777777", linestyle=":", linewidth=1.2)
         ax.set(xscale="log", yscale="log", ylim=(None, 1.4 * highest), title=start, xlabel="learning rate")
     axes[0].set_ylabel("loss after / loss before")
-    axes[-1].legend(frameon=False, loc="lower right")
+    axes[-1].legend(frameon=False, loc="lower left")  # where all widths still have a loss near 1
     return axes
 
 

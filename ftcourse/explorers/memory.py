@@ -4,13 +4,14 @@ from collections.abc import Mapping, Sequence
 
 import ipywidgets
 
+from ftcourse.alternative_text import caption
 from ftcourse.plots import HATCHES, OKABE_ITO, new_axes
 from ftkit.memory.tracker import KINDS
 
 from . import Explorer
 
 ORDER = (*KINDS, "scratch")
-COLOURS, MARKS = (*OKABE_ITO, "#999999"), (*HATCHES, "..")  # one pair for each
+COLOURS, MARKS = (*OKABE_ITO, "#999999"), (*HATCHES, "-\\\\")  # one pair for each
 GIB = 2**30
 RESERVE = 0.1  # of a GPU, for the CUDA context, libraries and fragmentation
 
@@ -41,12 +42,12 @@ def plot_memory(
         ax.annotate(said, (1.01, row), xycoords=("axes fraction", "data"), va="center")
         if isinstance(capacity, Mapping) and limit:
             ax.plot([limit, limit], [row - 0.45, row + 0.45], color="black", linestyle="--", linewidth=1.6)
-            ax.annotate(f"{limit:,.0f} {unit}", (limit, row - 0.45), ha="center", va="bottom", fontsize=8)
     if capacity and not isinstance(capacity, Mapping):
         ax.axvline(capacity / scale, color="black", linestyle="--", linewidth=1.2)
         at = (capacity / scale, 1.01)
         ax.annotate(f"{capacity / scale:,.0f} {unit}", at, xycoords=("data", "axes fraction"), ha="center", va="bottom")
-    ax.set_xlabel(f"{unit} on a rank, at the peak")
+    dashed = "; dashed: what its GPU has" if isinstance(capacity, Mapping) else ""
+    ax.set_xlabel(f"{unit} on a rank, at the peak{dashed}")
     ax.set(xlim=(0, 1.05 * max(*left, *room)), ylim=(len(bars) - 0.4, -0.75))
     ax.legend(frameon=False, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.45 / (0.3 + 0.42 * len(bars))))
     return ax
@@ -77,6 +78,7 @@ def plot_collectives(ranks: int = 4):
         ax.set(yticks=[], ylim=(2 * ranks + 0.8, -0.6))
         ax.tick_params(axis="x", labelsize=7, length=0)
         ax.spines[:].set_visible(False)
+    caption(axes[0], "what each rank holds, above before a collective and below after it")
     return axes
 
 

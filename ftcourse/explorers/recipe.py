@@ -3,7 +3,8 @@
 import statistics
 from collections.abc import Mapping, Sequence
 
-from ftcourse.plots import OKABE_ITO, STYLE, new_axes, settle_layout
+from ftcourse.alternative_text import caption
+from ftcourse.plots import OKABE_ITO, STYLE, new_axes
 from ftcourse.studies import real_model
 from ftcourse.studies.bracketing import SCORE, BracketedStudy, method_of
 from ftcourse.studies.real_model import RealStudy, short
@@ -66,6 +67,9 @@ def plot_defaults(study: BracketedStudy):
             ax.annotate(name, (lr, 1), xycoords=("data", "axes fraction"), ha=side, va="bottom", fontsize=8)
         ax.set_ylabel(f"validation, {label}")
     axes[1].legend(frameon=False, loc="upper right")
+    caption(
+        axes[0], "validation scores over the learning rate, with the defaults of two libraries far below the best one"
+    )
     return axes
 
 
@@ -95,7 +99,7 @@ def plot_question(study: BracketedStudy, question: str):
     widths = [1.0] * columns + [1.2, 1.2]
     with matplotlib.rc_context({**STYLE, "font.size": 9, "axes.titlesize": 9}):
         size = (min(1.5 * sum(widths), 8.6), 2.0 * len(methods))
-        figure, grid = pyplot.subplots(len(methods), columns + 2, figsize=size, squeeze=False, width_ratios=widths)
+        _, grid = pyplot.subplots(len(methods), columns + 2, figsize=size, squeeze=False, width_ratios=widths)
         for row, (task, trials) in zip(grid, methods.items(), strict=True):
             _plot_curves(study, trials, question, row[:columns])
             row[0].set_ylabel(f"{task}, validation\nexact match (%)")
@@ -109,7 +113,11 @@ def plot_question(study: BracketedStudy, question: str):
             ax.set_xlabel("learning rate")
         grid[-1][-2].set_xlabel("percentage points")
         grid[-1][-1].set_xlabel("nats per token")
-        settle_layout(figure)
+    about = (
+        f"{question}: for each setting, a row for each data set, the validation score over the learning rate, with the "
+        "best one marked; at the right, by how much each setting differs from the usual one on test questions"
+    )
+    caption(grid[0][0], about)
     return grid
 
 

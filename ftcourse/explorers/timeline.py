@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import ipywidgets
 
+from ftcourse.alternative_text import caption
 from ftcourse.plots import HATCHES, OKABE_ITO, new_axes
 from ftcourse.timeline import COMPUTE, NETWORK, Cluster, Event, end_of, exposed, plan_of_model, timeline
 from ftkit.memory import published_meta_model
@@ -47,7 +48,9 @@ def plot_timeline(rows: dict[str, Sequence[Event]], *, unit: str = "ms", names: 
     ax.set_yticks(*zip(*ticks, strict=True))
     ax.set(xlabel=f"{unit} since the step began", ylim=(2.4 * len(rows) - 0.9, -0.6), xlim=(0, None))
     ax.legend(drawn.values(), drawn.keys(), frameon=False, ncols=4, loc="lower left", bbox_to_anchor=(0, 1))
-    return ax
+    return caption(
+        ax, "steps in time, each as a line for compute above a line for the network, with the layers' numbers"
+    )
 
 
 def plot_exposed(curves: dict[str, dict[int, float]]):

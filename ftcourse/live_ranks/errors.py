@@ -3,6 +3,7 @@
 from .worker import Failure
 
 AGAIN = "Start again: ranks.stop(), then ranks = start_ranks(...)"
+RAISES = "--raises"
 REINITIALISED = (
     "The process group was re-initialised: the ranks' variables are kept, but what was built on the old mesh, such "
     "as a sharded model, has to be built again."
@@ -20,10 +21,14 @@ def gone(rank: int) -> str:
     return f"rank {rank}'s process has ended: it was killed, or memory ran out. {AGAIN}"
 
 
+def not_started() -> str:
+    return "no ranks have been started yet: run the cell with ranks = start_ranks(...) first, then this one again"
+
+
 def refused_options(options: str) -> str:
     return (
-        f"%%px takes no options, and this has {options}: every cell runs on all ranks, because a collective waits for "
-        "all of them; write `if rank == 0:` inside the cell instead"
+        f"%%px takes no options but {RAISES}, and this has {options}: every cell runs on all ranks, because a "
+        "collective waits for all of them; write `if rank == 0:` inside the cell instead"
     )
 
 

@@ -8,10 +8,13 @@ import signal
 import sys
 import time
 import weakref
+from contextlib import nullcontext
+
+from ftcourse.expected import expected_error
 
 from . import worker
 from .cluster import Engines, refuse_where_it_cannot_work, start_engines
-from .errors import AGAIN, RankError, gone, is_one_mistake, named, refused_options, report
+from .errors import AGAIN, RAISES, RankError, gone, is_one_mistake, named, not_started, refused_options, report
 from .worker import Outcome
 
 GRACE = 0.5  # seconds that the others have to end a cell by themselves after one has failed
@@ -85,13 +88,17 @@ class LiveRanks:
             self._answer(rank, result)
 
     def register_magic(self) -> None:
-        """In IPython, let `%%px` run its cell on these ranks, on all of them: options such as --targets are refused."""
+        """In IPython, let `%%px` run its cell on these ranks, on all of them: options such as --targets are refused.
+
+        `%%px --raises` is for an error on purpose: it is shown, and does not end "Run All"."""
         if "IPython" in sys.modules and (shell := sys.modules["IPython"].get_ipython()):
 
             def px(line: str, cell: str) -> None:
-                if options := line.strip():
-                    raise RankError(refused_options(options))
-                print(self.show(cell), end="")
+                options = line.split()
+                if options not in ([], [RAISES]):
+                    raise RankError(refused_options(line.strip()))
+                with expected_error(RankError) if options else nullcontext():
+                    print(self.show("\n" + cell), end="")  # lines are counted from that of the magic
 
             shell.register_magic_function(px, magic_kind="cell")
 
@@ -171,3 +178,17 @@ class LiveRanks:
         """Send SIGINT to the ranks that are still at work."""
         busy = [rank for rank, result in enumerate(running) if not result.done()]
         self._client.send_signal(signal.SIGINT, targets=busy, block=True)
+
+
+def _offer_magic() -> None:
+    """In IPython, let `%%px` say what is missing until ranks have been started."""
+    if "IPython" in sys.modules and (shell := sys.modules["IPython"].get_ipython()):
+
+        def px(line: str, cell: str) -> None:
+            raise RankError(not_started())
+
+        if shell.find_cell_magic("px") is None:
+            shell.register_magic_function(px, magic_kind="cell")
+
+
+_offer_magic()

@@ -4,14 +4,16 @@ import ast
 import contextlib
 import gc
 import io
+import itertools
 import os
 import socket
 import traceback
 from dataclasses import dataclass
 from datetime import timedelta
 
-CELL = "<cell>"  # the file name of cells in tracebacks
+CELL = "<cell {}>"  # the file name of the nth cell in tracebacks
 CONNECTIONS = "_connections_before_joining"  # a name in the rank's namespace
+NUMBERS = itertools.count(1)
 
 
 @dataclass(frozen=True)
@@ -95,27 +97,28 @@ def hang_up() -> None:
 
 def run_cell(code: str) -> Outcome:
     """Run `code` among the rank's variables; a last line that is an expression is printed, as in a notebook."""
-    printed, failure = io.StringIO(), None
+    printed, failure, file = io.StringIO(), None, CELL.format(next(NUMBERS))
     with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
         try:
-            body = ast.parse(code, CELL).body
+            body = ast.parse(code, file).body
             last = [body.pop().value] if body and isinstance(body[-1], ast.Expr) else []
-            exec(compile(ast.Module(body, []), CELL, "exec"), namespace())
+            exec(compile(ast.Module(body, []), file, "exec"), namespace())
             for expression in last:
-                value = eval(compile(ast.Expression(expression), CELL, "eval"), namespace())
+                value = eval(compile(ast.Expression(expression), file, "eval"), namespace())
                 if value is not None:
                     print(repr(value))
         except BaseException as error:  # an interrupt and `exit()` too end the cell, not the rank
-            failure = describe(error, code)
+            failure = describe(error, code, file)
     return Outcome(printed.getvalue(), failure)
 
 
-def describe(error: BaseException, code: str) -> Failure:
+def describe(error: BaseException, code: str, file: str) -> Failure:
+    """How the cell `code` failed. file: its name in tracebacks, by which it differs from cells that ran before."""
     frames = traceback.extract_tb(error.__traceback__)
-    lines = [frame.lineno for frame in frames if frame.filename == CELL]
+    lines = [frame.lineno for frame in frames if frame.filename == file]
     line = lines[-1] if lines else getattr(error, "lineno", None)  # a SyntaxError has no frame
     text = code.splitlines()
-    outside = (CELL, __file__, ast.__file__)
+    outside = (file, __file__, ast.__file__)
     inside = [frame.name for frame in frames if frame.filename not in outside and frame.name != "wrapper"]
     return Failure(
         kind=type(error).__name__,

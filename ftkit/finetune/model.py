@@ -2,7 +2,7 @@
 
 import torch
 from torch import nn
-from tqdm.auto import tqdm
+from tqdm import tqdm
 from transformers.integrations.neftune import activate_neftune
 
 from ftkit._compat import conversions_on_load, enable_activation_checkpointing

@@ -40,6 +40,7 @@ if "google.colab" in sys.modules:
 import torch
 import torch.nn.functional as F
 from ftcourse.almanac import faq_prompt
+from ftcourse.claim_cards import all_claims
 from ftcourse.contents import (
     notebook_table,
     plot_contents,
@@ -461,8 +462,11 @@ notebook_table()
 solved_table()
 
 # %% [markdown]
-# No notebook needs a GPU. Each tests claims of papers and documentation; the [claims ledger](../docs/claims.md)
-# lists them all, with what was measured.
+# No notebook needs a GPU. Each tests claims of papers and documentation. Open a verdict to see its claims; the
+# [claims ledger](../docs/claims.md) has all of them as tables.
+
+# %%
+all_claims()
 
 # %% [markdown]
 # ## 8 · Your own model and data

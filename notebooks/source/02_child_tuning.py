@@ -30,6 +30,7 @@ import transformers
 from ftcourse.claims import Ledger
 from ftcourse.datasets import low_resource_chat
 from ftcourse.exercises.child_tuning import check_compare, check_matched_lr
+from ftcourse.expected import expected_error
 from ftcourse.explorers.child_tuning import (
     learning_rate_explorer,
     plot_losses,
@@ -154,10 +155,11 @@ for name, losses in curves.items():
 # implementations invite, because they take `model.parameters()`, as torch's optimizers do.
 
 # %% tags=["raises-exception"]
-try:
-    ChildTuningAdamW(base.parameters(), lr=LR, reserve_p=RESERVE_P)
-except ValueError as error:
-    raise ValueError(error) from None  # leaves out the frames inside torch
+with expected_error(ValueError):
+    try:
+        ChildTuningAdamW(base.parameters(), lr=LR, reserve_p=RESERVE_P)
+    except ValueError as error:
+        raise ValueError(error) from None  # leaves out the frames inside torch
 
 # %% [markdown]
 # Names are needed because a mask is computed from seed, step and **name**, which makes it independent of the number
@@ -221,9 +223,9 @@ assert all(abs(found[p] - p**0.5) < 0.01 for found in (with_it, without) for p i
 
 # %% [markdown]
 # The columns agree, because AdamW divides by the gradient's own size. Its numerator averages the masked gradient to
-# `g`; its denominator is the root of the mean **square**, `p · (g/p)² = g²/p`. The mean update is
+# $g$; its denominator is the root of the mean **square**, $p\,(g/p)^2 = g^2/p$. The mean update is
 #
-# `lr · g / sqrt(g²/p) = √p · lr`,
+# $$\mathrm{lr} \cdot \frac{g}{\sqrt{g^2 / p}} = \sqrt{p} \cdot \mathrm{lr},$$
 #
 # and constant factors cancel. 1/p still counts where gradients are as small as `eps`, or a norm is clipped *after*
 # masking.
@@ -231,11 +233,11 @@ assert all(abs(found[p] - p**0.5) < 0.01 for found in (with_it, without) for p i
 # %% [markdown]
 # ## 4 · Mean update and standard deviation
 #
-# So a fair comparison is AdamW at `lr · √p`: its mean update is as small. But real gradients are noisy. Let each of
-# 4,000 weights receive gradients with mean 0.1 and standard deviation 1, and measure both: the **mean update**,
-# and the **standard deviation** of updates.
+# So a fair comparison is AdamW at $\mathrm{lr} \cdot \sqrt{p}$: its mean update is as small. But real gradients are
+# noisy. Let each of 4,000 weights receive gradients with mean 0.1 and standard deviation 1, and measure both: the
+# **mean update**, and the **standard deviation** of updates.
 #
-# **Predict:** do F and AdamW at `lr · √p` agree in both?
+# **Predict:** do F and AdamW at $\mathrm{lr} \cdot \sqrt{p}$ agree in both?
 
 
 # %%
@@ -270,9 +272,9 @@ assert updates["F"][1] > 0.97 and updates["AdamW at lr · √p"][1] < 0.58
 _ = plot_updates(updates)
 
 # %% [markdown]
-# F is AdamW at the lower learning rate `lr · √p`, with noise as large as at `lr`. Whether that noise helps is the
-# open question. AdamW at `lr · √p` is the **control** of every experiment below: it has the mean update of F
-# without the noise.
+# F is AdamW at the lower learning rate $\mathrm{lr} \cdot \sqrt{p}$, with noise as large as at `lr`. Whether that noise
+# helps is the open question. AdamW at $\mathrm{lr} \cdot \sqrt{p}$ is the **control** of every experiment below: it has
+# the mean update of F without the noise.
 
 # %% [markdown]
 # ### Exercise 1 · another reserve_p, the same mean update
@@ -295,7 +297,8 @@ check_matched_lr(matched_lr)
 # %% [markdown] tags=["hint"]
 # <details><summary>Hint</summary>
 #
-# The mean update is proportional to `lr · √reserve_p`. Set the products of the old and of the new run equal.
+# The mean update is proportional to $\mathrm{lr} \cdot \sqrt{p}$, with $p$ for `reserve_p`. Set the products of the old
+# and of the new run equal.
 #
 # </details>
 
@@ -303,8 +306,8 @@ check_matched_lr(matched_lr)
 # ## 5 · Where it lags
 #
 # Wright (2022) reports that child-tuning often **lags** in the first epochs, and then usually **exceeds**. If F
-# is AdamW at `lr · √p` plus noise, then the lag has a simple cause, and two predictions follow. F should follow
-# its control. And F at the higher learning rate `lr / √p` should not lag.
+# is AdamW at $\mathrm{lr} \cdot \sqrt{p}$ plus noise, then the lag has a simple cause, and two predictions follow. F
+# should follow its control. And F at the higher learning rate $\mathrm{lr}/\sqrt{p}$ should not lag.
 
 # %% tags=["nbval-ignore-output"]
 curves["control: AdamW at lr · √p"] = fine_tune(lambda n: adamw(n, LR * RESERVE_P**0.5))[1]
@@ -480,7 +483,8 @@ add_real_child_tuning_claims(ledger, real)
 # %% [markdown]
 # F's mean loss is higher at each evaluation; after a quarter of the run the interval contains zero, after half of it
 # not. At the end both have 31 % of the calls right, and three seeds do not decide whether F exceeds. Here F is **ahead
-# of its control**: F's best learning rate is six times AdamW's, and AdamW at `√p` times that is above its own best.
+# of its control**: F's best learning rate is six times AdamW's, and AdamW at $\sqrt{p}$ times that is above its own
+# best.
 
 # %% tags=["hide-input"]
 for prediction in real_model.PREDICTIONS:
@@ -492,8 +496,8 @@ for prediction in real_model.PREDICTIONS:
 # difference from the control".
 
 # %% [markdown]
-# Where do the learning rates lie? If F is AdamW at `lr · √p`, then its curve is AdamW's, moved to the right by
-# 1/√p: the dotted line. Move `reserve_p`.
+# Where do the learning rates lie? If F is AdamW at $\mathrm{lr} \cdot \sqrt{p}$, then its curve is AdamW's, moved to
+# the right by $1/\sqrt{p}$: the dotted line. Move `reserve_p`.
 
 # %%
 explorer = learning_rate_explorer(study)
@@ -511,8 +515,8 @@ assert "F at 0.2" in explorer.caption
 # ([03_fisher_masks](03_fisher_masks.ipynb), section 7).
 
 # %% [markdown]
-# Choosing `reserve_p` is mostly choosing an effective learning rate, `lr · √reserve_p`, and an amount of noise.
-# Start at 0.3, as Wright advises, with 1.8 times AdamW's learning rate, which is `1/√0.3`, and tune the
+# Choosing `reserve_p` is mostly choosing an effective learning rate, $\mathrm{lr} \cdot \sqrt{p}$, and an amount of
+# noise. Start at 0.3, as Wright advises, with 1.8 times AdamW's learning rate, which is $1/\sqrt{0.3}$, and tune the
 # learning rate first.
 
 # %% [markdown]
@@ -539,7 +543,7 @@ assert state_sizes["F"] == 8 and abs(state_sizes["D at 0.1"] - 1.2) < 0.05
 # Section 7 shows what to expect at these sizes: F and AdamW cannot be told apart.
 #
 # - **Try it** where a model overfits few examples, where full fine-tuning fits into memory anyway, and where you
-#   can afford the control, AdamW at `lr · √p`, over several seeds.
+#   can afford the control, AdamW at $\mathrm{lr} \cdot \sqrt{p}$, over several seeds.
 # - **Leave it** where memory is the limit (LoRA saves gradients and states, F saves nothing), or where you can
 #   pay for one run only.
 # - **First** tune AdamW's learning rate: it costs less, and it is what F changes most.
@@ -556,7 +560,7 @@ assert state_sizes["F"] == 8 and abs(state_sizes["D at 0.1"] - 1.2) < 0.05
 # - Wright 2022 reports good results on a T5 grammar checker of 3 B parameters, without numbers.
 # - For decoders of 1 B to 8 B we found no published comparison of child-tuning with a tuned AdamW.
 # - A relative that masks *updates* lowers the loss of **pretraining** up to 1 B (Joo et al. 2026).
-# - Full fine-tuning at 1 B to 8 B uses 1e-5 to 2e-5, far below this notebook's 1e-3. The factor `1/√p` applies to
+# - Full fine-tuning at 1 B to 8 B uses 1e-5 to 2e-5, far below this notebook's 1e-3. The factor $1/\sqrt{p}$ applies to
 #   either.
 #
 # ## Numbers to take away
@@ -569,7 +573,7 @@ assert state_sizes["F"] == 8 and abs(state_sizes["D at 0.1"] - 1.2) < 0.05
 # ## Recap
 #
 # - `ChildTuningAdamW(model.named_parameters(), lr=…, reserve_p=0.3)` replaces AdamW; nothing else changes.
-# - The rescaling by 1/p nearly cancels in Adam: F is AdamW at `lr · √p` with the noise of `lr`.
+# - The rescaling by 1/p nearly cancels in Adam: F is AdamW at $\mathrm{lr} \cdot \sqrt{p}$ with the noise of `lr`.
 # - Its lag at an equal learning rate is the smaller mean update.
 # - Compare with the control, over seeds, each method at its own learning rate.
 #
@@ -592,9 +596,9 @@ ledger.show()
 # <details><summary>Answers</summary>
 #
 # - 1: AdamW divides by the root of the mean square, which holds the same factor.
-# - 2: AdamW at 1e-5, because √0.25 is a half.
+# - 2: AdamW at 1e-5, because $\sqrt{0.25}$ is a half.
 # - 3: the noise: the standard deviation of its updates is that of AdamW at 2e-5.
-# - 4: its own learning rate, about `1/√p` times AdamW's, chosen on a validation split.
+# - 4: its own learning rate, about $1/\sqrt{p}$ times AdamW's, chosen on a validation split.
 # - 5: those in the mask; in task-free mode all, since every step draws a new mask.
 #
 # </details>

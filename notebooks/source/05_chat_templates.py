@@ -39,6 +39,7 @@ from ftcourse.exercises.chat_templates import (
     check_marked_template,
     check_never_stop,
 )
+from ftcourse.expected import expected_error
 from ftcourse.explorers.chat_template import ChatExplorer
 from ftcourse.plots import OKABE_ITO, new_axes, use_course_style
 from trl.chat_template_utils import qwen3_chat_template
@@ -601,7 +602,8 @@ few = [{"input_ids": encode(chatml, m, CHATML)["input_ids"]} for m in short["tra
 collate = transformers.DataCollatorForLanguageModeling(careless, mlm=False)
 batch = collate(few)
 findings = chat.check_labels(careless, batch)
-assert not chat.has_errors(findings), findings[0]
+with expected_error(AssertionError):
+    assert not chat.has_errors(findings), findings[0]
 
 # %% [markdown]
 # This is the model that never stops: `<|im_end|>` ends each answer, it is the pad token, and every pad token was

@@ -30,6 +30,7 @@ import transformers
 import trl
 from ftcourse.claims import Ledger
 from ftcourse.exercises.optimizer_and_schedule import check_accumulate, check_sweep
+from ftcourse.expected import expected_error
 from ftcourse.explorers.recipe import (
     effects,
     plot_defaults,
@@ -184,7 +185,8 @@ for config in (TrainingArguments, SFTConfig):
 
 # %% tags=["raises-exception"]
 narrow = [record for record in study.records if record["lr"] < 1.2e-4]
-best_learning_rate(narrow, usual("chat-96"))
+with expected_error(ValueError):
+    best_learning_rate(narrow, usual("chat-96"))
 
 # %% [markdown]
 # The best learning rate of this grid is at its edge, so it is not bracketed: the true best may be far outside. Extend
@@ -524,7 +526,8 @@ print(f"with {clip_pattern!r}, {len(wrong)} norm weights decay, such as {wrong[0
 # A pattern that matches nothing raises no error. `check_decay_groups` does raise one, because it looks at the modules'
 # classes.
 #
-# How much is at stake? The total shrinkage is about Σ lr · weight_decay.
+# How much is at stake? The total shrinkage is about $\sum_t \mathrm{lr}_t \cdot \lambda$, with $\lambda$ for
+# `weight_decay`.
 
 # %%
 for name, peak, decay, count in (

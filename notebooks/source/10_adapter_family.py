@@ -38,6 +38,7 @@ from ftcourse.almanac import all_facts
 from ftcourse.claims import EXACT, Ledger
 from ftcourse.datasets import call_splits
 from ftcourse.exercises.adapter_family import check_four_bits, check_front
+from ftcourse.expected import expected_error
 from ftcourse.explorers.adapter_family import (
     TradeOffExplorer,
     costs,
@@ -593,8 +594,9 @@ check_four_bits(four_bits, final_loss)
 # ## 5 · DoRA: length and direction apart
 #
 # LoRA adds `B @ A`, which changes the length and the direction of each output's weights together. **DoRA** (Liu et al.
-# 2024) separates them: `B @ A` turns the direction, and a trained vector `m` sets the length:
-# `m * (W + s * B @ A) / ‖W + s * B @ A‖`, row by row.
+# 2024) separates them: `B @ A` turns the direction, and a trained vector $m$ sets the length, row by row:
+#
+# $$m \odot \frac{W + s\,B A}{\lVert W + s\,B A \rVert}$$
 
 # %%
 A = torch.randn(8, W.shape[1], generator=torch.Generator().manual_seed(0)) / 10
@@ -717,7 +719,7 @@ _ = axes[1].set_xlabel("peak learning rate of A")
 
 # %% [markdown]
 # **NEFTune** (Jain et al. 2023) adds noise to the embedded tokens in training. Each entry gets a number drawn uniformly
-# from `±alpha / √(L · D)`, with L tokens in the sequence, padding included, and D numbers per token.
+# from $\pm \alpha / \sqrt{L\,D}$, with $L$ tokens in the sequence, padding included, and $D$ numbers per token.
 
 # %%
 ALPHA, L = 5.0, 64
@@ -931,7 +933,8 @@ with torch.no_grad():
         parameter.add_(torch.randn_like(parameter), alpha=0.02)
 
 # %% tags=["raises-exception"]
-load_adapter(another, f"{folder}/chat")
+with expected_error(ValueError):
+    load_adapter(another, f"{folder}/chat")
 
 # %% [markdown]
 # `save_adapter` stores a fingerprint of the base beside the adapter, and `load_adapter` compares. PEFT alone loads it

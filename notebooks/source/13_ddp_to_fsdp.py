@@ -976,7 +976,7 @@ assert "all_reduce" not in counts[1, 16] and counts[2, 8]["all_reduce"] == layer
 # 30 with gloo. Live ranks abort the others at once and report who failed and where.
 
 # %% tags=["raises-exception"]
-# %%px
+# %%px --raises
 x = torch.ones(1)
 if rank == 1:
     raise ValueError("bad example in my part of the data")

@@ -35,6 +35,7 @@ from ftcourse.exercises.delayed_init_and_tensor_parallel import (
     check_layer_plan,
     check_loading_peaks,
 )
+from ftcourse.expected import expected_error
 from ftcourse.explorers.tensor_parallel import layer_shards
 from ftcourse.live_ranks.live import start_ranks
 from ftcourse.plots import HATCHES, OKABE_ITO, new_axes, use_course_style
@@ -411,7 +412,8 @@ print(model.load_state_dict(checkpoint))
 print(f"loss: {loss_of(model)}")
 
 # %% tags=["raises-exception"]
-assert_initialized(model)
+with expected_error(RuntimeError):
+    assert_initialized(model)
 
 # %% [markdown]
 # The fix: `restore_buffers` passes each module with such buffers to the model's own initialisation once more, as

@@ -33,6 +33,7 @@ import tempfile
 import warnings
 from pathlib import Path
 
+from ftcourse.expected import expected_error
 from ftcourse.runs import start
 
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the ranks of this notebook are the processor's
@@ -462,7 +463,8 @@ fresh = fresh_model, torch.optim.AdamW(fresh_model.parameters(), weight_decay=0.
 
 # %% tags=["raises-exception"]
 other = {**ABOUT, "optimizer": "child-tuning task-free"}
-Checkpoints(Path("killed/checkpoints"), other, alone).load(*fresh, {})
+with expected_error(ValueError):
+    Checkpoints(Path("killed/checkpoints"), other, alone).load(*fresh, {})
 
 # %%
 changed = sum(not torch.equal(t, original[n]) for n, t in fresh_model.state_dict().items())
@@ -628,9 +630,9 @@ assert different == 0 and load_base(exported)[0].config.model_type == "llama"
 # %% [markdown]
 # ## 8 · How often to save
 #
-# Saving too often costs writing; too rarely, work. With `C` seconds to write, `M` seconds between failures and `T`
-# between checkpoints, the lost share is about `C/T + T/(2M)`, plus a restart for each failure. Young (1974) found the
-# minimum: `T = √(2·C·M)`. A simulation, in which failures come by chance, checks it:
+# Saving too often costs writing; too rarely, work. With $C$ seconds to write, $M$ seconds between failures and $T$
+# between checkpoints, the lost share is about $C/T + T/(2M)$, plus a restart for each failure. Young (1974) found the
+# minimum: $T = \sqrt{2\,C M}$. A simulation, in which failures come by chance, checks it:
 
 # %%
 WRITE, BETWEEN, RESTART = 30.0, 6 * 3600.0, 300.0  # seconds: four failures a day
@@ -695,7 +697,7 @@ assert before[0] > 5 * young_interval(1, BETWEEN) / 60
 #
 # - A checkpoint with AdamW's states in float32 has 12 bytes per trained parameter: 96 GB for 8B, half a GB for its
 #   LoRA.
-# - Young's interval is √(2·C·M): 19 minutes for 30 s and four failures a day.
+# - Young's interval is $\sqrt{2\,C M}$: 19 minutes for 30 s and four failures a day.
 # - Four times as many failures: half the interval.
 
 # %%
@@ -708,7 +710,7 @@ assert round(young / 60) == 19 and round(12 * 8.03) == 96
 # - A resume needs weights, moments, schedule, data position and random states; test it against a run without a stop.
 # - A checkpoint gets its name when it is complete.
 # - kill -9 costs a restart and the steps since the last checkpoint; SIGTERM costs no step.
-# - Save every √(2·C·M) seconds.
+# - Save every $\sqrt{2\,C M}$ seconds.
 
 # %%
 ledger.show()

@@ -36,6 +36,7 @@ import torch
 import transformers
 from ftcourse.claims import Ledger
 from ftcourse.exercises.fsdp_fine_tune import check_changing, check_own_line
+from ftcourse.expected import expected_error
 from ftcourse.explorers.job import job_explorer, timings
 from ftcourse.explorers.memory import plot_memory
 from ftcourse.launch_lines import (
@@ -290,8 +291,8 @@ torchrun --standalone --nproc-per-node 8 --max-restarts 3 -m ftkit.finetune \
 """)
 
 # %% [markdown]
-# F's learning rate is 1/√p times AdamW's, as 02 derives. The rest of the family: one GPU, 70B on eight, and 70B on four
-# nodes of a Slurm cluster. `deploy/` has launch files for other clusters, too.
+# F's learning rate is $1/\sqrt{p}$ times AdamW's, as 02 derives. The rest of the family: one GPU, 70B on eight, and 70B
+# on four nodes of a Slurm cluster. `deploy/` has launch files for other clusters, too.
 
 # %%
 LINES |= launch_lines_of(r"""
@@ -346,7 +347,8 @@ for name, line in lines.items():
 EARLIER = r"""torchrun --standalone --nproc-per-node 8 --max-restarts 3 -m ftkit.finetune \
     --output runs/a --model MODEL --data chats.jsonl --activation_checkpointing \
     --micro_batch_size 1 --max_length 2048 --batch_size 8"""
-check_launch_line(EARLIER)
+with expected_error(ValueError):
+    check_launch_line(EARLIER)
 
 # %%
 fixed = check_launch_line(EARLIER + " --lr 1e-5 --save_every 500")
@@ -651,7 +653,8 @@ for text, ranks in (("1,-1,1", 8), ("1,-1,1", 32), ("4,-1,1", 32)):
 # A mesh that the ranks cannot form is refused before a model is loaded:
 
 # %% tags=["raises-exception"]
-read_launch_line(LINES["8B, 8 GPUs, full"] + " --mesh 4,8,1")
+with expected_error(ValueError):
+    read_launch_line(LINES["8B, 8 GPUs, full"] + " --mesh 4,8,1")
 
 # %%
 ON_SLURM = r"""sbatch --nodes 4 deploy/slurm/finetune.sbatch --output /shared/runs/full \
@@ -734,7 +737,8 @@ check_own_line(my_line())
 # <details><summary>Hint</summary>
 #
 # Start from the 8B line. 13B has 1.6 times the parameters, so a step takes 1.6 times as long, and a checkpoint is 1.6
-# times as large: Young's interval in steps becomes √1.6 times shorter. Does it fit without activation checkpointing?
+# times as large: Young's interval in steps becomes $\sqrt{1.6}$ times shorter. Does it fit without activation
+# checkpointing?
 #
 # </details>
 

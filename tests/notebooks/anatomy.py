@@ -9,6 +9,7 @@ from pathlib import Path
 
 from build import tagged
 
+ALT_WORDS = 6  # of a picture's alternative text, at least
 LINES, LINES_AT_MOST = 12, 30  # of code in a cell: for three cells in four, and for any
 WORDS, WORDS_AT_MOST = 60, 90  # of prose in a text cell: the same
 OUTPUT_BYTES, NOTEBOOK_BYTES = 150_000, 1_000_000
@@ -46,8 +47,23 @@ def verdicts(cell):
 def prose_words(source):
     """Words of running text: no headings, lists, tables, formulas, code or folded parts."""
     text = re.sub(r"```.*?```|\$\$.*?\$\$|<details>.*?</details>", "", source, flags=re.S)
+    text = re.sub(r"\$[^$\n]+\$", "", text)
     lines = [line for line in text.splitlines() if not re.match(r"\s*(#|\||[-*+] |\d+\. |!\[|<)", line)]
     return len(" ".join(lines).split())
+
+
+def unreadable_pictures(output):
+    """What keeps a reader who does not see the pictures of an output from what they say."""
+    data = output.get("data", {})
+    page = data.get("text/html", "")
+    if "image/svg+xml" in data and "<img" not in page:
+        yield "has a picture that JupyterLab shows without alternative text: use picture_html"
+    if "<svg" in page:
+        yield "has an SVG inside of HTML, which loses all but its words in a notebook that is not trusted"
+    for image in re.findall(r"<img\b[^>]*>", page):
+        alt = re.search(r'\balt="([^"]*)"', image)
+        if alt is None or len(alt[1].split()) < ALT_WORDS:
+            yield f"has a picture whose alternative text is {alt[1] if alt else ''!r}: say what it shows"
 
 
 def mostly(sizes, usual, limit, what):
@@ -110,6 +126,7 @@ def outputs(nb):
                 and not {"image/svg+xml", "text/html"} & set(out.get("data", {}))
             ):
                 yield f"cell {number} has a control without a picture of it"
+            yield from (f"cell {number} {fault}" for fault in unreadable_pictures(out))
             if len(text) > OUTPUT_BYTES:
                 yield f"cell {number} has an output of {len(text):,} bytes"
             if "image/png" in out.get("data", {}):
@@ -132,6 +149,11 @@ def lesson(nb):
     """What only a lesson has: something to break, exercises, and the recap."""
     if not any(tagged(cell, "raises-exception") for cell in nb.cells):
         yield "breaks nothing on purpose (no cell tagged raises-exception)"
+    for number, cell in enumerate(nb.cells):
+        if tagged(cell, "raises-exception") and not re.search(
+            r"^with expected_error\(|\A%%px --raises$", cell.source, re.M
+        ):
+            yield f"cell {number} ends Run All where tags are not read: raise inside of 'with expected_error(…):'"
     if not any("assert " in cell.source for cell in code_cells(nb)):
         yield "asserts nothing"
     ignored = [n for n, cell in enumerate(nb.cells) if tagged(cell, "nbval-ignore-output")]

@@ -26,7 +26,8 @@ assert 1 + 1 == 2
 print(2)
 
 # %% tags=["raises-exception"]
-1 / 0
+with expected_error(ZeroDivisionError):
+    1 / 0
 
 # %% [markdown]
 # ## Exercise 1
@@ -112,6 +113,13 @@ def code(source, **tags):
     return append(new_code_cell(source, metadata=tags))
 
 
+IMAGE = '<img alt="training loss from 3 to 0.5 over 40 steps" src="data:,">'
+
+
+def picture(data):
+    return append(new_code_cell("x", outputs=[new_output("display_data", data)]))
+
+
 MUTATIONS = {
     "open with a title": replace("# Doubling", "Doubling"),
     "You will be able to": replace("You will be able to", "You will"),
@@ -140,8 +148,13 @@ MUTATIONS = {
     "path of one machine: '/home/ada/x": shows("in \x1b[32m/home/ada/x.py\x1b[39m"),
     "path of one machine: '/site": shows("in /x/lib/python3.11/site-packages/torch"),
     "a secret": code("token = 'hf_" + "a" * 30 + "'"),
+    "shows without alternative text": picture({"image/svg+xml": "<svg></svg>"}),
+    "an SVG inside of HTML": picture({"text/html": "<b>a</b><svg></svg>"}),
+    "alternative text is ''": picture({"text/html": "<img src='data:,'>"}),
+    "alternative text is 'figure'": picture({"text/html": '<img alt="figure" src="data:,">'}),
     "which is not there": replace("good.ipynb", "02_tripling.ipynb"),
     "breaks nothing": lambda nb: nb.cells.pop(3),
+    "ends Run All": replace("with expected_error(ZeroDivisionError):\n    1 / 0", "1 / 0"),
     "asserts nothing": replace("assert 1 + 1 == 2", "1 + 1"),
     "no test compares": lambda nb: nb.cells.append(
         new_code_cell("1", metadata={"tags": ["nbval-ignore-output"]}, outputs=[new_output("stream", text="1")])
@@ -181,13 +194,13 @@ def test_each_rule_is_red_for_its_mutation(good, tmp_path, rule):
 def test_hidden_code_may_be_longer_and_a_control_may_have_its_picture(good, tmp_path):
     for _ in range(3):
         code("x = 1\n" * 40, tags=["hide-input"])(good)
-    data = {"text/plain": "MaskExplorer(seed=0): run the cell to move it", "image/svg+xml": "<svg></svg>"}
+    data = {"text/plain": "MaskExplorer(seed=0): run the cell to move it", "text/html": IMAGE}
     append(new_code_cell("x", outputs=[new_output("display_data", data)]))(good)
     assert anatomy.violations(good, tmp_path) == []
 
 
 def test_lists_tables_formulas_and_code_are_not_prose():
-    text = "# A heading\n- an item\n1. one\n| a | b |\n$$x + y$$\n```python\nx = 1\n```\nthree words here"
+    text = "# A heading\n- an item\n1. one\n| a | b |\n$$x + y$$\n```python\nx = 1\n```\nthree $x + y$ words here"
     assert anatomy.prose_words(text) == 3
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import jupytext
 import nbformat
 import pytest
-from nbformat.v4 import new_output
+from nbformat.v4 import new_code_cell, new_output
 from nbval.plugin import get_sanitize_patterns
 
 import build
@@ -225,6 +225,19 @@ def test_tokens(text):
 def test_a_path_that_only_looks_like_this_checkout_is_not_taken_for_it():
     assert "REPOSITORY" not in stable.normalise_text(f"{stable.ROOT}-old")
     assert stable.normalise_text(f"/mnt{stable.ROOT}/data") != "/mntdata"
+
+
+def test_a_control_is_kept_as_an_image_and_a_picture_keeps_its_words():
+    svg = '<svg role="img" aria-label="3.2 s a step"><text>3.2 s</text></svg>'
+    control = {stable.WIDGET_VIEW: {"model_id": "a"}, "text/plain": "a", "image/svg+xml": svg}
+    mixed = {stable.WIDGET_VIEW: {"model_id": "b"}, "text/plain": "b", "text/html": f"<p>{svg}</p>"}
+    plain = {"text/plain": "took 3.2 s", "text/html": "<b>3.2 s</b>"}
+    cells = [new_code_cell("x", outputs=[new_output("display_data", data)]) for data in (control, mixed, plain)]
+    shown = [cell.outputs[0].data for cell in stable.normalise(nbformat.v4.new_notebook(cells=cells)).cells]
+    assert shown[0]["image/svg+xml"] == svg and shown[0]["text/html"].startswith('<img alt="3.2 s a step" ')
+    assert shown[1]["text/html"].startswith('<p><img alt="3.2 s a step" ') and "<svg" not in shown[1]["text/html"]
+    assert all(stable.WIDGET_VIEW not in data for data in shown)
+    assert shown[2] == {"text/plain": "took #.# s", "text/html": "<b>#.# s</b>"}
 
 
 def test_a_path_in_colour_is_a_path():

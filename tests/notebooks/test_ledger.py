@@ -128,8 +128,10 @@ def test_update_writes_all_of_it_once_and_keeps_the_rest_of_the_pages(course):
     assert "| 02_child_tuning | *planned:* child-tuning |" in readme  # planned, so no link
     assert "\n1 claims · supported under conditions 1\n" in readme
     assert claims.startswith("# y\n") and claims.endswith("\nkept\n")
-    row = r"| **supported under conditions (above 0 °C)** | water \| ice is wet | Thales | rain | 3 | 3 drops of 3 |"
+    row = r"| ☑️ **supported under conditions (above 0 °C)** | water \| ice is wet | Thales | rain | 3 | 3 drops of 3 |"
     assert "### Freezing\n\n| verdict |" in claims and row in claims
+    group = "<summary>☑️ supported under conditions: 1</summary>\n\n- water | ice is wet ([01](../notebooks"
+    assert "### By verdict\n\n<details>\n" + group in claims
     assert "[01](../notebooks/01_gradient_masks.ipynb)" in claims  # from where the page lies
     assert "| AdamW, fused | " in costs and "| checkpoint rename | " in costs
     assert json.loads((course.root / "data" / "claims.json").read_text())[0]["claim"] == HELD.claim

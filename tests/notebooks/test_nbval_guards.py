@@ -16,6 +16,7 @@ import pytest
 from jupyter_client.manager import start_new_kernel
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
+from ftcourse.svg import picture_html
 from tests import ROOT
 
 BOOM = new_output("error", ename="ValueError", evalue="boom", traceback=["ValueError: boom"])
@@ -33,6 +34,11 @@ def value(text):
     return new_output("execute_result", {"text/plain": text}, execution_count=1)
 
 
+CONTROL = """\
+from IPython.display import display
+view = {"application/vnd.jupyter.widget-view+json": {"model_id": "a"}}
+display({"text/plain": "a", "image/svg+xml": "<svg></svg>", **view}, raw=True)"""
+STILL = {"text/plain": "a", "image/svg+xml": "<svg></svg>", "text/html": picture_html("<svg></svg>")}
 LASTING = "import os\nvars_ = sorted(v for v in os.environ if v.startswith(('PYTEST_', 'FTKIT_')))\n"
 NOTEBOOKS = {
     "good": [
@@ -47,6 +53,7 @@ NOTEBOOKS = {
     "other_error": [cell("raise ValueError('bang')", BOOM, tags=["raises-exception"])],
     "semicolon": [cell("41 + 1;")],
     "history": [cell("6 * 7", value("42")), cell("_ + Out[1] + len(In)", value("87"))],
+    "still": [cell(CONTROL, new_output("display_data", STILL))],
     "dead_kernel": [cell("import os, time\nos._exit(3)"), cell("print(1)", stream("1\n"))],
     "environment": [
         cell(LASTING + "print(vars_, os.environ['OMP_NUM_THREADS'])", stream("[] 1\n")),

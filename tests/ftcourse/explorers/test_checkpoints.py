@@ -3,8 +3,10 @@
 import math
 
 import pytest
+from matplotlib import pyplot
 
 from ftcourse.explorers.checkpoints import (
+    IntervalExplorer,
     interval_explorer,
     lost_share,
     plot_attempts,
@@ -38,6 +40,24 @@ def test_the_explorer_follows_its_sliders():
     explorer.restart.value = 0
     assert explorer.lost == pytest.approx(math.sqrt(2 * 30 / 5_400))
     assert explorer.picture.value != picture and "16 failures a day" in repr(explorer)
+
+
+@pytest.mark.parametrize(
+    ("write", "failures", "restart"), [(30, 4, 5), (1, 48, 0), (300, 48, 60), (120, 16, 40), (300, 1, 0)]
+)
+def test_the_mark_and_its_words_are_in_view_whatever_is_lost(write, failures, restart, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(IntervalExplorer, "captioned", lambda self, figure, text: drawn.append((figure, text)) or "")
+    IntervalExplorer(write, failures, restart)
+    figure, text = drawn[0]
+    figure.draw_without_rendering()
+    (ax,) = figure.axes
+    (point,) = [line for line in ax.lines if len(line.get_xdata()) == 1]
+    assert ax.get_ylim()[0] <= point.get_ydata()[0] <= min(100, ax.get_ylim()[1])
+    words, frame = ax.texts[0].get_window_extent(), ax.bbox
+    assert frame.x0 <= words.x0 and words.x1 <= frame.x1 + 2 and words.y1 <= frame.y1
+    pyplot.close(figure)
+    assert max(ax.get_yticks()) <= 100 and text.startswith(f"write {write} s, {failures} failures a day")
 
 
 def test_attempts_are_told_apart_without_colour():

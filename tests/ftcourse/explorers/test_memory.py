@@ -48,7 +48,8 @@ def test_bars_are_as_long_as_their_bytes(capacity):
     said = [text.get_text().strip() for text in ax.texts]
     each = isinstance(capacity, dict)
     assert (["3.0 of 16", "4.0 of 80"] if each else ["3.0", "4.0"]) == [s for s in said if "GiB" not in s]
-    assert [s for s in said if "GiB" in s] == (["16 GiB", "80 GiB"] if each else ["80 GiB"] if capacity else [])
+    assert [s for s in said if "GiB" in s] == (["80 GiB"] if capacity and not each else [])
+    assert ("dashed: what its GPU has" in ax.get_xlabel()) == each
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["weights", "logits"]
     assert re.search("GiB", ax.get_xlabel())
     longest = max(line.get_xdata()[0] for line in ax.lines) if capacity else 4

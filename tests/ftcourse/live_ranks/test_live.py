@@ -215,21 +215,39 @@ def test_ranks_talk_and_write_where_they_should_and_none_outlives_its_notebook(e
 
 
 def test_in_ipython_px_runs_on_the_ranks_that_were_started_last(ranks):
+    from IPython import get_ipython
     from IPython.testing.globalipapp import start_ipython
 
-    shell = start_ipython()
+    shell = get_ipython() or start_ipython()
     ranks.register_magic()
     from IPython.utils.capture import capture_output
 
     with capture_output() as captured:
         shell.run_cell_magic("px", "", "rank + 1\n")
     assert captured.stdout == "[rank 0] 1\n[rank 1] 2\n"
-    refused = (
-        "^%%px takes no options, and this has --targets 0: every cell runs on all ranks, .*; write `if rank == 0:`"
-    )
+    refused = "^%%px takes no options but --raises, and this has --targets 0: .* on all ranks, .*; write `if rank"
     with pytest.raises(RankError, match=refused):
         shell.run_cell_magic("px", "--targets 0", "ran = 1\n")
     assert ranks.get("'ran' in globals()") == [False, False]
+
+    # Lines are those of the cell in the notebook, which begins with %%px, and a function of another cell is no line.
+    shell.run_cell_magic("px", "", "def first():\n    raise ValueError('in a function')\n")
+    with pytest.raises(RankError, match=r"failed in line 3 of the cell:\n    first\(\)\n  inside first\nValueError"):
+        shell.run_cell_magic("px", "", "x = 1\nfirst()\n")
+    with capture_output() as captured:
+        shown = shell.run_cell("%%px --raises\nnope\n")
+    assert "RankError: ranks 0 and 1 failed in line 2 of the cell:" in captured.stdout and shown.success
+    with pytest.raises(AssertionError, match="nothing was raised"):
+        shell.run_cell_magic("px", "--raises", "1\n")
+
+
+def test_before_any_ranks_are_started_px_says_what_to_run():
+    code = (
+        "from IPython.testing.globalipapp import start_ipython; shell = start_ipython();"
+        "import ftcourse.live_ranks.live; shell.run_cell_magic('px', '', '1')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "RankError: no ranks have been started yet: run the cell with ranks = start_ranks(...) first" in done.stderr
 
 
 @pytest.mark.parametrize(
