@@ -344,7 +344,8 @@ assert mixed.pop("everything") == 0 and all(mixed.values())
 #
 # `fully_shard`, also called FSDP2, splits each parameter along its rows. What a rank keeps, its **shard**, is a
 # **DTensor**: it knows the whole shape and holds a part. Each call makes one **unit**, whose parameters travel in one
-# message. Here the embedding, each decoder layer and the head are units; the root, called last, takes what is left.
+# message. Here the embedding, each decoder layer, and the head with the norm before it are units; the root, called
+# last, takes what is left.
 
 
 # %%

@@ -80,7 +80,7 @@ def shown(distance: float) -> str:
 sizes = {"8B": 8.03e9, "70B": 70.6e9}  # parameters of Llama 3
 for name, parameters in sizes.items():
     copy = 4 * parameters / 1e9
-    print(f"{name:4} {copy:4.0f} GB a copy, {8 * copy:5,.0f} GB in a machine of 8 ranks")
+    print(f"{name:4} {copy:4.0f} GB per copy, {8 * copy:5,.0f} GB on a machine with 8 ranks")
 
 # %% [markdown]
 # 2.3 TB for a model whose shards, spread over the same ranks, are 35 GB each. Three ways:

@@ -544,10 +544,10 @@ ax = plot_attempts(attempts, KILL_AT, SAVE_EVERY)
 # written is lost.
 
 # %% [markdown]
-# ## 5 · Bitwise identical: on what?
+# ## 5 · Bitwise identical: under which conditions?
 #
-# The undisturbed run was that of the live ranks, another launch. On the same number of processes and the same CPU, with
-# one thread each, every sum has the same order, so all digits agree. Floating-point addition is not associative:
+# The undisturbed run is that of the live ranks, launched separately. On the same number of processes and the same CPU,
+# with one thread each, every sum has the same order, so all digits agree. Floating-point addition is not associative:
 
 # %%
 a, b, c = torch.tensor([1e8, -1e8, 1.0])
@@ -567,7 +567,8 @@ assert (a + b) + c != a + (b + c)
 
 # %% [markdown]
 # So test a resume on a CPU exactly, and on GPUs with a tolerance that you measured: run twice without a stop, and take
-# the difference of those two as the scale. A forgotten moment is far larger than rounding:
+# the difference of those two as the scale. Forgotten moments change the losses
+# far more than rounding does:
 
 # %%
 state = dict(zip(("model", "optimizer"), get_state_dict(*build()), strict=True))
@@ -609,7 +610,7 @@ assert step == STEPS + 3 and saved.name == f"step-{step:06d}"
 # that left is not started again by torchrun: give the same command once more, with `--resume` for `ftkit finetune`.
 
 # %% [markdown]
-# ## 7 · From shards to a folder
+# ## 7 · Export to a Hugging Face folder
 #
 # A checkpoint is for resuming; other programs need a folder that `from_pretrained` opens. One call in one process makes
 # it, without ranks or a GPU. (`python -m torch.distributed.checkpoint.format_utils dcp_to_torch` makes a pickle

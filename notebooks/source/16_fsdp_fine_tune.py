@@ -112,8 +112,8 @@ for name, plan in plans.items():
 
 # %% [markdown]
 # A plan fits if a tenth of the GPU stays free, for the CUDA context, libraries and fragmentation. LoRA on 8B needs more
-# on eight GPUs than on one because it runs without activation checkpointing there. The last four change one setting
-# each of the full fine-tune on eight. The table is stored; one estimate, computed now:
+# on eight GPUs than on one because it runs without activation checkpointing there. The last four vary the full
+# fine-tune on eight. The table is stored; one estimate, computed now:
 
 # %%
 again = launch_plans.estimate("8B, 8 GPUs, full")
@@ -364,16 +364,10 @@ for name, line in lines.items():
 # packed sequences on four GPUs make 13 each. Do they fit in one micro-batch?
 
 # %%
-shapes = {
-    "hidden_size": 3072,
-    "intermediate_size": 8192,
-    "num_hidden_layers": 28,
-    "head_dim": 128,
-}
-shapes |= {"vocab_size": 128256, "num_attention_heads": 24, "num_key_value_heads": 8}
-LlamaConfig(**shapes, tie_word_embeddings=True).save_pretrained(
-    "llama-3.2-3b"
-)  # its config.json
+shapes = {"hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 28}
+shapes |= {"num_attention_heads": 24, "num_key_value_heads": 8, "head_dim": 128}
+config = LlamaConfig(**shapes, vocab_size=128256, tie_word_embeddings=True)
+config.save_pretrained("llama-3.2-3b")  # writes config.json
 OWN = r"""torchrun --standalone --nproc-per-node 4 --max-restarts 3 -m ftkit.finetune \
     --output runs/own --model llama-3.2-3b --data data/ --lr 1e-5 --warmup_ratio 0.03 \
     --epochs 2 --batch_size 128 --micro_batch_size 13 --activation_checkpointing \
@@ -399,8 +393,17 @@ assert not fits(too_much.peak, 48 * GIB) and chunked.peak < in_two.peak < 0.9 * 
 # %% [markdown]
 # Two thirds of the first are logits. `--loss_chunk 4096` computes them for 4,096 tokens at a time, and again in the
 # backward pass ([11_speed_ups](11_speed_ups.ipynb)), for about 4 % more operations here. Two micro-batches fit as well,
-# because the unsharded gradients of 3B take less than the logits that they save. In a terminal, `ftkit memory FOLDER
-# --gpu_gib 48` estimates from flags, too. Now time and interval:
+# because the unsharded gradients of 3B take less than the logits that they save. In a terminal, FOLDER being a hub name
+# or a folder (for LoRA add `--method lora --param_dtype bfloat16`):
+#
+# ```
+# ftkit memory FOLDER --mesh 1,4,1 --micro_batch_size 13 --max_length 2048 --packing --activation_checkpointing \
+#     --loss_chunk 4096 --compute_dtype bfloat16 --gpu_gib 48 --bandwidth 25
+# ```
+
+# %% [markdown]
+# Then the time and the interval. `estimate_time` takes the parameters, those that train (LoRA: the adapters'), the job
+# and the machines. 25 GB/s between GPUs is assumed for PCIe 4.0; measure yours.
 
 # %%
 whole = sum(parameter.numel() for parameter in meta_model("llama-3.2-3b").parameters())
@@ -413,8 +416,7 @@ print(f"a GPU sends {sends:.0f} GB per step: {sends / 25:.1f} seconds at 25 GB/s
 assert sends / 25 < 0.2 * mine.step_seconds
 
 # %% [markdown]
-# 25 GB/s is assumed for PCIe 4.0; measure yours. For LoRA, the second number of `estimate_time` is the adapters'
-# parameters. The recipe for any line: packed sequences per GPU, micro-batch, what does not fit, then `--save_every`.
+# The recipe for any line: packed sequences per GPU, then the micro-batch, then what does not fit, then `--save_every`.
 
 # %% [markdown]
 # ### Break it, then fix it
@@ -912,6 +914,7 @@ ledger.show()
 #   H100](https://github.com/pytorch/torchtitan/blob/main/benchmarks/llama3_h100_202412_torchtitan.md), December 2024:
 #   throughput and MFU under FSDP.
 # - Llama team, [The Llama 3 Herd of Models](https://arxiv.org/abs/2407.21783), 2024: MFU and interruptions.
+# - NVIDIA, [L40S](https://www.nvidia.com/en-us/data-center/l40s/): memory and peak.
 # - Lambert et al., [Tülu 3](https://arxiv.org/abs/2411.15124), 2024: the recipe.
 # - Schulman et al., [LoRA Without Regret](https://thinkingmachines.ai/blog/lora/), 2025; Biderman et al., [LoRA Learns
 #   Less and Forgets Less](https://arxiv.org/abs/2405.09673), 2024.
