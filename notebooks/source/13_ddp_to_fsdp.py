@@ -215,7 +215,7 @@ assert off > 0.01
 
 # %% [markdown]
 # No: a sequence of the smaller part counts three times, without any error message. With uneven parts, sum the losses
-# and divide by the tokens of all ranks, as [16_fsdp_fine_tune](16_fsdp_fine_tune.ipynb) does.
+# and divide by the tokens of all ranks, as `ftkit finetune` does.
 
 # %% [markdown]
 # ## 3 · Buckets: send while you compute
@@ -319,7 +319,8 @@ _ = ledger.add(
 # 23 weights became one vector, padded to 24 and halved. With `use_orig_params=True` each parameter keeps its name and
 # its flag, but on a rank its shape is whatever part of it lies in that rank's piece.
 #
-# With a wrapper per decoder layer, which presets of [04_freezing](04_freezing.ipynb) mixed flags inside a wrapper?
+# With a wrapper per decoder layer, which presets of [04_freezing](04_freezing.ipynb) put frozen and trainable weights
+# into one wrapper?
 
 # %%
 mixed = {}
@@ -335,15 +336,16 @@ for preset in ("everything", "head_only", "bitfit", "norms_only", "embeddings_an
 assert mixed.pop("everything") == 0 and all(mixed.values())
 
 # %% [markdown]
-# All but one: even the head alone shares the root with the frozen embedding. FSDP1 is deprecated; what follows shards
-# each parameter by itself and takes any pattern of frozen and trainable weights.
+# All but `everything`: even the head alone shares the root with the frozen embedding. FSDP1 is deprecated; what follows
+# shards each parameter by itself and takes any pattern of frozen and trainable weights.
 
 # %% [markdown]
 # ## 5 · `fully_shard`: each parameter by itself
 #
 # `fully_shard`, also called FSDP2, splits each parameter along its rows. What a rank keeps, its **shard**, is a
 # **DTensor**: it knows the whole shape and holds a part. Each call makes one **unit**, whose parameters travel in one
-# message. Here the embedding, each decoder layer and the head are units; the root, called last, takes what is left.
+# message. Here the embedding, each decoder layer, and the head with the norm before it are units; the root, called
+# last, takes what is left.
 
 
 # %%
@@ -446,7 +448,7 @@ for rank, own in enumerate(live):
 # %% [markdown]
 # Both ranks went through the stored order. In the forward pass nothing is prefetched here: this CPU issues an
 # all-gather and waits for it. On a GPU the CPU runs ahead and issues the next all-gather while the GPU computes.
-# Where it cannot run ahead, say so **explicitly**. **Predict:** what moves in the picture?
+# Where it cannot run ahead, request the prefetch **explicitly**. **Predict:** what moves in the picture?
 
 
 # %%
@@ -717,7 +719,7 @@ _ = ledger.add(
 # Norms do not add, squares do. `clip_grad_norm_` on DTensors does that with the line that a single process uses.
 
 # %% [markdown]
-# ### Find where two runs part
+# ### Find where two runs diverge
 #
 # Your own loop on two ranks should compute what one process computes. `record` stores, for a few steps, what every
 # module computes: outputs, their gradients, the parameters' gradients, and parameters after the step. `compare` names
@@ -725,7 +727,7 @@ _ = ledger.add(
 
 # %%
 WORK = tempfile.mkdtemp()
-ranks.run(f"work = {WORK!r}")
+_ = ranks.run(f"work = {WORK!r}")
 
 
 # %%

@@ -81,7 +81,7 @@ def shown(distance: float) -> str:
 sizes = {"8B": 8.03e9, "70B": 70.6e9}  # parameters of Llama 3
 for name, parameters in sizes.items():
     copy = 4 * parameters / 1e9
-    print(f"{name:4} {copy:4.0f} GB a copy, {8 * copy:5,.0f} GB in a machine of 8 ranks")
+    print(f"{name:4} {copy:4.0f} GB per copy, {8 * copy:5,.0f} GB on a machine with 8 ranks")
 
 # %% [markdown]
 # 2.3 TB for a model whose shards, spread over the same ranks, are 35 GB each. Three ways:
@@ -95,8 +95,8 @@ for name, parameters in sizes.items():
 # %% [markdown]
 # ### Exercise 1 · predict the peaks
 #
-# Difficulty ●●○, 6 minutes. What does each rank hold at its peak, in host memory? `route` is `"every rank"`,
-# `"rank 0"` or `"shards"`; leave out small change. Expected: 16 GB on 4 ranks, read as shards: `[4, 4, 4, 4]`.
+# Difficulty ●●○, 6 minutes. What does each rank hold at its peak, in host memory? `route` is `"every rank"`, `"rank 0"`
+# or `"shards"`; leave out buffers of messages and files. Expected: 16 GB on 4 ranks, read as shards: `[4, 4, 4, 4]`.
 
 
 # %% tags=["exercise"]
@@ -138,7 +138,7 @@ full = 4 * sum(p.numel() for p in big.parameters()) / 1e6  # MB in float32
 big.bfloat16().save_pretrained("big", max_shard_size="20MB")
 del big
 print(f"{full:.0f} MB in float32, {len(list(Path('big').glob('*.safetensors')))} files")
-ranks.run(f"import os; os.chdir({folder.name!r})")
+_ = ranks.run(f"import os; os.chdir({folder.name!r})")
 
 # %%
 # %%px
@@ -253,7 +253,7 @@ def shards_ftkit():
 
 
 # %% [markdown]
-# Which measure of memory is honest? A file that is mapped into memory makes a process look large, though the system may
+# How to measure it? A file that is mapped into memory makes a process look large, though the system may
 # drop those pages at any time. So count a rank's **unique set size**, the pages that belong to it alone, every 2 ms.
 
 # %%
@@ -403,7 +403,8 @@ assert_initialized(model)  # passes, because zeros are finite
 # %% [markdown]
 # The rotary frequencies are **non-persistent buffers**: tensors that are no parameters and that no checkpoint holds.
 # The class computes them when it is built, and on meta there was nothing to compute. Such a model runs without an
-# error, and is wrong. To look for what is unset finds nothing either. So fill everything with NaN before loading:
+# error, and is wrong. A search for unset values finds nothing, because zeros look set. So fill everything with NaN
+# first:
 
 # %%
 model = meta_model(resolve_model()).to_empty(device="cpu")
@@ -692,9 +693,9 @@ assert max(distance for *_, distance in blocks.values()) < TOLERANCE
 # with TP. transformers does not yet: its plans keep hidden states replicated.
 
 # %% [markdown]
-# The logits are the largest activation. A plan that gathers them (`colwise_gather_output`, transformers' default) gives
-# every rank all of the vocabulary. **Loss parallelism** computes the cross-entropy from logits that stay split,
-# and sends per token a maximum, a sum and the label's logit.
+# With a large vocabulary, the logits are the largest activation. A plan that gathers them (`colwise_gather_output`,
+# transformers' default) gives every rank all of the vocabulary. **Loss parallelism** computes the cross-entropy from
+# logits that stay split, and sends per token a maximum, a sum and the label's logit.
 
 # %%
 # %%px
@@ -908,8 +909,8 @@ else:
 # ## 8 · When not to use tensor parallelism
 #
 # TP is needed when *one layer* or its activations do not fit on a GPU, or when there are so many GPUs that each would
-# get less than one example. An 8B model on eight GPUs is neither. Count what a layer of Llama 3 8B sends on each GPU in
-# one step, for FSDP over 8 and for TP over 8.
+# get less than one example. For an 8B model on eight GPUs, neither is the case. Count what a layer of Llama 3 8B sends
+# on each GPU in one step, for FSDP over 8 and for TP over 8.
 
 # %%
 hidden, inner, kv = 4096, 14336, 1024  # Llama 3 8B
@@ -963,7 +964,7 @@ assert tp_bytes(8 * 4096) > fsdp_bytes() > tp_bytes(8 * 1024)
 # ## Numbers to take away
 #
 # - Loading, host memory on a machine of n ranks: n models, two (one of them on rank 0), or one.
-# - A checkpoint of a Llama lacks its rotary frequencies; fill with NaN, then load, then look.
+# - A checkpoint of a Llama lacks its rotary frequencies; fill with NaN, then load, then check.
 # - Column then row: one all-reduce per MLP and one per attention in the forward pass, the same again in the backward
 #   pass.
 # - 8B on 8 GPUs: 16 GB of states each, FSDP alone.

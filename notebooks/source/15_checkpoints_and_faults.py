@@ -15,7 +15,7 @@
 # - **save** and **load** a sharded model and its optimizer by `dcp.save`, `dcp.load`, `dcp.async_save`,
 # - **restore** the data position and random states, so that a resumed run sees what it would have seen,
 # - **test** a resume, and say when it can be bitwise identical,
-# - **survive** `kill -9`, and leave in order on SIGTERM,
+# - **survive** `kill -9`, and save before the end on SIGTERM,
 # - **choose** how often to save.
 
 # %%
@@ -48,8 +48,9 @@ ABOUT = {"model": "pocket-base", "optimizer": "adamw"}  # what a checkpoint belo
 rank, world_size, mesh = 0, 1, None  # of this process; live ranks have their own
 
 # %% [markdown]
-# Two programs share one loop, so it goes into a file: a model that `fully_shard` distributes, AdamW, and a step on a
-# batch that the step's number seeds. `fault` is called between gradients and update.
+# The live ranks of section 1 and a program under torchrun share one loop, so it goes into a file: a model that
+# `fully_shard` distributes, AdamW, and a step on a batch that the step's number seeds. `fault` is called between
+# gradients and update.
 
 # %%
 # %%writefile loop.py
@@ -83,8 +84,8 @@ def one_step(model, optimizer, step, rank=0, world_size=1, fault=lambda: None):
 
 
 # %% [markdown]
-# The other program runs under torchrun and is explained in section 4. It saves every third step, goes on from the
-# newest checkpoint, and in its first attempt rank 1 kills itself in step 8.
+# The program under torchrun saves every third step and goes on from the newest checkpoint. In its first attempt rank 1
+# kills itself in step 8. It starts now, runs beside the next sections, and is read in sections 3 and 4.
 
 # %%
 # %%writefile train.py
@@ -417,7 +418,7 @@ check_resume_test(resume_test)
 # | which one is newest | you decide | rank 0 decides for all |
 
 # %% [markdown]
-# It calls the functions of section 1 and adds a few hundred lines. The killed run used it:
+# `Checkpoints` calls the functions of section 1 and adds these checks. The killed run used it:
 
 # %%
 killed_run.result()  # waits for the run to end
@@ -434,13 +435,13 @@ print(
 # renamed. Which one does `latest_checkpoint` choose?
 
 # %%
-shutil.copytree("killed/checkpoints", "torn", dirs_exist_ok=True)
-shutil.copytree("torn/step-000010", "torn/step-000011.incomplete", dirs_exist_ok=True)
-damaged = Path("torn/step-000010/__1_0.distcp")
+shutil.copytree("killed/checkpoints", "copies", dirs_exist_ok=True)
+shutil.copytree("copies/step-000010", "copies/step-000011.incomplete", dirs_exist_ok=True)
+damaged = Path("copies/step-000010/__1_0.distcp")
 os.truncate(damaged, damaged.stat().st_size // 2)  # a disk that lost the end of a file
 with warnings.catch_warnings(record=True) as said:
     warnings.simplefilter("always")
-    chosen = latest_checkpoint(Path("torn"))
+    chosen = latest_checkpoint(Path("copies"))
 print(f"chosen: {chosen.name}; the warning: {said[0].message}")
 assert chosen.name == "step-000009" and "__1_0.distcp" in str(said[0].message)
 
@@ -545,10 +546,10 @@ ax = plot_attempts(attempts, KILL_AT, SAVE_EVERY)
 # written is lost.
 
 # %% [markdown]
-# ## 5 · Bitwise identical: on what?
+# ## 5 · Bitwise identical: under which conditions?
 #
-# The undisturbed run was that of the live ranks, another launch. On the same number of processes and the same CPU, with
-# one thread each, every sum has the same order, so all digits agree. Floating-point addition is not associative:
+# The undisturbed run is that of the live ranks, launched separately. On the same number of processes and the same CPU,
+# with one thread each, every sum has the same order, so all digits agree. Floating-point addition is not associative:
 
 # %%
 a, b, c = torch.tensor([1e8, -1e8, 1.0])
@@ -568,7 +569,8 @@ assert (a + b) + c != a + (b + c)
 
 # %% [markdown]
 # So test a resume on a CPU exactly, and on GPUs with a tolerance that you measured: run twice without a stop, and take
-# the difference of those two as the scale. A forgotten moment is far larger than rounding:
+# the difference of those two as the scale. Forgotten moments change the losses
+# far more than rounding does:
 
 # %%
 state = dict(zip(("model", "optimizer"), get_state_dict(*build()), strict=True))
@@ -580,10 +582,10 @@ print("losses without the moments: off by more than 0.01; by rounding: less than
 assert off > 0.01 and wrong[4] == resumed[4]
 
 # %% [markdown]
-# The first loss after the resume is right even so, because it is computed before the first update.
+# The first loss after the resume is still right, because it is computed before the first update.
 
 # %% [markdown]
-# ## 6 · SIGTERM: leave in order
+# ## 6 · SIGTERM: save, then leave
 #
 # Preemptible machines, Kubernetes and Slurm send SIGTERM before they end a job, and torchrun passes it on.
 # `PreemptionHandler` only sets a flag; after the step all ranks agree on it, save, and leave. Here this process goes on
@@ -605,15 +607,16 @@ print(f"left after step {step}; the newest checkpoint is {saved.name}")
 assert step == STEPS + 3 and saved.name == f"step-{step:06d}"
 
 # %% [markdown]
-# torchrun kills after 30 seconds (`--shutdown-timeout`) what has not left, and whoever sent the signal may wait less: a
-# step and a checkpoint must fit into that. A run that left is not started again by torchrun: give the same command once
-# more, with `--resume` for `ftkit finetune`.
+# torchrun waits 30 seconds (`--shutdown-timeout`, which torch 2.11 lacks) before it kills the ranks, and whoever sent
+# the signal may wait less: a step and a checkpoint must fit into that, or the work since the last one is lost. A run
+# that left is not started again by torchrun: give the same command once more, with `--resume` for `ftkit finetune`.
 
 # %% [markdown]
-# ## 7 · From shards to a folder
+# ## 7 · Export to a Hugging Face folder
 #
-# A checkpoint is for going on; others want a folder that `from_pretrained` opens. One call in one process makes it,
-# without ranks or a GPU. (`python -m torch.distributed.checkpoint.format_utils dcp_to_torch` makes a pickle instead.)
+# A checkpoint is for resuming; other programs need a folder that `from_pretrained` opens. One call in one process makes
+# it, without ranks or a GPU. (`python -m torch.distributed.checkpoint.format_utils dcp_to_torch` makes a pickle
+# instead.)
 
 # %%
 last = latest_checkpoint(Path("killed/checkpoints"))
@@ -679,8 +682,8 @@ explorer.write.value = 30
 assert before[0] > 5 * young_interval(1, BETWEEN) / 60
 
 # %% [markdown]
-# Cheap saves pay twice: less time goes into writing, and less work is lost. More than half of what remains is restarts.
-# A save in the background is complete only later; a failure before that costs one interval more.
+# Cheaper saves help twice: less time goes into writing, and less work is lost. More than half of what remains is
+# restarts. A save in the background is complete only later; a failure before that costs one interval more.
 
 # %% [markdown]
 # ## What transfers
@@ -709,7 +712,7 @@ assert round(young / 60) == 19 and round(12 * 8.03) == 96
 # - `get_state_dict`, `dcp.save`; `dcp.load` in place, `set_state_dict`: any number of ranks to any other.
 # - A resume needs weights, moments, schedule, data position and random states; test it against a run without a stop.
 # - A checkpoint gets its name when it is complete.
-# - kill -9 costs a restart and the steps since the last checkpoint; SIGTERM costs no step.
+# - kill -9 costs a restart and the steps since the last checkpoint; SIGTERM costs no step, if the save ends in time.
 # - Save every $\sqrt{2\,C M}$ seconds.
 
 # %%

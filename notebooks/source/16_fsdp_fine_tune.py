@@ -2,7 +2,7 @@
 # # 16 · Capstone: a fine-tune on eight GPUs
 #
 # An 8B model, eight GPUs with 80 GB each, 100,000 conversations, by tomorrow. You decide what to run, write a launch
-# line that survives a crash, and rehearse it with two processes on this machine.
+# line that survives a crash, for these GPUs and for your own, and rehearse it with two processes on this machine.
 #
 # - **Prerequisites:** [08_full_fine_tune](08_full_fine_tune.ipynb), [09_lora_from_scratch](09_lora_from_scratch.ipynb)
 #   and [12_memory](12_memory.ipynb) to [15_checkpoints_and_faults](15_checkpoints_and_faults.ipynb).
@@ -47,7 +47,7 @@ from ftcourse.launch_lines import (
     read_launch_line,
     rehearsal,
 )
-from ftcourse.planning import Cluster, Job, parameters_of, tokens_per_second
+from ftcourse.planning import Cluster, Job, estimate_time, parameters_of, tokens_per_second
 from ftcourse.plots import plot_loss, use_course_style
 from ftcourse.rehearsal import run_alone
 from ftcourse.runs import start
@@ -57,13 +57,15 @@ from ftcourse.studies.lifecycle import Lifecycle
 
 # %%
 from safetensors.torch import load_file
+from transformers import LlamaConfig
 
 from ftkit import load_base, load_chat
 from ftkit.child_tuning import gradient_mask
 from ftkit.distributed.checkpoint import load_weights
 from ftkit.distributed.mesh import ParallelDims
 from ftkit.evaluate import exact_match, generate_answers, stop_rate
-from ftkit.models import resolve_model
+from ftkit.memory import estimate_memory
+from ftkit.models import meta_model, resolve_model
 
 # %% tags=["nbval-ignore-output"]
 use_course_style()
@@ -97,7 +99,8 @@ print(f"{JOB.steps * JOB.tokens_per_step / 1e6:.0f} million tokens in all")
 # ## 2 · What fits
 #
 # Memory comes first, because it decides whether a run starts at all. `launch_plans` holds estimates by `ftkit.memory`
-# for Llama 3 8B and 70B in bfloat16, with AdamW's states in float32 and packed sequences of 2,048 tokens.
+# for Llama 3 8B and 70B and packed sequences of 2,048 tokens. GPUs compute in bfloat16, the program's default there.
+# What trains is kept in float32, 16 bytes per parameter: weight, gradient and two moments. LoRA's frozen base takes 2.
 #
 # **Predict first:** does full fine-tuning of 8B fit on one 80 GB GPU? On eight? Does LoRA on 70B fit on eight?
 
@@ -109,8 +112,9 @@ for name, plan in plans.items():
     )
 
 # %% [markdown]
-# A plan fits if a tenth of the GPU stays free, for the CUDA context, libraries and fragmentation. The estimate repeats
-# here for one plan, to show that the table is what the library computes:
+# A plan fits if a tenth of the GPU stays free, for the CUDA context, libraries and fragmentation. LoRA on 8B needs more
+# on eight GPUs than on one because it runs without activation checkpointing there. The last four vary the full
+# fine-tune on eight. The table is stored; one estimate, computed now:
 
 # %%
 again = launch_plans.estimate("8B, 8 GPUs, full")
@@ -123,21 +127,24 @@ ax = plot_memory(shown, capacity=CAPACITY)
 
 # %% [markdown]
 # On one GPU, the weights, gradients and moments of 8B parameters alone exceed 80 GiB. FSDP over eight GPUs leaves an
-# eighth of them on each. Then activations and logits are the largest parts, and both grow with the micro-batch.
+# eighth of them on each. Then activations and logits are the largest parts, and both grow with the micro-batch: at the
+# peak, logits take 10 bytes per token and vocabulary entry, 2.4 GiB for a sequence of 2,048 and Llama 3's vocabulary.
 
 # %% [markdown]
 # ### From figures to decisions
 #
-# A setting that saves memory costs something else, so use it only where it is needed. **Predict first:** a GPU has six
-# or seven sequences to do in a step. Which needs more memory: all at once with activation checkpointing, or in
-# micro-batches of 2 without?
+# A setting that saves memory costs something else, so use it only where it is needed. `--batch_size` counts
+# conversations over all GPUs; with `--packing`, `--micro_batch_size` counts packed sequences. Packing fills about nine
+# tenths of a sequence, so a GPU has six or seven in a step. **Predict first:** which needs more memory, all at once
+# with activation checkpointing, or in micro-batches of 2 without?
 
 # %%
 peak = {name: plan["peak"] / GIB for name, plan in plans.items()}
 sent = {name: plan["sent"] / 1e9 for name, plan in plans.items()}  # GB per rank and step
 at_once, several = "8B, 8 GPUs, full", "8B full, several micro-batches of 2"
 kept, tp = "8B full, weights kept unsharded", "8B full, tensor parallel 2"
-print(f"packed sequences of a step: {JOB.tokens_per_step / 2048:.0f}, over 8 GPUs")
+packed = JOB.tokens_per_step / (0.9 * 2048)
+print(f"packed sequences of a step: {packed:.0f}, {packed / 8:.1f} for each of 8 GPUs")
 print(
     f"at once, checkpointing: {peak[at_once]:.0f} GiB; micro-batches of 2: {peak[several]:.0f}"
 )
@@ -152,16 +159,18 @@ assert peak[several] - peak[at_once] > gradients and sent[tp] > sent[at_once] > 
 # %% [markdown]
 # Accumulation is the trap. The program reduces gradients once per step, to save communication, so until the last
 # micro-batch every GPU holds the gradients of *all* parameters, unsharded: 30 GiB for 8B, 263 for 70B (the figure
-# counts them among the activations). In full fine-tuning under FSDP, do a step in one micro-batch. LoRA's gradients are
-# small, so it may accumulate.
+# counts them among the activations). In full fine-tuning under FSDP, do a step in one micro-batch if its logits fit;
+# section 4 shows what to do if not. LoRA's gradients are small, so it may accumulate. But each micro-batch gathers all
+# weights again, which takes long between GPUs without NVLink.
 
 # %% [markdown]
 # | decision | for 8B on eight GPUs | because |
 # | --- | --- | --- |
 # | micro-batch, full | 8: the whole step at once | several would hold unsharded gradients |
-# | micro-batch, LoRA | 2, accumulated | its gradients are small |
+# | micro-batch, LoRA | 2, accumulated | its gradients are small; without NVLink, the largest that fits |
 # | activation checkpointing | on for full, off for LoRA | 8 sequences do not fit without; LoRA does |
 # | reshard after forward | on, the default | NVLink hides the second all-gather; between nodes, try it off |
+# | logits in chunks | no | they fit; `--loss_chunk 4096` saves most of them where memory is short |
 # | packing | on | conversations have 700 tokens, sequences 2,048 |
 # | tensor parallelism | no | FSDP fits; tp sends more, and within every layer, where nothing hides it |
 # | mesh | `1,-1,1`, the default | one node; `4,8,1` on four: shards within a node, replicas across |
@@ -201,8 +210,8 @@ for label, timing in found.items():
 assert max(timing.hours for timing in found.values()) < 16
 
 # %% [markdown]
-# These are estimates from assumptions, not measurements. At 33 % the formula can be checked against torchtitan's
-# published throughput, 5,762 tokens per second and GPU:
+# These are estimates from assumptions, not measurements; for other GPUs, give `Cluster` their `peak`. At 33 % the
+# formula can be checked against torchtitan's published throughput, 5,762 tokens per second and GPU:
 
 # %%
 at_33 = timings(JOB, replace(CLUSTER, mfu=0.33))["8B, full"]
@@ -230,9 +239,10 @@ explorer.gpus.value = 8
 assert many.hours < eight.hours and many.save_every > eight.save_every
 
 # %% [markdown]
-# The interval comes from Young's formula ([15_checkpoints_and_faults](15_checkpoints_and_faults.ipynb)), with one
-# interruption in six hours, as on machines that may be withdrawn. It is a time, so on faster machines it has more
-# steps. A LoRA checkpoint has half a gigabyte, not 96, and is saved ten times as often.
+# The interval is Young's √(2·C·M) ([15_checkpoints_and_faults](15_checkpoints_and_faults.ipynb)): `C` seconds to write,
+# `M` seconds between interruptions of the whole run. `M` is six hours here, as on machines that may be withdrawn,
+# whatever the number of GPUs. The interval is a time, so on faster machines it has more steps. A LoRA checkpoint has
+# half a gigabyte, not 96, and is saved about ten times as often.
 #
 # Reserved machines fail less: Llama 3's 16,384 GPUs had 419 unexpected interruptions in 54 days.
 
@@ -249,15 +259,25 @@ assert 200 < hours_apart / 24 < 300
 # | technique | how |
 # | --- | --- |
 # | LoRA, DoRA, rsLoRA, LoRA+, QLoRA (one process) | `--method lora`, `--use_dora`, `--use_rslora`, … |
-# | child-tuning F and D, 8-bit AdamW (one process) | `--optimizer` |
-# | freezing, NEFTune, packing, checkpointing, compile, mesh | a flag each |
+# | child-tuning F and D | `--optimizer child-tuning`, `child-tuning-d` |
+# | 8-bit AdamW (one process) | `--optimizer adamw_8bit` |
+# | freezing, NEFTune, packing, checkpointing, chunked loss, compile, mesh | a flag each |
 # | accumulation | follows from `--batch_size`, `--micro_batch_size` and ranks |
 # | other adapters of notebook 10, gradual unfreezing | not a flag: Python |
 # | sequence and context parallelism, fp8, offload, MoE parallelism | not in the program |
 
 # %% [markdown]
-# LoRA does not combine with tensor parallelism. The lines below share data, batch, length and restarts.
-# `data/` holds `train.jsonl` and `test.jsonl`; MODEL is a folder or a name on the hub.
+# LoRA does not combine with tensor parallelism. `python -m ftkit.finetune --help` lists all flags.
+#
+# ### First, the data and the template
+#
+# MODEL is a folder or a name on the hub. `data/` holds `train.jsonl` and, held out, `test.jsonl`, a conversation per
+# line: `{"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]}`.
+#
+# - `ftkit chat MODEL data/train.jsonl --max_length 2048` checks template, loss mask and data without a GPU, and shows
+#   how long the conversations are.
+# - A base model such as Llama-3.2-3B has no chat template, and the run is refused. Take its instruct model, or give
+#   `--chat_template FILE`.
 
 # %%
 LINES = launch_lines_of(r"""
@@ -291,8 +311,8 @@ torchrun --standalone --nproc-per-node 8 --max-restarts 3 -m ftkit.finetune \
 """)
 
 # %% [markdown]
-# F's learning rate is $1/\sqrt{p}$ times AdamW's, as 02 derives. The rest of the family: one GPU, 70B on eight, and 70B
-# on four nodes of a Slurm cluster. `deploy/` has launch files for other clusters, too.
+# F's learning rate is about $1/\sqrt{p}$ times AdamW's ([02_child_tuning](02_child_tuning.ipynb)). Three more: one GPU,
+# 70B on eight, and 70B on four nodes of a Slurm cluster. `deploy/` has launch files for other clusters, too.
 
 # %%
 LINES |= launch_lines_of(r"""
@@ -316,7 +336,7 @@ sbatch --nodes 4 deploy/slurm/finetune.sbatch --output /shared/runs/large \
 """)
 
 # %% [markdown]
-# Nobody should start such a line unread. `read_launch_line` parses it with torchrun's and the program's own parsers,
+# Check a line before you start it. `read_launch_line` parses it with torchrun's and the program's own parsers,
 # `memory_plan` makes the plan that the program would estimate, and `find_risks` names what you would regret.
 
 # %%
@@ -338,10 +358,71 @@ for name, line in lines.items():
     assert fits(plans[name]["peak"]) and 0.6 < minutes / young < 1.6
 
 # %% [markdown]
+# ### Your model on your GPUs
+#
+# An estimate needs only shapes, so the model's `config.json` will do. Here Llama 3.2 3B, full, on four L40S GPUs with
+# 48 GB each and no NVLink. Their peak is 362e12 operations per second (NVIDIA's data sheet). **Predict first:** 49
+# packed sequences on four GPUs make 13 each. Do they fit in one micro-batch?
+
+# %%
+shapes = {"hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 28}
+shapes |= {"num_attention_heads": 24, "num_key_value_heads": 8, "head_dim": 128}
+config = LlamaConfig(**shapes, vocab_size=128256, tie_word_embeddings=True)
+config.save_pretrained("llama-3.2-3b")  # writes config.json
+OWN = r"""torchrun --standalone --nproc-per-node 4 --max-restarts 3 -m ftkit.finetune \
+    --output runs/own --model llama-3.2-3b --data data/ --lr 1e-5 --warmup_ratio 0.03 \
+    --epochs 2 --batch_size 128 --micro_batch_size 13 --activation_checkpointing \
+    --max_length 2048 --packing --eval_every 200 --save_every 150"""
+
+
+# %%
+def estimated(text: str, gpu_gib: float):
+    """Print a launch line's peak memory and its parts; return the estimate."""
+    line = check_launch_line(text)
+    found = estimate_memory(meta_model(line.config.model), memory_plan(line, JOB.tokens))
+    parts = ", ".join(f"{kind} {size / GIB:.0f}" for kind, size in found.at_peak.items())
+    verdict = "fits" if fits(found.peak, gpu_gib * GIB) else "does not fit"
+    print(f"{found.peak / GIB:.0f} of {0.9 * gpu_gib:.0f} GiB: {verdict} ({parts})")
+    return found
+
+
+too_much = estimated(OWN, 48)
+chunked = estimated(OWN + " --loss_chunk 4096", 48)
+in_two = estimated(OWN + " --micro_batch_size 7", 48)
+assert not fits(too_much.peak, 48 * GIB) and chunked.peak < in_two.peak < 0.9 * 48 * GIB
+
+# %% [markdown]
+# Two thirds of the first are logits. `--loss_chunk 4096` computes them for 4,096 tokens at a time, and again in the
+# backward pass ([11_speed_ups](11_speed_ups.ipynb)), for about 4 % more operations here. Two micro-batches fit as well,
+# because the unsharded gradients of 3B take less than the logits that they save. In a terminal, FOLDER being a hub name
+# or a folder (for LoRA add `--method lora --param_dtype bfloat16`):
+#
+# ```
+# ftkit memory FOLDER --mesh 1,4,1 --micro_batch_size 13 --max_length 2048 --packing --activation_checkpointing \
+#     --loss_chunk 4096 --compute_dtype bfloat16 --gpu_gib 48 --bandwidth 25
+# ```
+
+# %% [markdown]
+# Then the time and the interval. `estimate_time` takes the parameters, those that train (LoRA: the adapters'), the job
+# and the machines. 25 GB/s between GPUs is assumed for PCIe 4.0; measure yours.
+
+# %%
+whole = sum(parameter.numel() for parameter in meta_model("llama-3.2-3b").parameters())
+mine = estimate_time(whole, whole, JOB, Cluster(gpus=4, mfu=0.20, peak=362e12))
+sends = sum(chunked.communication.values()) / 1e9
+print(
+    f"{mine.step_seconds:.1f} seconds per step, {mine.hours:.1f} h, save every {mine.save_every} steps"
+)
+print(f"a GPU sends {sends:.0f} GB per step: {sends / 25:.1f} seconds at 25 GB/s")
+assert sends / 25 < 0.2 * mine.step_seconds
+
+# %% [markdown]
+# The recipe for any line: packed sequences per GPU, then the micro-batch, then what does not fit, then `--save_every`.
+
+# %% [markdown]
 # ### Break it, then fix it
 #
-# An earlier version of this notebook printed the following line. It starts, trains, and restarts three times if a rank
-# dies. **Predict first:** what would you regret?
+# The following line starts, trains, and restarts three times if a rank dies. **Predict first:** what would you regret?
 
 # %% tags=["raises-exception"]
 EARLIER = r"""torchrun --standalone --nproc-per-node 8 --max-restarts 3 -m ftkit.finetune \
@@ -361,16 +442,19 @@ print(
 # ### When it stops
 #
 # - A rank dies: torchrun starts all ranks again, and they go on from the newest complete checkpoint, three times.
-# - torchrun gives up, or the machine is withdrawn (SIGTERM saves first): start the same line with `--resume`.
+# - torchrun gives up, or the machine is withdrawn: start the same line with `--resume`. On SIGTERM the program saves
+#   first, if the time suffices. torchrun waits 30 seconds, and 8B full needs 48 for a checkpoint by section 3's
+#   estimate: with torch 2.13, add `--shutdown-timeout 120` after torchrun. Otherwise the last checkpoint counts.
 # - Another number of GPUs is at hand: the same, because the checkpoint is read in other shards. The mesh, micro-batch
 #   size, packing and checkpointing may change in a resumed run; learning rate, batch size and data may not.
 
 # %% [markdown]
 # ## 5 · The rehearsal
 #
-# Half an hour on your own machine finds most mistakes that would cost a night on eight GPUs. `rehearsal` shrinks a line
-# to pocket-base, two processes and a few steps, and keeps its other flags. The learning rate changes too: 06 shows why
-# width 128 needs 1e-3 where 8B needs 1e-5.
+# Run the line small first: a wrong flag, data that cannot be read or a checkpoint that does not resume shows in minutes
+# on your own machine, instead of at night on eight GPUs. `rehearsal` shrinks a line to pocket-base, two processes and a
+# few steps, and keeps its other flags; it takes your own line as well. The learning rate changes, too, because a model
+# of width 128 needs 1e-3 where 8B needs 1e-5 ([06_optimizer_and_schedule](06_optimizer_and_schedule.ipynb)).
 
 # %%
 NAMES = {"F": "8B, 8 GPUs, child-tuning F", "full": "8B, 8 GPUs, full"}
@@ -511,8 +595,8 @@ assert attempts == 2 and resumed == 5 and resumed < KILLED < COMPARED
 assert [row["step"] for row in metrics("F")] == list(range(1, 61))
 
 # %% [markdown]
-# Nobody typed anything. Of the work, the steps since the last complete checkpoint were lost. The twelve losses compared
-# above include seven after the restart, and equal those of a process that nobody disturbed.
+# The restart needed no command, and only the steps since the last complete checkpoint were lost. The twelve losses
+# compared above include seven after the restart, and they equal those of a process that was not disturbed.
 
 # %% [markdown]
 # ### Predicted and measured
@@ -612,7 +696,7 @@ assert abs(ratio - 4 / 6) < 0.1 and abs(predicted / measured - 1) < 0.1
 
 # %% [markdown]
 # The run was for the mechanics: 32 steps of 4 requests teach almost no exact call. With a learning rate tuned for this
-# model and 48 steps of 8, 06 shows far more.
+# model and 48 steps of 8, [06_optimizer_and_schedule](06_optimizer_and_schedule.ipynb) shows far more.
 
 # %% tags=["hide-input"]
 _ = ledger.add(
@@ -626,7 +710,7 @@ _ = ledger.add(
 assert all(abs(a / b - 1) < 0.02 for a, b in map(real.memory, real.runs))
 
 # %% [markdown]
-# ## 8 · One GPU, eight, four nodes
+# ## 8 · One GPU, eight, several nodes
 
 # %%
 for text, ranks in (("1,-1,1", 8), ("1,-1,1", 32), ("4,-1,1", 32)):
@@ -638,13 +722,13 @@ for text, ranks in (("1,-1,1", 8), ("1,-1,1", 32), ("4,-1,1", 32)):
 # %% [markdown]
 # | | one GPU | eight GPUs, one node | four nodes |
 # | --- | --- | --- | --- |
-# | launcher | `torchrun --standalone --nproc-per-node 1` | the same with 8 | one torchrun a node: `sbatch`, `deploy/` |
+# | launcher | `torchrun --standalone --nproc-per-node 1` | the same with 8 | a torchrun per node: below, `deploy/` |
 # | rendezvous | none | on the machine | `--rdzv-backend c10d`, `--rdzv-endpoint HOST:PORT`, `--rdzv-id` |
 # | what fits | 8B LoRA | 8B full, 70B LoRA | 70B full |
 # | mesh | none | `1,8,1` | `1,32,1` where needed, else `4,8,1` |
 # | between GPUs | nothing | NVLink, some 450 GB/s | the network, some 50 GB/s a GPU: the reason for `4,8,1` |
 # | output | local disk | local disk, copied off | a file system that all nodes share |
-# | an interruption | rare | a quarter of what four nodes have | four times as often: save more often in time |
+# | an interruption | rare | a quarter of what four nodes have | four times as often: half of Young's interval |
 # | batch of 128 | 128 on one rank | 16 on each | 4 on each: raise the batch, or use fewer nodes |
 
 # %% [markdown]
@@ -663,6 +747,24 @@ ON_SLURM = r"""sbatch --nodes 4 deploy/slurm/finetune.sbatch --output /shared/ru
 four = check_launch_line(ON_SLURM)
 name = launch_plans.name_of(memory_plan(four, JOB.tokens), launch_plans.SMALL)
 print(f"{four.gpus} GPUs, mesh {four.dims}: {peak[name]:.0f} GiB on each")
+
+# %% [markdown]
+# Without Slurm, start *the same* torchrun line on every node. HOST is the first node's name; any free port will do, and
+# any `--rdzv-id` that the nodes share. Model, data and output lie on a file system that all nodes see. Two nodes:
+
+# %%
+TWO = r"""torchrun --nnodes 2 --nproc-per-node 8 --max-restarts 3 --rdzv-backend c10d \
+    --rdzv-endpoint HOST:29500 --rdzv-id mine -m ftkit.finetune \
+    --output /shared/runs/two --model /shared/MODEL --data /shared/data --lr 1e-5 \
+    --warmup_ratio 0.03 --epochs 2 --batch_size 128 --micro_batch_size 4 --packing \
+    --activation_checkpointing --max_length 2048 --mesh 2,8,1 --eval_every 200 \
+    --save_every 750"""
+two = check_launch_line(TWO)
+half = replace(CLUSTER, gpus=two.gpus, failures_apart=CLUSTER.failures_apart / 2)
+print(
+    f"{two.gpus} GPUs, mesh {two.dims}; Young: {timings(JOB, half)['8B, full'].save_every} steps"
+)
+assert 0.9 < timings(JOB, half)["8B, full"].save_every / two.config.save_every < 1.1
 
 # %% [markdown]
 # The exercises need a short run: three steps of pocket-base in this process, with one more flag.
@@ -716,9 +818,10 @@ check_changing(changing, FLAGS, short_run)
 # %% [markdown]
 # ## Exercise 2 · A launch line of your own
 #
-# Difficulty ●●●, 15 minutes. Llama 2 13B, the data of section 1, eight GPUs of 80 GB on one machine that may be
-# withdrawn. Full fine-tuning or LoRA, as you choose. Write the line. The checker parses it with the program's parser,
-# estimates its memory, and compares `--save_every` with Young's interval. Expected: a line without risks that fits.
+# Difficulty ●●●, 15 minutes. Llama 2 13B Chat, the data of section 1, eight H100 of 80 GB on one machine that may be
+# withdrawn (six hours apart, as above). Full fine-tuning or LoRA, as you choose. Write the line. The checker parses it
+# with the program's parser, estimates its memory, and compares `--save_every` with Young's interval. Expected: a line
+# without risks that fits.
 
 
 # %% tags=["exercise"]
@@ -726,7 +829,7 @@ def my_line() -> str:
     """The launch line."""
     ### BEGIN SOLUTION
     return r"""torchrun --standalone --nproc-per-node 8 --max-restarts 3 -m ftkit.finetune --output runs/13b \
-    --model meta-llama/Llama-2-13b-hf --data data/ --lr 1e-5 --warmup_ratio 0.03 --epochs 2 --batch_size 128 \
+    --model meta-llama/Llama-2-13b-chat-hf --data data/ --lr 1e-5 --warmup_ratio 0.03 --epochs 2 --batch_size 128 \
     --micro_batch_size 8 --max_length 2048 --packing --activation_checkpointing --eval_every 200 --save_every 400"""
     ### END SOLUTION
 
@@ -738,7 +841,7 @@ check_own_line(my_line())
 #
 # Start from the 8B line. 13B has 1.6 times the parameters, so a step takes 1.6 times as long, and a checkpoint is 1.6
 # times as large: Young's interval in steps becomes $\sqrt{1.6}$ times shorter. Does it fit without activation
-# checkpointing?
+# checkpointing? The program expects a chat template, which the base model of Llama 2 lacks.
 #
 # </details>
 
@@ -756,7 +859,8 @@ check_own_line(my_line())
 # ## Numbers to take away
 #
 # From the tables above: 8B full needs 120 GiB on one GPU and 37 on each of eight; 8B LoRA fits on one; 70B LoRA
-# fits on eight, 70B full on 32. Accumulation under FSDP adds 4 bytes per parameter.
+# fits on eight, 70B full on 32. Accumulation under FSDP adds 4 bytes per parameter; logits take 10 bytes per token and
+# vocabulary entry, unless they are chunked.
 #
 # From the literature, not measured here:
 #
@@ -774,7 +878,8 @@ assert fits(plans["8B, 1 GPU, LoRA"]["peak"]) and not fits(plans["70B, 8 GPUs, f
 # ## Recap
 #
 # - Ask in this order: does it fit, how long, what if it dies. Then write the line.
-# - Use a memory saver only where memory needs it; avoid accumulation in full fine-tuning under FSDP.
+# - Use a memory saver only where memory needs it; in full fine-tuning under FSDP, chunk the loss before you accumulate.
+# - Check template and data (`ftkit chat`) and memory (`ftkit memory`) for your own model and GPUs.
 # - A safe line has `--lr`, `--save_every` by Young's interval, `--max-restarts`, and `--resume` for later.
 # - Rehearse the same flags on two processes, and compare with one process.
 # - Child-tuning works under FSDP unchanged, because its masks depend on places in the whole matrix.
@@ -808,9 +913,11 @@ ledger.show()
 # - PyTorch, [fully_shard](https://docs.pytorch.org/docs/stable/distributed.fsdp.fully_shard.html) and
 #   [torchrun](https://docs.pytorch.org/docs/stable/elastic/run.html).
 # - Less Wright, [transformer_central](https://github.com/lessw2020/transformer_central), 2022: child-tuning under FSDP.
-# - torchtitan, [Llama 3.1 on H100](https://github.com/pytorch/torchtitan/blob/main/benchmarks/llama3_h100_202412_torchtitan.md),
-#   December 2024: throughput and MFU under FSDP.
+# - torchtitan, [Llama 3.1 on
+#   H100](https://github.com/pytorch/torchtitan/blob/main/benchmarks/llama3_h100_202412_torchtitan.md), December 2024:
+#   throughput and MFU under FSDP.
 # - Llama team, [The Llama 3 Herd of Models](https://arxiv.org/abs/2407.21783), 2024: MFU and interruptions.
+# - NVIDIA, [L40S](https://www.nvidia.com/en-us/data-center/l40s/): memory and peak.
 # - Lambert et al., [Tülu 3](https://arxiv.org/abs/2411.15124), 2024: the recipe.
 # - Schulman et al., [LoRA Without Regret](https://thinkingmachines.ai/blog/lora/), 2025; Biderman et al., [LoRA Learns
 #   Less and Forgets Less](https://arxiv.org/abs/2405.09673), 2024.

@@ -25,14 +25,16 @@ RUN = "8B, 8 GPUs, LoRA"  # the line that is run
 def texts() -> list[str]:
     """Every string in the notebook's code."""
     nodes = [
-        node for source in CODE if "launch" in source or "sbatch" in source for node in ast.walk(ast.parse(source))
+        node for source in CODE if "launch" in source or "torchrun" in source for node in ast.walk(ast.parse(source))
     ]
     return [node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)]
 
 
 LINES = {name: line for text in texts() for name, line in launch_lines_of(text).items()}
 LINES |= {text[:40]: text for text in texts() if text.startswith("sbatch")}
-(EARLIER,) = [text for text in texts() if text.startswith("torchrun")]
+WHOLE = [text for text in texts() if text.startswith("torchrun")]  # not in a list of lines
+(EARLIER,) = [text for text in WHOLE if "--lr" not in text]
+OTHERS = [text for text in WHOLE if text != EARLIER]
 
 
 def test_the_notebook_has_its_lines():
@@ -58,6 +60,12 @@ def test_the_program_accepts_every_flag_of_a_line(name, tmp_path, monkeypatch):
     validate(parse_config(flags))
     with pytest.raises(ValueError, match="unknown"):
         validate(parse_config([*flags, "--unknown", "1"]))
+
+
+def test_lines_for_other_gpus_are_safe():
+    lines = [read_launch_line(text) for text in OTHERS]
+    assert [find_risks(line) for line in lines] == [[], []]
+    assert [(line.nodes, line.gpus, str(line.dims)) for line in lines] == [(1, 4, "1,4,1"), (2, 16, "2,8,1")]
 
 
 def test_the_earlier_line_is_a_risk():
