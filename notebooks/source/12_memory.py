@@ -321,7 +321,7 @@ exact = all(
 for row in rows[::4]:
     settings = ", ".join(f"{k} {v}" for k, v in row["plan"].items() if k != "options")
     peak = row["predicted"]["peak"] / MIB
-    print(f"{row['ranks']} × {row['model']:11} {peak:6.2f} MiB  {settings}")
+    print(f"{row['ranks']} × {row['model']:11} {peak:6.2f} MiB  {settings or 'defaults'}")
 print(f"{len(rows)} plans: states exact, peaks at most {max(map(abs, apart)):.2%} off")
 assert exact
 
@@ -390,9 +390,10 @@ before = {
     "activations and logits": one["activations"] + one["logits"],
     "unsharded layers, buffers": 0,
 }
-parts = dict(zip(before, before.values(), strict=True))
-parts["weights and moments"] /= 2
-parts["unsharded layers, buffers"] = split.get("unsharded", 0) + split["communication"]
+parts = before | {
+    "weights and moments": before["weights and moments"] / 2,
+    "unsharded layers, buffers": split.get("unsharded", 0) + split["communication"],
+}
 for name, size in parts.items():
     print(f"{name:26} {before[name] / MIB:6.2f} MiB on one rank, {size / MIB:5.2f} on two")
 print(
