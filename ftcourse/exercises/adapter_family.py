@@ -23,7 +23,7 @@ def check_front(front, points) -> str:
     for example in (*FRONTS, points):
         answer = require_answer(front(dict(example)))
         if not isinstance(answer, set | list | tuple | frozenset):
-            raise WrongAnswer(f"a set of names is wanted, and your code returns a {type(answer).__name__}.")
+            raise WrongAnswer(f"a set of names is expected, and your code returns a {type(answer).__name__}.")
         answer, right = set(answer), _front(example)
         if answer == right:
             continue
@@ -32,9 +32,7 @@ def check_front(front, points) -> str:
         if answer == {name for name in example if name not in right}:
             raise WrongAnswer("those are the methods that another one beats: return the others.")
         if answer == {max(example, key=lambda name: sum(example[name]))}:
-            raise WrongAnswer(
-                "that is the highest sum: a sum says how many facts an answer is worth, and nobody said so."
-            )
+            raise WrongAnswer("that is the highest sum: a sum needs a price of facts in answers, and none is given.")
         ends = {max(example, key=lambda name: example[name][place]) for place in (0, 1)}
         if answer == ends:
             raise WrongAnswer("those are the best of each measure alone: a method between them may be unbeaten, too.")

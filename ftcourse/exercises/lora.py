@@ -42,7 +42,7 @@ def _judge_ratio(rate_ratio, validation_loss) -> tuple[float, dict[str, float]]:
 
     answer = require_answer(rate_ratio(recorded))
     if isinstance(answer, bool) or not isinstance(answer, int | float):
-        raise WrongAnswer(f"a number is wanted, and your code returns a {type(answer).__name__}.")
+        raise WrongAnswer(f"a number is expected, and your code returns a {type(answer).__name__}.")
     for method, losses in runs.items():
         if not losses:
             raise WrongAnswer(f"you never train with method {method!r}: sweep both.")
@@ -130,7 +130,7 @@ def check_merge(merge) -> str:
     given = W.clone()
     answer = require_tensor(merge(given, A.clone(), B.clone(), lora_alpha, r), (out, inside))
     if not torch.equal(given, W):
-        raise WrongAnswer("your code changes W itself, and then nothing is left to compare with: build a new one.")
+        raise WrongAnswer("your code changes W itself: return a new tensor instead.")
     if answer.dtype != W.dtype:
         raise WrongAnswer(f"the merged weight should be in W's dtype, {W.dtype}, and yours is {answer.dtype}.")
 
@@ -154,7 +154,7 @@ def check_merge(merge) -> str:
             raise WrongAnswer(hint)
     if _share_equal(answer, folded(lora_alpha / r)) > 0.4:
         raise WrongAnswer(
-            "rounded more than once: take B A and the sum in float32, and go to bfloat16 at the very end."
+            "rounded more than once: compute B @ A and the sum in float32, and convert to bfloat16 at the very end."
         )
     raise WrongAnswer("not W + lora_alpha / r * B @ A.")
 

@@ -24,11 +24,11 @@ def check_largest_micro_batch(largest_micro_batch) -> str:
 
         value = require_answer(largest_micro_batch(peak_of, capacity))
         right = max(0, (capacity - fixed) // per_row)
-        where = f"{fixed} bytes and {per_row} a row in {capacity}"
+        where = f"{fixed} bytes and {per_row} per row in {capacity}"
         if isinstance(value, float) and not value.is_integer():
-            raise WrongAnswer(f"{where}: rows are whole: round down.")
+            raise WrongAnswer(f"{where}: a number of rows is an integer: round down.")
         if value > right and value == capacity // per_row:
-            raise WrongAnswer(f"{where}: take off what is there without any row first.")
+            raise WrongAnswer(f"{where}: first subtract what is there without any row.")
         if value < 0:
             raise WrongAnswer(f"{where}: not even one row fits: return 0.")
         if value == right + 1:

@@ -47,7 +47,7 @@ def check_chunked_loss(chunked_loss) -> str:
     with _Widest(vocabulary) as seen, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         answer = require_answer(chunked_loss(hidden, head, labels.clone(), chunk))
     if not isinstance(answer, torch.Tensor) or answer.numel() != 1:
-        raise WrongAnswer("one tensor with the loss is wanted, so that backward() can start from it.")
+        raise WrongAnswer("one tensor with the loss is expected, so that backward() can start from it.")
     each = F.cross_entropy(hidden @ head.T, labels, reduction="none")
     counted = labels != IGNORE_INDEX
     right = each[counted].mean()
@@ -60,7 +60,7 @@ def check_chunked_loss(chunked_loss) -> str:
     if not all(torch.allclose(ours, full) for ours, full in zip(*gradients, strict=True)):
         raise WrongAnswer("the loss is right, and its gradient is not that of the full loss.")
     if seen.rows > chunk:
-        raise WrongAnswer(f"it has logits of {seen.rows} rows at once: multiply one chunk of hidden at a time.")
+        raise WrongAnswer(f"it has logits of {seen.rows} tokens at once: multiply one chunk of hidden at a time.")
     wide = {t.untyped_storage().data_ptr() for t in kept if t.shape[-1:] == (vocabulary,) and t.dim() == 2}
     if len(wide) > 1:
         raise WrongAnswer(
@@ -80,8 +80,8 @@ def _name_the_loss(answer: torch.Tensor, each: torch.Tensor, counted: torch.Tens
     mistakes = {
         torch.stack(means).mean().item(): "a mean of the chunks' means: chunks with few labels weigh too much.",
         (sum(means) / len(pairs)).item(): "a mean of the chunks' means: chunks with few labels weigh too much.",
-        each.sum().item(): "that is the sum: divide by the number of labels that count.",
-        each.mean().item(): "you divide by all rows: count the labels that are not IGNORE_INDEX.",
+        each.sum().item(): "that is the sum: divide by the number of labels that are not IGNORE_INDEX.",
+        each.mean().item(): "you divide by all tokens: count the labels that are not IGNORE_INDEX.",
         (each[:whole].sum() / counted.sum()).item(): "the last chunk is shorter, and it is missing.",
         (each[:whole].sum() / counted[:whole].sum()).item(): "the last chunk is shorter, and it is missing.",
         (each[:chunk].sum() / counted.sum()).item(): "that is the first chunk alone: add up all of them.",
@@ -114,7 +114,7 @@ def check_make_batches(make_batches) -> str:
     waste = [_padding(batches) for batches in found]
     if max(waste) > 0.2:
         raise WrongAnswer(
-            f"up to {max(waste):.0%} of the places are padding: put examples of similar lengths into a batch."
+            f"up to {max(waste):.0%} of the computed tokens are padding: put examples of similar lengths into a batch."
         )
     longest = [[max(LENGTHS[index] for index in batch) for batch in batches] for batches in found]
     if any(widths in (sorted(widths), sorted(widths, reverse=True)) for widths in longest):
@@ -124,7 +124,7 @@ def check_make_batches(make_batches) -> str:
     if len({str(batches) for batches in found}) == 1:
         raise WrongAnswer("every epoch has the same order: draw it from `generator`.")
     alone = [torch.arange(len(LENGTHS))[start : start + size].tolist() for start in range(0, len(LENGTHS), size)]
-    return f"{_padding(alone):.0%} of the places were padding in the given order, and {max(waste):.0%} are in yours."
+    return f"{_padding(alone):.0%} of the tokens were padding in the given order, and {max(waste):.0%} are in yours."
 
 
 def _padding(batches: list[list[int]]) -> float:

@@ -101,6 +101,8 @@ _ = plot_schematic(width=128, r=R)
 
 # %%
 class LoRALinear(nn.Module):
+    """A frozen linear layer with low-rank factors beside it."""
+
     def __init__(self, base: nn.Linear, r: int, lora_alpha: float):
         super().__init__()
         self.base = base.requires_grad_(False)
@@ -162,8 +164,8 @@ for name, width in (("pocket-base", 128), ("SmolLM2-135M", 576), ("Llama 3 8B", 
     )
 
 # %% [markdown]
-# What r = 8 holds on pocket-base, r = 256 holds on Llama 3 8B in terms of full rank. So this notebook cannot tell you
-# which r an 8B model needs; "What transfers" quotes those who measured it.
+# Relative to full rank, r = 8 on pocket-base corresponds to r = 256 on Llama 3 8B. So measurements on pocket-base do
+# not say which r an 8B model needs; "Numbers to take away" quotes those who measured it.
 
 # %% [markdown]
 # ## 2 · Which of the two starts at zero
@@ -228,15 +230,18 @@ assert all(found[start][0] == 0 and found[start][1] < 0.9 for start in ((0, 1), 
 
 # %% [markdown]
 # Exactly one must be zero. With both at zero nothing ever trains, because each gradient is a product with the other
-# factor. With neither, the model starts out changed.
+# factor. With neither, the model starts out changed: outputs move by four times their own size, and the last row's 4 %
+# are of a higher first loss than the others'.
 #
-# **Predict first:** does it matter which of the two is zero? At this width of 6, both learn about as well.
+# At this width of 6, both starts with one zero learn equally well. **Predict first:** at larger widths, does it matter
+# which of the two is zero?
 
 # %% [markdown]
 # ### The same at larger widths
 #
-# Adam moves every entry by about the learning rate. An input of n entries sums n changes of A, but only r of B. Let us
-# find the learning rates at which training is stable, for both starts and growing n.
+# Adam changes every entry by about the learning rate. At a layer with n inputs, `A @ x` sums n such changes, and `B @
+# (A @ x)` only r. So how large may the learning rate be, as n grows? We train with rates a factor of 2 apart, and call
+# one stable if the loss ends below 0.9 of its start.
 
 
 # %%
@@ -282,17 +287,18 @@ assert all(stable[STARTS[0], n] > stable[STARTS[1], n] for n in WIDTHS[1:])
 assert shrink == {STARTS[0]: 4, STARTS[1]: 16}
 
 # %% [markdown]
-# So it is no mere convention. With B = 0 and A random, larger learning rates are stable, and the advantage grows with
-# the width: sixteen times the width costs a factor of 4, as $1/\sqrt{n}$, against 16, as $1/n$. That is what theory
-# expects (Hayou et al. 2024, *The Impact of Initialization*), and PEFT starts linear layers in this way.
+# So the choice matters. With B = 0 and A random, larger learning rates are stable, and the advantage grows with the
+# width: at sixteen times the width the highest stable rate is 4 times lower, as $1/\sqrt{n}$, against 16 times, as $1/n$.
+# That is what theory predicts (Hayou et al. 2024, *The Impact of Initialization*), and PEFT starts linear layers in
+# this way.
 #
 # Now pocket-base: stored runs of both starts, each at its own learning rate.
 
 # %% [markdown]
 # **How the stored runs were made.** 96 questions, ten epochs, 60 steps (`chat-96`). The learning rate of each method is
-# the best on *validation* questions, with a worse one a factor of 3 away on both sides. Five other seeds are then
-# tested on other questions. Differences are paired by seed; parentheses hold 95 % intervals
-# (`python -m ftcourse.studies.trade_off`).
+# the best on *validation* questions, with worse ones a factor of 3 below and above. Five other seeds are then tested on
+# other questions. `facts kept` is the share of pretraining facts that the model still answers. Differences are paired
+# by seed; parentheses hold 95 % intervals (`python -m ftcourse.studies.trade_off`).
 
 # %%
 study = trade_off.read()
@@ -301,8 +307,8 @@ gains = {
     measure: study.gain(trial(trade_off.LORA), trial(trade_off.ZERO_A), measure)
     for measure in ("test_exact", "test_loss")
 }
-for measure, gain in gains.items():
-    print(f"B = 0 less A = 0, {measure}: {in_units(gain, measure)}")
+for measure, label in (("test_exact", "percentage points"), ("test_loss", "nats per token")):
+    print(f"B = 0 less A = 0, {label}: {in_units(gains[measure], measure)}")
 
 # %% tags=["hide-input"]
 rates = [study.best(trial(name)) for name in (trade_off.LORA, trade_off.ZERO_A)]
@@ -326,8 +332,14 @@ _ = ledger.add(
 )
 
 # %% [markdown]
-# At this width of 128 the best learning rate is three times as large from B = 0. Given its own learning rate, the other
-# start answers as well: five seeds cannot tell them apart. At a shared learning rate, it would not.
+# At this width of 128 the best learning rate from B = 0 is three times that from A = 0. Each at its own, five seeds
+# cannot tell the exact match of the two starts apart. A shared learning rate decides which of them looks better:
+
+# %%
+starts = (trade_off.LORA, trade_off.ZERO_A)
+for lr in rates[::-1]:
+    exact = [statistics.fmean(study.curve(trial(name))[lr]) for name in starts]
+    print(f"at {lr:g}: B = 0 {exact[0]:.0%}, A = 0 {exact[1]:.0%} of the validation questions")
 
 # %% [markdown]
 # ### What lora_alpha does
@@ -374,8 +386,8 @@ _ = ledger.add(
 )
 
 # %% [markdown]
-# At Adam's first step both do the same. Later they part, because twice the learning rate also moves A twice as fast. So
-# tune one of the two: fix `lora_alpha`, and sweep the learning rate.
+# At Adam's first step both have the same effect. Later they differ, because twice the learning rate also changes A
+# twice as fast. So tune one of the two: fix `lora_alpha`, and sweep the learning rate.
 #
 # The scale `lora_alpha / r` also falls as r grows. Measure ΔW after one step of Adam, at a fixed learning rate:
 
@@ -396,15 +408,15 @@ for r in (8, 32, 128):
     assert abs(parts[0] - (8 / r) ** 0.5) < 0.03 and abs(parts[1] - 1) < 0.05
 
 # %% [markdown]
-# With `lora_alpha / r`, sixteen times the rank takes a quarter of the step. **Rank-stabilised** LoRA, rsLoRA, divides
-# by $\sqrt{r}$ instead, so that the step does not depend on r (Kalajdzievski 2023; `use_rslora=True` in PEFT). Use it,
-# or scale `lora_alpha` with r, when you compare ranks at one learning rate.
+# With `lora_alpha / r`, the first step at sixteen times the rank is a quarter as large. **Rank-stabilised** LoRA,
+# rsLoRA, divides by $\sqrt{r}$ instead, so that the step does not depend on r (Kalajdzievski 2023; `use_rslora=True` in PEFT).
+# Use it, or scale `lora_alpha` with r, when you compare ranks at one learning rate.
 
 # %% [markdown]
 # ## 3 · How much rank does a fine-tune need?
 #
-# LoRA assumes that ΔW is nearly of low rank. Look at a real one: fine-tune all of pocket-base on 200 conversations, and
-# subtract the weights before from those after.
+# LoRA assumes that ΔW is nearly of low rank. Look at the ΔW of full fine-tuning: train all of pocket-base on 200
+# conversations, and subtract the weights before from those after.
 
 
 # %%
@@ -427,8 +439,8 @@ print(f"loss {losses[0]:.2f} at the first step, {losses[-1]:.2f} at the last (na
 
 # %% [markdown]
 # The **singular value decomposition** writes a matrix as a sum of rank-1 matrices, the largest first. The sum of the
-# first r is the nearest matrix of rank r, and the share of the squared singular values that they have is its
-# **explained variance**.
+# first r is the nearest matrix of rank r. Its share of the sum of all squared singular values is the **explained
+# variance**.
 
 # %%
 change = {name: p.detach() - before[name] for name, p in tuned.named_parameters()}
@@ -442,9 +454,9 @@ print(f"ΔW {share:.1f}, random matrices of the same shapes {statistics.median(n
 assert len(matrices) == 28 and share > 0.5 and statistics.median(noise) < 0.3
 
 # %% [markdown]
-# ΔW is far from random, and far from rank 8. Is the rest needed? Truncate every ΔW to rank r, add it to the base, and
-# evaluate on held-out questions. All else (embedding, LM head, norms, biases) keeps its change. **Predict first:** from
-# which r on is the loss that of the full ΔW?
+# Eight of 128 directions explain most of ΔW, but not all of it. Is the rest needed? Truncate every ΔW to rank r, add it
+# to the base, and evaluate on held-out questions. All else (embedding, LM head, norms, biases) keeps its change.
+# **Predict first:** from which r on is the loss that of the full ΔW?
 
 
 # %%
@@ -477,8 +489,6 @@ axes = plot_singular_values(change[matrices[0]], losses, R, name="block 0, q_pro
 # %%
 lost = {r: losses[r] - losses[RANKS[-1]] for r in RANKS}  # nats per token
 gap = alone["test_loss"] - losses[RANKS[-1]]
-print("loss above that of the full ΔW: over 0.3 nats per token at r = 1, under 0.1 at r = 8,")
-print("under 0.05 at r = 16, and over 0.3 if only the matrices change")
 assert lost[1] > 0.3 and lost[8] < 0.1 and lost[16] < 0.05 and gap > 0.3
 
 # %% tags=["hide-input"]
@@ -492,9 +502,10 @@ _ = ledger.add(
 )
 
 # %% [markdown]
-# At 6 % of full rank hardly anything is lost; one direction per matrix is too little. Truncation after training shows
-# that a low rank *can* suffice, not that training finds it. Biderman et al. 2024 find a far higher rank in the ΔW of
-# Llama-2-7B, trained on code and mathematics: 10 to 100 times that of usual LoRA.
+# At r = 16 nothing is lost; r = 8 costs little loss and some right answers; r = 1 is too little. Without the change of
+# embedding, LM head, norms and biases, even the full ΔW of the matrices is no better than r = 1. Truncation after
+# training shows that a low rank *can* suffice, not that training finds it. Biderman et al. 2024 find a far higher rank
+# in the ΔW of Llama-2-7B, trained on code and mathematics: 10 to 100 times that of usual LoRA.
 #
 # Move the rank, and choose another matrix:
 
@@ -505,8 +516,7 @@ explorer
 
 # %%
 explorer.slider.value, less = R, explorer.explained
-explorer.menu.value = "block 3 down_proj"
-print(explorer)
+explorer.menu.value = "block 3 down_proj"  # of whose ΔW rank 8 explains more
 assert explorer.explained > less and "at rank 8" in explorer.picture.value
 
 # %% [markdown]
@@ -541,8 +551,8 @@ check_factor(factor)
 # %% [markdown]
 # ## 4 · Merge and unmerge
 #
-# The factors cost two more products at each call. **Merging** adds ΔW to `W` once; the layer is then as fast as before.
-# Here beside a real matrix of pocket-base, with a `lora_B` of about a trained one's size.
+# The factors cost two more matrix products in each forward pass. **Merging** adds ΔW to `W` once, and the layer is as
+# fast as before. Try it on a matrix of pocket-base, with a `lora_B` about as large as a trained one.
 
 # %%
 model, tokenizer = load_base(POCKET)
@@ -565,8 +575,8 @@ def merged_error(dtype, scale):
 
 
 # %% [markdown]
-# Merged and unmerged sum the same products in another order. Each output is a sum of 128 products, so some ten units of
-# rounding are expected. We allow 1,000; a scale that is wrong by 1 % is far beyond in both precisions.
+# Merged and unmerged layers sum the same products in another order. Each output is a sum of 128 products, so some ten
+# units of rounding are expected. We allow 1,000; a scale that is wrong by 1 % is off by far more in both precisions.
 
 # %% tags=["nbval-ignore-output"]
 errors = {
@@ -575,7 +585,7 @@ errors = {
 }
 for dtype, (right, wrong) in errors.items():
     print(
-        f"{dtype}: merged off by {right:.0f} units of rounding; scale off by 1 %: {wrong:,.0f}"
+        f"{dtype}: merged off by {right:.0f} units of rounding; scale off by 1 %: {wrong:.0e}"
     )
 
 # %%
@@ -631,7 +641,8 @@ check_merge(merge)
 # %% [markdown]
 # ## 5 · The same with PEFT
 #
-# `ftkit.adapters.attach` calls PEFT, which puts such factors beside every target matrix. Copy ours into its first one:
+# `ftkit.adapters.attach` calls PEFT, which puts such factors beside every target matrix. Copy our factors into the
+# first:
 
 # %%
 adapted = attach(model, "lora", r=R, lora_alpha=LORA_ALPHA)
@@ -699,9 +710,8 @@ for name in METHODS:
     print(f"{name:22} {factors:7,} in low-rank factors, {rest:7,} in rows or whole matrices")
 
 # %% [markdown]
-# Factors and whole matrices need different learning rates: full fine-tuning of this model is best at 1e-3, LoRA at
-# about ten times that. A shared one is a compromise, and a comparison that shares it confounds the two. So give the
-# optimizer separate groups:
+# Factors and whole matrices need different learning rates: full fine-tuning of this model is best at about 1e-3, LoRA
+# at about ten times that. One rate for both is wrong for at least one of them. So give the optimizer separate groups:
 
 
 # %%
@@ -748,8 +758,8 @@ for name, lr in lora_rates.items():
 # %% [markdown]
 # ### How sure is it of the end?
 #
-# Both models stop after nearly every answer, because greedy decoding takes the likeliest token. **Predict first:**
-# where an answer should end, how probable is `<|end|>`?
+# With greedy decoding, which takes the likeliest token, both models stop after nearly every answer. **Predict first:**
+# how probable is `<|end|>` where an answer should end?
 
 # %%
 test = load_chat(data_dir() / "chat")["test"]["messages"]
@@ -790,10 +800,10 @@ assert twins.sum() > 100 and occur == 0
 assert found[trade_off.LORA][:, twins].sum(-1).mean() > 0.8
 
 # %% [markdown]
-# With LoRA alone `<|end|>` is the likeliest token and still has a probability of a few per cent at most: it shares with
-# tokens that pretraining never met, whose rows all point in one direction. A frozen LM head cannot tell them apart.
-# Greedy decoding hides this; a sampled answer would go on. Trained rows raise it many times; a fully trained LM head
-# goes further.
+# With LoRA alone `<|end|>` is the likeliest token, but its probability is below 5 %. Hundreds of tokens that
+# pretraining never met have rows that point in the same direction, so a frozen LM head cannot tell them apart, and they
+# share the probability. Greedy decoding hides this; a sampled answer would go on. Training the rows raises it many
+# times, training the whole LM head further still.
 
 # %% [markdown]
 # ### The configurations side by side
@@ -810,7 +820,7 @@ _ = plot_gains(study, [name for name in ALL if name != trade_off.LORA], trade_of
 
 # %% [markdown]
 # The figure shows each configuration's difference from LoRA on all linear layers, paired by seed, with 95 % intervals.
-# Read exact match, which greedy decoding sees, beside the loss, which sampling feels.
+# Read both measures: exact match depends on greedy decoding alone, the loss on the probabilities that sampling uses.
 
 # %%
 tokens = study.gain(trial(trade_off.TOKENS), trial(trade_off.LORA), "test_loss")
@@ -825,7 +835,8 @@ own = {
     for measure in ("test_loss", "kept")
 }
 print(
-    f"own rate less one rate: loss {in_units(own['test_loss'], 'test_loss')}, facts kept {own['kept'].points}"
+    f"own rate less one rate: loss {in_units(own['test_loss'], 'test_loss')} nats per token, "
+    f"facts kept {own['kept'].points} percentage points"
 )
 assert own["test_loss"].high < 0 and own["kept"].high < 0
 assert tokens.high < 0 and 0.25 < -tokens.mean / lora_loss < 0.4 and 10 / 3 < ratio < 30
@@ -852,12 +863,12 @@ _ = ledger.add(
 )
 
 # %% [markdown]
-# A few rows more, a thousand parameters, take a third of the loss away. The ratio of learning rates agrees with the
-# literature, as far as a grid in factors of 3 can tell. Factors on attention alone give a higher loss; five seeds
-# cannot tell the exact match apart.
+# Training the chat tokens' rows as well, a thousand parameters, removes a third of the loss. The ratio of learning
+# rates agrees with the literature, as far as a grid in factors of 3 can tell. Factors on attention alone give a higher
+# loss; five seeds cannot tell the exact match apart.
 #
-# A learning rate of their own lowers the loss of fully trained matrices beside LoRA, and costs facts, because the
-# factors then run at three times the shared rate. Notebook 10 takes up that trade-off.
+# With whole matrices beside LoRA, separate learning rates give a lower loss than a shared one and keep fewer facts: the
+# factors then train at three times the shared rate. Notebook 10 looks at that trade-off.
 
 # %% [markdown]
 # ### And the rank?
@@ -875,9 +886,9 @@ best = [study.best(trial(name)) for name in BY_RANK.values()]
 assert all(2.5 < best[place] / best[place + 1] < 3.5 for place in (0, 1))
 
 # %% [markdown]
-# Eight times the rank wants a third of the learning rate; $\sqrt{8}$ is 2.8. A comparison of ranks at one learning rate
-# would have compared learning rates. At its own, r = 64, half of full rank, is no better than r = 8, as far as five
-# seeds can tell.
+# At eight times the rank the best learning rate is a third; $1/\sqrt{8}$ is 0.35. So a comparison of ranks at one learning
+# rate mostly compares learning rates. Each at its own, five seeds cannot tell r = 64, half of full rank, from r = 8,
+# and not even r = 1 for certain, which keeps fewer facts.
 
 # %% [markdown]
 # The next exercise needs short runs to sweep:
@@ -932,8 +943,8 @@ check_rate_ratio(rate_ratio, validation_loss)
 # %% [markdown]
 # ## Break it, then fix it
 #
-# An adapter's file holds tensors. Merging them with a script of one's own looks easy: add `lora_B @ lora_A` to each
-# matrix. Save the live adapter, and do that.
+# An adapter's file holds tensors, so a script that merges them looks easy: add `lora_B @ lora_A` to each matrix. Save
+# the live adapter, and do that.
 
 # %%
 adapter = live[trade_off.LORA]
@@ -980,7 +991,7 @@ with expected_error(AssertionError):
     assert logits_apart(by_script, merged) < 1e-3, "this is not the model that was trained"
 
 # %% [markdown]
-# The script's model loads and answers, and no message says that it is another one. The scale is not among the tensors:
+# The script's model loads and answers without an error, but it is another model. The scale is not among the tensors:
 # it is in `adapter_config.json`, as `lora_alpha`, `r` and `use_rslora`. The fix: read it there, and compare with the
 # adapter, as `merge_and_verify` does.
 
@@ -1004,7 +1015,7 @@ assert logits_apart(fixed, merged) < 1e-3 and now_same == len(answers) > sum(sam
 #
 # | | transfers to 1B to 8B | does not |
 # | --- | --- | --- |
-# | start | B = 0 and A random; its advantage grows with width | the sizes of stable rates |
+# | start | B = 0 and A random; its advantage grows with width | the values of stable rates |
 # | rank | look at the spectrum of your own ΔW | r = 8 as enough: it is 6 % of full rank here, 0.2 % at 4,096 |
 # | learning rates | LoRA needs its own, several times full fine-tuning's; separate groups | the values |
 # | chat tokens | untrained rows must train, or be tokens that the model knows | how much they weigh in the loss |
@@ -1074,8 +1085,8 @@ ledger.show()
 # <details><summary>Answers</summary>
 #
 # - 1: 16 × (4,096 + 1,024) = 81,920.
-# - 2: either leaves the model unchanged, but an input sums n changes of A and only r of B: with B = 0 the output moves
-#   less at first, so larger learning rates are stable.
+# - 2: either leaves the model unchanged, but `A @ x` sums n changes and `B @ (A @ x)` only r: with B = 0 the output
+#   moves less at first, so larger learning rates are stable.
 # - 3: it shrinks to a quarter, because the scale falls with $1/r$ and the sum grows with $\sqrt{r}$.
 # - 4: LoRA's best learning rate is about ten times that of fully trained parameters.
 # - 5: the probability of the end token; if its row was never trained, others like it share what the layers raise.

@@ -105,8 +105,8 @@ def flops_per_token(config, parameters, length):
 
 
 # %% [markdown]
-# **Predict first:** the embedding is a look-up, not a matrix product. Does the formula, without it, agree with torch's
-# own count of a step?
+# **Predict first:** the formula needs the parameters in matrix products. The embedding is a look-up, so it is left out.
+# Does the result agree with torch's own count of a step?
 
 # %%
 in_products = (
@@ -128,12 +128,14 @@ assert abs(by_formula / counter.get_total_flops() - 1) < 0.01
 
 # %%
 def counted():
+    """FLOPs per parameter and token of a step, as torch counts them."""
     with FlopCounterMode(display=False) as counter:
         model(ids, labels=ids).loss.backward()
     model.zero_grad()
     return 6 * counter.get_total_flops() / by_formula
 
 
+# The embedding stays trainable, so that backward runs through all layers, as it does for LoRA's factors.
 model.requires_grad_(False).model.embed_tokens.requires_grad_(True)
 frozen = counted()
 model.requires_grad_(True).train().gradient_checkpointing_enable({"use_reentrant": False})
@@ -144,12 +146,13 @@ print(f"frozen matrices: {frozen:.1f} FLOPs; layers recomputed: {recomputed:.1f}
 assert 3.9 < frozen < 4.6 and 7 < recomputed <= 8
 
 # %% [markdown]
-# A frozen matrix needs no gradient of its own, but passes the gradient on: 4 of 6 stay, so LoRA's steps are at most 1.5
-# times faster. Recomputation adds a forward pass, up to 8.
+# A frozen matrix needs no gradient of its own, but has to pass the gradient on to the layers below: 4 of the 6 FLOPs
+# stay, besides attention's. So a LoRA step is at most 1.5 times faster. Recomputation adds the layers' forward pass, 2
+# more FLOPs; 7.4 and not 8, because the LM head and each layer's last product are not computed again.
 
 # %% [markdown]
-# The peak is the hardware's. Here we measure it with one large matrix product; on a GPU, take the data sheet's *dense*
-# figure (989 TFLOP/s in bfloat16 for an H100 SXM, not the 1,979 with sparsity).
+# MFU divides by the hardware's peak FLOP/s. Here we measure it with one large matrix product; on a GPU, take the data
+# sheet's *dense* figure (989 TFLOP/s in bfloat16 for an H100 SXM, not the 1,979 with sparsity).
 
 
 # %%
@@ -181,8 +184,8 @@ speed = ids.numel() / seconds(train_step, full)
 mfu = speed * flops_per_token(config, in_products, 128) / peak_flops
 
 # %% [markdown]
-# `speed` and `mfu` are those of your machine: print them. Because they differ from run to run, this notebook prints
-# recorded figures (`python -m ftcourse.step_speeds`):
+# These are the figures of your machine; see them with `print(f"{speed:,.0f} tokens/s, MFU {mfu:.0%}")` in a new cell.
+# They differ from run to run, so the cells below print recorded ones (`python -m ftcourse.step_speeds`):
 
 # %%
 recorded = json.loads((data_dir() / "results" / "step_speeds.json").read_text())
@@ -211,15 +214,15 @@ assert [round(100 * share) for share in published.values()] in ([33, 39], [34, 3
 assert 6500 < 0.4 * 989e12 / needed < 7500
 
 # %% [markdown]
-# torchtitan states 33 to 39 %; the Llama 3 report 38 to 43 % for 405B. So 35 to 45 % is a good figure on H100s, and 10
-# % means that something is wrong. One number to remember: an 8B model at 40 % MFU trains about 7,000 tokens per second
-# and GPU.
+# torchtitan states 33 to 39 %; the Llama 3 report 38 to 43 % for 405B. So 35 to 45 % is good on H100s; at 10 %, look
+# for what is wrong. One number to remember: at 40 % MFU, an H100 trains an 8B model on about 7,000 tokens per
+# second.
 
 # %% [markdown]
 # ## 2 · Padding and packing
 #
-# A batch is as wide as its longest example. The rest is padding: computed, then masked. These are the chats of the
-# almanac, in batches of 16. **Predict first:** how much of what the model computes is padding?
+# A batch is as wide as its longest example. Shorter ones are padded: padding is computed, then masked. These are the
+# chats about the almanac, in batches of 16. **Predict first:** how much of what the model computes is padding?
 
 # %%
 template = training_template(tokenizer)
@@ -235,21 +238,23 @@ print(
 shuffled = [global_batch(examples, step, BATCH, SEED) for step in range(steps)]
 by_length = sorted(examples, key=lambda example: len(example["input_ids"]))
 grouped = [by_length[i : i + BATCH] for i in range(0, steps * BATCH, BATCH)]
-packed = [
-    pack(batch, 256) for batch in shuffled
-]  # lists of conversations, up to 256 tokens together
+# Packing puts the conversations of a batch into sequences of up to 256 tokens together.
+packed = [pack(batch, 256) for batch in shuffled]
 larger = [global_batch(examples, step, 4 * BATCH, SEED) for step in range(steps // 4)]
 
 
 def real(batch):
+    """Tokens of the data in a batch."""
     return sum(len(example["input_ids"]) for example in batch)
 
 
 def places(batch):
+    """Tokens that are computed for a padded batch."""
     return len(batch) * max(len(example["input_ids"]) for example in batch)
 
 
 def packed_places(batches):
+    """Tokens that are computed for packed batches, each as wide as its longest sequence."""
     return sum(len(bins) * max(real(part) for part in bins) for bins in batches)
 
 
@@ -261,7 +266,8 @@ computed = {
     "packed": packed_places(packed),
     "packed, 64 at a time": packed_places([pack(batch, 256) for batch in larger]),
 }
-kept = {"grouped by length": grouped, "packed, 64 at a time": larger}  # which leave others out
+# These two leave a few conversations out, so they have a total of their own.
+kept = {"grouped by length": grouped, "packed, 64 at a time": larger}
 kept = {name: sum(real(batch) for batch in batches) for name, batches in kept.items()}
 waste = {name: 1 - kept.get(name, total) / size for name, size in computed.items()}
 for name, share in waste.items():
@@ -282,10 +288,10 @@ axes[1].set(xlabel="% of the computed tokens are padding", xlim=(0, 100))
 axes[1].invert_yaxis()
 
 # %% [markdown]
-# Grouping changes which examples meet in a batch; packing keeps the global batch, and the fuller the batch the less is
-# left over. `ftkit finetune --packing` does that, with the same mean over the same labels. It needs its mask: each
-# conversation attends to itself alone ([05](05_chat_templates.ipynb) measures what leaks otherwise). The masks of one
-# packed sequence:
+# Grouping by length wastes least, but changes which examples share a batch. Packing keeps the batch; the more examples
+# it can choose from, the fuller the sequences. `ftkit finetune --packing` packs, with the same mean over the same
+# labels. Packing needs a mask, so that each conversation attends to itself alone ([05](05_chat_templates.ipynb)
+# measures what leaks otherwise). The masks of one packed sequence:
 
 # %% tags=["hide-input"]
 bins = max(packed, key=lambda bins: len(bins[0]))[0]
@@ -311,28 +317,32 @@ for ax, ends, title in zip(
     ax.set_aspect("equal")
 
 # %% [markdown]
-# Is it faster, too? Train on the same 16 conversations, padded and packed, and count the tokens of the data that pass
-# per second.
+# Is it faster, too? Take the batch with the most padding, train on it padded and packed, and count the tokens of the
+# data per second.
 
 # %%
 some = max(shuffled, key=lambda batch: places(batch) / real(batch))
 [in_bins] = packed_micro_batches(some, BATCH, 256, 0, 0, 1)
 speeds = {"padded": seconds(train_step, pad(some, 0)), "packed": seconds(train_step, in_bins)}
+print(f"of the padded batch {1 - real(some) / places(some):.0%} are padding")
 
 # %%
 for name in ("padded", "packed"):
     print(f"{name}: {recorded[name]:,.0f} tokens per second, recorded")
+print(f"packed is {recorded['packed'] / recorded['padded']:.1f} times as fast")
 assert recorded["packed"] > 2 * recorded["padded"]
 
 # %% [markdown]
-# `ftkit finetune` prints tokens per second without padding, so the figure rises when padding goes. A program that
-# counts padding as tokens hides what it wastes: ask what is counted before you compare.
+# Only a third of the padded batch is data, which accounts for a factor of about 3.
+#
+# `ftkit finetune` leaves padding out of its tokens per second, so the figure rises when padding goes. A program that
+# counts padding hides its waste: ask what is counted before you compare.
 
 # %% [markdown]
 # ### Exercise 1 · Batches with little padding
 #
-# Difficulty ●●○, 8 minutes. Sorting all examples trains on short ones first, which is no good order. Put examples of
-# similar lengths into a batch, and the batches in random order. Expected: lists of at most `batch_size` indices; each
+# Difficulty ●●○, 8 minutes. Sorted examples would train on short ones first and on long ones last. So put examples of
+# similar length into a batch, and the batches into random order. Expected: lists of at most `batch_size` indices; each
 # index once; at most 20 % padding for the checker's lengths, where the given order has over 40 %.
 
 
@@ -362,7 +372,8 @@ check_make_batches(make_batches)
 # ## 3 · The logits
 #
 # The LM head compares each token's hidden state with every token of the vocabulary: **logits** of shape (B, T, V). The
-# loss then makes tensors of the same shape. A meter in torch's dispatcher counts the bytes alive after every operation.
+# loss then makes tensors of the same shape. `metered` counts the live bytes after every operation, in torch's
+# dispatcher. We compare transformers' loss, the same without a reference to `outputs`, and ftkit's.
 #
 # **Predict first:** how many bytes per logit does transformers' Llama have at the peak, in bfloat16?
 
@@ -404,10 +415,10 @@ assert per_logit[by_ftkit, torch.bfloat16] < per_logit[logits_dropped, torch.bfl
 
 # %% [markdown]
 # 14 bytes in bfloat16: the logits (2); their log-softmax in float32 (4); its gradient (4); and the gradient of the
-# float32 logits (4). The float32 *copy* of the logits is gone by then, which a count by hand easily gets wrong: 18. And
-# a loop that keeps no reference to `outputs` needs 2 less. ftkit's loss recomputes the softmax instead of keeping it.
+# float32 logits (4). The float32 *copy* of the logits is freed by then; whoever counts it gets 18. A loop that keeps no
+# reference to `outputs` needs 2 bytes less. ftkit's loss recomputes the softmax instead of keeping it.
 #
-# Now with real sizes:
+# The same with the sizes of Llama 3 8B, a batch of 8 sequences of 2,048 tokens:
 
 # %%
 explorer = LogitsExplorer()
@@ -429,9 +440,9 @@ assert before["peak of the loss"] > before["all weights, bfloat16"]
 # %% [markdown]
 # ### A cross-entropy that never holds all logits
 #
-# Each token's loss, and the gradient of its logits, `(softmax - one_hot) / count`, depend on that token alone. So take
-# a few tokens, make their logits, turn them in place into their gradient, add what that gives for hidden states and LM
-# head, and use the same buffer for the next ones. Liger's kernel works this way.
+# Each token's loss, and the gradient of its logits, `(softmax - one_hot) / count`, depend on that token alone (`count`
+# is the number of labels). So compute the logits of a few tokens, turn them in place into their gradient, add what
+# follows for hidden states and LM head, and use the same buffer for the next tokens. Liger's kernel works this way.
 
 
 # %%
@@ -449,13 +460,13 @@ class ChunkedCrossEntropy(torch.autograd.Function):
             logits = torch.mm(h, head.T, out=buffer[: len(h)])
             logits -= logits.amax(1, keepdim=True)  # exp cannot overflow
             label = y.clamp(min=0)[:, None]
-            learnt = (y != IGNORE_INDEX).to(h.dtype)[:, None]
+            in_loss = (y != IGNORE_INDEX).to(h.dtype)[:, None]
             picked = logits.gather(1, label)
             total = logits.exp_().sum(1, keepdim=True)
-            loss += ((total.log() - picked) * learnt).sum() / count
+            loss += ((total.log() - picked) * in_loss).sum() / count
             logits /= total  # softmax
             logits.scatter_add_(1, label, -torch.ones_like(total))  # less one_hot
-            logits *= learnt / count
+            logits *= in_loss / count
             torch.mm(logits, head, out=grad)
             grad_head.addmm_(logits.T, h)
         ctx.save_for_backward(grad_hidden, grad_head)
@@ -467,7 +478,8 @@ class ChunkedCrossEntropy(torch.autograd.Function):
 
 
 # %% [markdown]
-# Is it the same? In float64, with chunks that do not divide the tokens, and with a factor that arrives from above:
+# Does it equal the full cross-entropy? Test it in float64 and float32, with chunks that do not divide the tokens, and
+# with an upstream gradient other than 1:
 
 
 # %%
@@ -477,7 +489,7 @@ def gap(ours, full):
 
 
 def worst_gap(hidden, head, labels, chunk):
-    """Of loss and gradients, against the full cross-entropy; 3 stands for what comes from above."""
+    """Of loss and gradients, against the full cross-entropy; the factor 3 is the upstream gradient."""
     losses = (
         ChunkedCrossEntropy.apply(hidden, head, labels, chunk),
         F.cross_entropy(hidden @ head.T, labels),
@@ -502,8 +514,9 @@ assert worst < exact and short < rounded
 print(f"chunks of {sizes}: off by less than {exact:g} in float64, {rounded:g} in float32")
 
 # %% [markdown]
-# Equal to the digits of the format. **Predict:** at the peak, one buffer and the two gradients are alive:
-# $\text{chunk} \cdot V + N D + V D$ numbers. Take 1,024 tokens and a vocabulary of 16,384.
+# They agree to the precision of each format. How much memory does it need? At the peak one buffer and two gradients are
+# live: $\text{chunk} \cdot V + N D + V D$ numbers. **Predict** the peak in chunks of 256, for N = 1,024 tokens, D = 128
+# and a vocabulary of V = 16,384.
 
 # %%
 torch.manual_seed(SEED)
@@ -566,9 +579,9 @@ _ = ledger.add(
 # %% [markdown]
 # ### Exercise 2 · Chunks by checkpoint
 #
-# Difficulty ●●○, 8 minutes. A chunked loss without a backward pass of your own: let `checkpoint` compute each chunk's
-# logits again. Sum in the chunks and divide once by the number of labels, because chunks hold unequally many. Expected:
-# loss and gradients of `F.cross_entropy`, and never more than `chunk` rows of logits.
+# Difficulty ●●○, 8 minutes. A chunked loss without a backward pass of your own: let `checkpoint` recompute each chunk's
+# logits. Sum the loss over the chunks and divide once by the number of labels, because chunks have different numbers of
+# labels. Expected: loss and gradients of `F.cross_entropy`, and never more than `chunk` rows of logits.
 
 
 # %% tags=["exercise"]
@@ -648,9 +661,9 @@ assert peaks["--loss_chunk 128"][1] < 0.7 * peaks["all tokens at once"][1]
 assert all(abs(told / found - 1) < 0.01 for told, found in peaks.values())
 
 # %% [markdown]
-# The same losses with less memory, predicted before the run. The price is the logits' second computation: one product
-# of LM head and hidden states more. **Predict** for Llama-3-8B: what does it add to the FLOPs of a step, and what does
-# it save? The estimates of notebook [12](12_memory.ipynb) are stored:
+# The same losses with about a third of the memory, estimated before the run. The price: the logits are computed twice,
+# one more product of hidden states and LM head. **Predict** for Llama-3-8B: what does that add to the FLOPs of a step,
+# and what does it save? From the stored estimates of notebook [12](12_memory.ipynb):
 
 # %%
 head = llama.lm_head.weight.numel()
@@ -667,9 +680,11 @@ for row in saved:
 assert more < 0.03 and saved[1]["peak"] < 0.85 * saved[0]["peak"]
 
 # %% [markdown]
-# `--loss_chunk 512` costs 2 % more FLOPs and saves 4 GiB of 21. It pays when the logits are the peak: a large
-# vocabulary, many tokens, checkpointed layers. TRL has its own: in version
-# 1.16 `SFTTrainer` computes the loss in tiles.
+# `--loss_chunk 512` costs 2 % more FLOPs and saves 4 GiB of 21. It pays when the logits are in the peak: with a large
+# vocabulary, many tokens and checkpointed layers.
+#
+# TRL has a chunked loss of its own: `SFTTrainer` of version 1.16 computes the loss in tiles. Compare its peak with that
+# of the model's own loss, for 64 tokens and a vocabulary of 262,144:
 
 # %%
 few = torch.randint(1024, (1, 64), generator=torch.Generator().manual_seed(SEED))
@@ -693,8 +708,8 @@ _ = ledger.add(
 # %% [markdown]
 # ### Break it, then fix it
 #
-# A chunked loss has to make the logits that the model makes. Gemma 2 caps them: $c \tanh(z / c)$, with the cap $c$.
-# What happens if one uses its LM head alone, as above?
+# A chunked loss has to compute the same logits as the model. Gemma 2 caps them: $c \tanh(z / c)$, with the cap $c$. What
+# happens if a chunked loss uses the LM head alone, as ours does?
 
 # %%
 shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "head_dim": 8}
@@ -717,8 +732,8 @@ with expected_error(AssertionError):
     )
 
 # %% [markdown]
-# It would train, with the wrong loss. The fix: apply the cap inside each chunk, or compare before training.
-# `ftkit finetune` compares the two losses on a few tokens first, and refuses:
+# It would train without an error, on the wrong loss. The fix: apply the cap inside each chunk, or compare before
+# training. `ftkit finetune` compares the two losses on a few tokens first, and refuses:
 
 # %%
 with torch.no_grad():
@@ -731,7 +746,7 @@ gemma.save_pretrained(folder / "capped")
 tokenizer.save_pretrained(folder / "capped")
 said, _ = run_program("capped", loss_chunk=64, estimate_memory=False)
 sentence = said.strip().splitlines()[-1]
-print(re.sub(r"\([\d.]+ in place of [\d.]+", "(…", sentence))
+print(re.sub(r"[\d.]+ in place of [\d.]+: ", "", sentence))
 assert "--loss_chunk: Gemma2ForCausalLM has another loss" in sentence
 
 # %% [markdown]
@@ -773,9 +788,9 @@ assert torch.allclose(
 assert round(passes["by hand"]) == 7 and round(passes["F.layer_norm"]) == 2
 
 # %% [markdown]
-# Seven passes against two. A name is no promise: on a processor `F.rms_norm` is the same six operations, on CUDA one
-# kernel. `torch.compile` writes the missing one, in C++ here, in Triton on a GPU. Unsloth and Liger bring such kernels
-# written by hand, for norms, rotary embeddings, SwiGLU and the loss.
+# Seven passes against two. A function of torch need not be fused: on a CPU `F.rms_norm` is the same six operations, on
+# CUDA one kernel. `torch.compile` generates a fused kernel, in C++ here, in Triton on a GPU. Unsloth and Liger bring
+# such kernels written by hand, for norms, rotary embeddings, SwiGLU and the loss.
 
 # %% tags=["nbval-ignore-output"]
 compiled = torch.compile(rms_norm)
@@ -794,9 +809,11 @@ print(
 print(f"the bytes alone predict {passes['by hand'] / passes['F.layer_norm']:.1f} times")
 
 # %% [markdown]
-# For a model, compile each decoder layer, not the whole: the layers are alike, so one compilation serves all, and FSDP
-# hooks stay between them. `ftkit finetune --compile` does that, with dynamic shapes, so that a batch of another length
-# does not compile again. On eight H100s torchtitan's 8B gains 16 % (6,667 against 5,762).
+# The count of bytes is an upper bound: arithmetic takes time as well, and caches serve part of the traffic.
+#
+# For a model, compile each decoder layer, not the whole: the layers are alike, so one compilation serves all, and
+# FSDP's hooks stay between them. `ftkit finetune --compile` does that, with dynamic shapes, so that a batch of another
+# length does not compile again. On eight H100s torchtitan's 8B gains 16 % (6,667 against 5,762).
 
 # %% [markdown]
 # ### The optimizer's step
@@ -828,9 +845,9 @@ assert (
 )
 
 # %% [markdown]
-# Each operation is a kernel launch on a GPU, so a loop over hundreds of tensors waits for launches. Fused has the
-# fewest and needs no temporaries; foreach, torch's default on CUDA, needs a copy of all parameters. `ftkit finetune`
-# uses the fused kernel on CUDA by itself.
+# On a GPU each operation is at least one kernel launch, and a loop over many small tensors spends its time on launches.
+# Fused has the fewest and needs no temporaries; foreach, torch's default on CUDA, needs 4 bytes per parameter, 3.90 MiB
+# here. `ftkit finetune` uses the fused kernel on CUDA by itself.
 
 # %% [markdown]
 # ## 5 · Read a trace
@@ -851,8 +868,8 @@ spans = traces.spans(traces.read_trace(data_dir() / "results" / traces.STORED))
 ax = traces.plot_trace(spans)
 
 # %% [markdown]
-# **Predict:** which phase is the longest, and by how much is backward longer than forward? Read the first lines: the
-# phases, then the operations in them.
+# **Predict:** which phase is the longest, and by how much is backward longer than forward? Here are the phases of that
+# step; then the operations in backward that take most time of their own:
 
 # %%
 marked = traces.phases(spans)[: len(traces.PHASES)]
@@ -883,9 +900,9 @@ for name, calls, own in traces.heaviest(traces.within(spans, backward)):
 # %% [markdown]
 # ## 6 · Recompute instead of storing
 #
-# Backward needs what forward had. What is cheap to compute need not be kept: keep its input and compute it again. A
-# Llama's MLP, SwiGLU, is `down(silu(gate(x)) * up(x))`. **Predict:** with D = 128 and 320 inside, what does autograd
-# keep, and what do FLOPs grow by if everything is computed again?
+# Backward needs the activations of forward. Instead of storing them, store the input and recompute them. A Llama's MLP,
+# SwiGLU, is `down(silu(gate(x)) * up(x))`. **Predict:** with D = 128 and an inner width of 320, what does autograd
+# keep, and by how much do the FLOPs grow if everything is recomputed?
 
 
 # %% tags=["hide-input"]
@@ -939,6 +956,11 @@ assert all(gap(a, b) < 1e-5 for a, b in zip(again[1], stored[1], strict=True))
 # `--activation_checkpointing` costs up to a third more (a second forward pass: 8 instead of 6 FLOPs per parameter and
 # token). MFU counts the model's 6 alone, so it falls although the hardware works as hard.
 
+# %% [markdown]
+# FlashAttention does the same to attention: the T × T probabilities are never stored, but computed again, tile by tile
+# (Dao et al. 2022). torch has it built in, and transformers uses it (`sdpa`) by default.
+# **Predict:** what does backward keep for 4 heads, 512 tokens and 32 numbers per head, by hand and by torch?
+
 # %%
 T = 512
 qkv = [torch.randn(1, 4, T, 32, requires_grad=True) for _ in range(3)]
@@ -965,8 +987,8 @@ assert all(
 assert less < 4 * 4 * T * T < stored  # bytes of the probabilities of 4 heads
 
 # %% [markdown]
-# FlashAttention does the same to attention: the T × T probabilities are never stored, but computed again, tile by tile
-# (Dao et al. 2022). torch has it built in, and transformers uses it (`sdpa`) by default.
+# By hand 4 of the 5 MiB are probabilities, which grow with T². torch's attention keeps q, k, v, the output and one
+# number per row, which grow with T.
 
 # %% [markdown]
 # ## 7 · What a speed-up is worth
@@ -990,14 +1012,15 @@ for share in (0.1, 0.25, 0.5):
 # %% [markdown]
 # ### Exercise 3 · A fair comparison
 #
-# Difficulty ●●○, 10 minutes. Call each once, unmeasured. Then let them take turns for `rounds` rounds, and return the
-# median of old over the median of new. Expected: within 4 % of the truth on a machine whose first calls are slow, that
-# gets slower while you measure, and on which another program interferes twice.
+# Difficulty ●●○, 10 minutes. How many times faster is `new` than `old`? Call each once without measuring. Then let them
+# take turns for `rounds` rounds, and return the median time of `old` divided by that of `new`. Expected: within 4 % of
+# the truth on a simulated machine whose first calls are slow, that gets slower while you measure, and on which another
+# program interferes twice.
 
 
 # %% tags=["exercise"]
 def time_both(old, new, clock, rounds: int) -> float:
-    """How many times faster `new()` is than `old()`; `clock()` tells the seconds, as time.perf_counter does."""
+    """How many times faster `new()` is than `old()`; `clock()` returns seconds, as time.perf_counter does."""
     ### BEGIN SOLUTION
     times = {old: [], new: []}
     for number in range(rounds + 1):
@@ -1021,14 +1044,15 @@ check_time_both(time_both)
 # </details>
 
 # %% [markdown]
-# Now use it: `time_both(lambda: rms_norm(x, weight), lambda: compiled(x, weight), time.perf_counter, 20)`. Is the
-# compiled norm worth its compilation, in a run of 60 steps?
+# Try it on your machine, if `torch.compile` can build there: `time_both(lambda: rms_norm(x, weight), lambda:
+# compiled(x, weight), time.perf_counter, 20)`. Is a compiled norm worth its compilation? At the recorded 1.1 ms saved
+# per call, five seconds of compiling pay after about 4,500 calls.
 
 # %% [markdown]
 # ### Unsloth and Liger
 #
-# `python -m experiments.lora_speed` compares plain TRL, TRL with Liger and Unsloth step by step on your own NVIDIA GPU;
-# no run is recorded yet, so their claims stay *not tested* here.
+# `python -m experiments.lora_speed` compares plain TRL, TRL with Liger and Unsloth step by step on your own NVIDIA GPU.
+# No run on a GPU is recorded yet, so the recap lists the packages' claims as *not tested*.
 
 # %% tags=["hide-input"]
 source = "Unsloth 2026.10.9, README"
@@ -1039,12 +1063,12 @@ ledger.add("Unsloth trains about 2× faster", source, None, measured)
 _ = ledger.add("Unsloth trains with 70 % less memory", source, None, measured)
 
 # %% [markdown]
-# What their packages say (Unsloth 2026.10.9, Liger 0.8.5):
+# From the packages' own README and metadata (Unsloth 2026.10.9, Liger 0.8.5):
 #
 # - Unsloth replaces attention, norms, rotary embeddings, MLP, LoRA's products and the loss. Import it before trl,
 #   transformers and peft, or they stay unpatched.
-# - It needs trl ≤ 1.15.0, transformers ≤ 5.17.0 and datasets < 5, older than this course's: give it an environment of
-#   its own (`experiments/lora_speed/unsloth.txt`).
+# - It needs trl ≤ 1.15.0, transformers ≤ 5.17.0 and datasets < 5, older than the versions here: give it an
+#   environment of its own (`experiments/lora_speed/unsloth.txt`).
 # - Liger needs torch and Triton only. It replaces norms, rotary embeddings, MLP and loss in some fifty architectures,
 #   and works with FSDP, DDP and DeepSpeed.
 
@@ -1089,7 +1113,7 @@ ledger.show()
 # %% [markdown]
 # ## Recall
 #
-# 1. What are the two figures in MFU's numerator, and which tokens count?
+# 1. What does MFU divide by what, and which tokens count?
 # 2. Which tensors make 14 bytes per logit?
 # 3. Why can a chunked loss compute gradients in its forward pass?
 # 4. Why is a fused norm faster, although it computes the same?
@@ -1098,7 +1122,7 @@ ledger.show()
 # %% [markdown]
 # <details><summary>Answers</summary>
 #
-# - 1: tokens per second, without padding, and the model's FLOPs per token.
+# - 1: tokens per second times the model's FLOPs per token, by the hardware's peak FLOP/s; padding does not count.
 # - 2: the logits (2), their log-softmax (4), its gradient (4), the gradient of the float32 logits (4).
 # - 3: the gradient of a token's logits needs its hidden state, its label and the count of labels, nothing else.
 # - 4: it reads and writes the tensor once; several operations do it several times.

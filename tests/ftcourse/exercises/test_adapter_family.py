@@ -36,7 +36,7 @@ WRONG_FRONTS = {
     "is beaten by": strictly,
     "is missing from": lambda points: set(sorted(front(points))[1:]),
     "no method": lambda points: {*front(points), "z"},
-    "a set of names is wanted": lambda points: 3,
+    "a set of names is expected": lambda points: 3,
 }
 
 

@@ -64,7 +64,7 @@ WRONG_RATIOS = {
     "never train with method 'full'": one_method,
     "on the side of the best": lambda f: swept(f, take=max),
     "the two are": lambda f: f("dora", 1e-3),
-    "a number is wanted": lambda f: [rate_ratio(f)],
+    "a number is expected": lambda f: [rate_ratio(f)],
     "your code returns 7": lambda f: 7 + 0 * rate_ratio(f),
 }
 

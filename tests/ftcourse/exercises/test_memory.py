@@ -93,8 +93,8 @@ test_right, test_stub, test_wrong = checker_tests(
             check_largest_micro_batch,
             rows_by_two,
             {
-                "rows are whole": unrounded,
-                "without any row first": lambda peak_of, c: c // (peak_of(2) - peak_of(1)),
+                "a number of rows is an integer": unrounded,
+                "what is there without any row": lambda peak_of, c: c // (peak_of(2) - peak_of(1)),
                 "do not fit": lambda peak_of, c: rows_by_two(peak_of, c) + 1,
                 "not even one row fits": below_none,
                 "rows fit, and you say": lambda peak_of, c: 0,

@@ -124,7 +124,7 @@ EXERCISES = [
         check_make_batches,
         by_length,
         {
-            "of the places are padding": at_random,
+            "of the computed tokens are padding": at_random,
             "shuffle the batches": lambda *given: by_length(*given, shuffle=False),
             "is in no batch": lambda *given: by_length(*given, last=False),
             "in two batches": twice,
@@ -140,7 +140,7 @@ EXERCISES = [
             "a mean of the chunks' means": mean_of_means,
             "nan": with_nan,
             "that is the sum": in_chunks,
-            "you divide by all rows": lambda h, w, y, chunk: in_chunks(h, w, y, chunk) / len(y),
+            "you divide by all tokens": lambda h, w, y, chunk: in_chunks(h, w, y, chunk) / len(y),
             "the last chunk is shorter": without_the_tail,
             "the first chunk alone": lambda h, w, y, chunk: summed(h[:chunk], w, y[:chunk]) / count(y),
             "kept for the backward pass": kept_by_autograd,
