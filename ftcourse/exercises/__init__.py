@@ -16,10 +16,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from types import FunctionType
 
+from ftcourse.solved import recorded
+
 # What a function with nothing but `...` in it compiles to, in Python 3.11 to 3.14.
 EMPTY_BODY = {"RESUME", "NOP", "LOAD_CONST", "RETURN_CONST", "RETURN_VALUE", "COPY_FREE_VARS", "MAKE_CELL"}
-
-from ftcourse.solved import recorded
 
 
 class NotAttempted(Exception):

@@ -288,9 +288,9 @@ assert shrink == {STARTS[0]: 4, STARTS[1]: 16}
 
 # %% [markdown]
 # So the choice matters. With B = 0 and A random, larger learning rates are stable, and the advantage grows with the
-# width: at sixteen times the width the highest stable rate is 4 times lower, as $1/\sqrt{n}$, against 16 times, as $1/n$.
-# That is what theory predicts (Hayou et al. 2024, *The Impact of Initialization*), and PEFT starts linear layers in
-# this way.
+# width: at sixteen times the width the highest stable rate is 4 times lower, as $1/\sqrt{n}$, against 16 times, as
+# $1/n$. That is what theory predicts (Hayou et al. 2024, *The Impact of Initialization*), and PEFT starts linear layers
+# in this way.
 #
 # Now pocket-base: stored runs of both starts, each at its own learning rate.
 
@@ -409,8 +409,8 @@ for r in (8, 32, 128):
 
 # %% [markdown]
 # With `lora_alpha / r`, the first step at sixteen times the rank is a quarter as large. **Rank-stabilised** LoRA,
-# rsLoRA, divides by $\sqrt{r}$ instead, so that the step does not depend on r (Kalajdzievski 2023; `use_rslora=True` in PEFT).
-# Use it, or scale `lora_alpha` with r, when you compare ranks at one learning rate.
+# rsLoRA, divides by $\sqrt{r}$ instead, so that the step does not depend on r (Kalajdzievski 2023; `use_rslora=True` in
+# PEFT). Use it, or scale `lora_alpha` with r, when you compare ranks at one learning rate.
 
 # %% [markdown]
 # ## 3 · How much rank does a fine-tune need?
@@ -886,9 +886,9 @@ best = [study.best(trial(name)) for name in BY_RANK.values()]
 assert all(2.5 < best[place] / best[place + 1] < 3.5 for place in (0, 1))
 
 # %% [markdown]
-# At eight times the rank the best learning rate is a third; $1/\sqrt{8}$ is 0.35. So a comparison of ranks at one learning
-# rate mostly compares learning rates. Each at its own, five seeds cannot tell r = 64, half of full rank, from r = 8,
-# and not even r = 1 for certain, which keeps fewer facts.
+# At eight times the rank the best learning rate is a third; $1/\sqrt{8}$ is 0.35. So a comparison of ranks at one
+# learning rate mostly compares learning rates. Each at its own, five seeds cannot tell r = 64, half of full rank, from
+# r = 8, and not even r = 1 for certain, which keeps fewer facts.
 
 # %% [markdown]
 # The next exercise needs short runs to sweep:

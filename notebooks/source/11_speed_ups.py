@@ -708,8 +708,8 @@ _ = ledger.add(
 # %% [markdown]
 # ### Break it, then fix it
 #
-# A chunked loss has to compute the same logits as the model. Gemma 2 caps them: $c \tanh(z / c)$, with the cap $c$. What
-# happens if a chunked loss uses the LM head alone, as ours does?
+# A chunked loss has to compute the same logits as the model. Gemma 2 caps them: $c \tanh(z / c)$, with the cap $c$.
+# What happens if a chunked loss uses the LM head alone, as ours does?
 
 # %%
 shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "head_dim": 8}
