@@ -7,7 +7,7 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from ftcourse.contents import CONTENTS, OPTIONAL, START, notebook_table, route_table
+from ftcourse.contents import CONTENTS, OPTIONAL, START, Table, notebook_table, route_table
 
 from .markup import Slugs, markdown
 from .templates import template
@@ -77,14 +77,20 @@ def index_body() -> str:
         markdown(
             "The book shows every notebook as it was run, with its outputs. To run the cells, solve the exercises and "
             "have them checked, open the notebooks in Jupyter.\n\n"
-            f"[Start here]({START}.ipynb)\n\n## Three routes\n",
+            f"[Start here]({START}.ipynb)\n\n## Routes\n",
             slugs,
         ),
-        f'<div class="scroll">{route_table()._repr_html_()}</div>',
+        _table(route_table()),
         markdown("## All notebooks\n", slugs),
-        f'<div class="scroll">{notebook_table()._repr_html_()}</div>',
+        _table(notebook_table()),
     ]
     return "\n".join(parts)
+
+
+def _table(table: Table) -> str:
+    """A table of the course as HTML; its cells may have the code and the bold words of Markdown."""
+    page = re.sub(r"`([^`<]+)`", r"<code>\1</code>", table._repr_html_())
+    return '<div class="scroll">' + re.sub(r"\*\*([^*<]+)\*\*", r"<strong>\1</strong>", page) + "</div>"
 
 
 def rendered(page: Page, body: str, pages: list[Page]) -> str:
