@@ -20,6 +20,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from ftkit.batching import global_batch, pad
 from ftkit.models import data_dir
 
+from .alternative_text import caption
 from .plots import HATCHES, OKABE_ITO, new_axes
 
 PHASES = ("forward", "loss", "backward", "clip", "optimizer")
@@ -166,16 +167,18 @@ def plot_trace(found: Sequence[Span], *, deepest: int = 4):
         ax.barh(y, span.duration, left=span.start - start, height=0.85, edgecolor="white", linewidth=0.5, **face)
         if span.duration > 0.045 * (end - start):
             short = span.name.removeprefix("aten::").removeprefix("autograd::engine::evaluate_function: ")
-            room = int(span.duration / (end - start) * 110)
+            room = int(span.duration / (end - start) * 95)
             box = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
             ax.text(
-                span.start - start + span.duration / 2, y, short[:room], ha="center", va="center", fontsize=7, bbox=box
+                span.start - start + span.duration / 2, y, short[:room], ha="center", va="center", fontsize=8, bbox=box
             )
     labels = ["Python", *(["autograd's thread"] * (len(threads) - 1))]
     ax.set_yticks([(deepest + 2) * number for number in range(len(threads))], labels)
     ax.set(xlabel="ms since the step began", xlim=(0, end - start))
     ax.invert_yaxis()
-    return ax
+    return caption(
+        ax, "one optimizer step as the profiler recorded it: nested operations below each other, phases in colour"
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:

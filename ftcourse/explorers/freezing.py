@@ -81,7 +81,7 @@ def plot_anatomy(parts: Iterable[Part], *, title: str, counts: bool = True, ax=N
     for row in rows:  # what is too narrow for a label inside
         narrow = [part for part in parts if part.row == row and max(part.parameters / widest, NARROWEST) == NARROWEST]
         text = ", ".join(f"{part.label} {part.parameters:,}" if counts else part.label for part in narrow)
-        ax.text(right[row] + 0.012, rows.index(row) + 0.5, text, va="center", fontsize=7.5)
+        ax.text(right[row] + 0.012, rows.index(row) + 0.5, text, va="center", fontsize=8)
     ax.set(title=title, xlim=(0, max(right.values()) + 0.2), ylim=(len(rows), 0), xticks=[])
     ax.set_yticks([i + 0.5 for i in range(len(rows))], rows)
     ax.tick_params(length=0)

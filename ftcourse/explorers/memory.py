@@ -76,7 +76,7 @@ def plot_collectives(ranks: int = 4):
         ax.annotate("", (ranks / 2, ranks + 0.6), (ranks / 2, ranks - 0.4), arrowprops={"arrowstyle": "-|>"})
         ax.set(title=name, xticks=[rank + 0.45 for rank in every], xticklabels=[f"rank {rank}" for rank in every])
         ax.set(yticks=[], ylim=(2 * ranks + 0.8, -0.6))
-        ax.tick_params(axis="x", labelsize=7, length=0)
+        ax.tick_params(axis="x", labelsize=8.5, length=0)
         ax.spines[:].set_visible(False)
     caption(axes[0], "what each rank holds, above before a collective and below after it")
     return axes

@@ -22,7 +22,7 @@ def plot_timeline(rows: dict[str, Sequence[Event]], *, unit: str = "ms", names: 
     scale = {"s": 1.0, "ms": 1e3}[unit]
     _, ax = new_axes(8.5, 1.2 + 0.8 * len(rows))
     ticks, drawn = [], {}
-    narrow = 0.016 * scale * max(map(end_of, rows.values()))  # too narrow for a number
+    narrow = 0.015 * scale * max(map(end_of, rows.values()))  # too narrow for a digit
     for number, (label, events) in enumerate(rows.items()):
         for line, stream in enumerate((COMPUTE, NETWORK)):
             y = 2.4 * number + line
@@ -40,10 +40,10 @@ def plot_timeline(rows: dict[str, Sequence[Event]], *, unit: str = "ms", names: 
                     edgecolor="white",
                 )
                 drawn.setdefault(event.what, bar)
-                if names and width > narrow:
+                name = "R" if event.layer < 0 else str(event.layer)
+                if names and width > narrow * len(name):
                     box = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
-                    name = "R" if event.layer < 0 else str(event.layer)
-                    ax.text(scale * event.start + width / 2, y, name, ha="center", va="center", fontsize=7, bbox=box)
+                    ax.text(scale * event.start + width / 2, y, name, ha="center", va="center", fontsize=8, bbox=box)
         ax.plot([scale * end_of(events)] * 2, [2.4 * number - 0.5, 2.4 * number + 1.5], color="black", linestyle=":")
     ax.set_yticks(*zip(*ticks, strict=True))
     ax.set(xlabel=f"{unit} since the step began", ylim=(2.4 * len(rows) - 0.9, -0.6), xlim=(0, None))

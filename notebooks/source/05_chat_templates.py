@@ -764,7 +764,7 @@ for ax, ends, title in zip(axes, (edges, [0, length]), titles, strict=True):
         ax.axvline(at, color="#999999", linewidth=0.5, linestyle=":")
     ax.set(title=title, xlim=(0, length), ylim=(length, 0), aspect="equal", xticks=edges[:-1])
     ax.set(yticks=edges[:-1], xlabel="token attended to", ylabel="token that attends")
-    ax.tick_params(labelsize=7)
+    ax.tick_params(labelsize=8)
 
 # %% [markdown]
 # Blue is attended to, and dotted lines separate the conversations. The mean of the concatenated losses hides the
