@@ -66,7 +66,8 @@ def with_needed_cells(nb, ids) -> nbformat.NotebookNode:
         if found <= called:
             break
         called |= found
-    fresh = [nbformat.v4.new_code_cell(cell.source, id=cell.id) for cell, _ in reversed(needed)]
+    # With their tags: JupyterLab goes on after an error that a cell is tagged for.
+    fresh = [nbformat.v4.new_code_cell(cell.source, id=cell.id, metadata=cell.metadata) for cell, _ in reversed(needed)]
     return nbformat.v4.new_notebook(cells=fresh, metadata=nb.metadata)
 
 

@@ -53,3 +53,9 @@ def test_loop_variables_and_parameters_are_a_cells_own():
 
 def test_magic_lines_are_no_obstacle():
     assert kept("%%px\nnot_here = 1", "!ls", "gradient = torch.ones(3, 3)") == [3]
+
+
+def test_cells_keep_their_tags():
+    nb = notebook(IMPORTS, "gradient = torch.ones(3, 3)\ngradient.view(2)", SHOW)
+    nb.cells[1].metadata["tags"] = ["raises-exception"]
+    assert [cell.metadata for cell in with_needed_cells(nb, control_cells(nb)).cells] == [{}, nb.cells[1].metadata, {}]
