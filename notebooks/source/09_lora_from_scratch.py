@@ -307,8 +307,9 @@ gains = {
     measure: study.gain(trial(trade_off.LORA), trial(trade_off.ZERO_A), measure)
     for measure in ("test_exact", "test_loss")
 }
-for measure, label in (("test_exact", "percentage points"), ("test_loss", "nats per token")):
-    print(f"B = 0 less A = 0, {label}: {in_units(gains[measure], measure)}")
+for measure, label in (("test_exact", "exact match"), ("test_loss", "loss")):
+    unit = "percentage points" if label == "exact match" else "nats per token"
+    print(f"B = 0 less A = 0: {label} {in_units(gains[measure], measure)} {unit}")
 
 # %% tags=["hide-input"]
 rates = [study.best(trial(name)) for name in (trade_off.LORA, trade_off.ZERO_A)]
@@ -502,10 +503,12 @@ _ = ledger.add(
 )
 
 # %% [markdown]
-# At r = 16 nothing is lost; r = 8 costs little loss and some right answers; r = 1 is too little. Without the change of
-# embedding, LM head, norms and biases, even the full ΔW of the matrices is no better than r = 1. Truncation after
-# training shows that a low rank *can* suffice, not that training finds it. Biderman et al. 2024 find a far higher rank
-# in the ΔW of Llama-2-7B, trained on code and mathematics: 10 to 100 times that of usual LoRA.
+# At r = 16 hardly anything is lost; r = 8 costs little loss and some right answers; r = 1 is too little. Without the
+# change of embedding, LM head, norms and biases, even the full ΔW of the matrices is about as bad as r = 1.
+
+# %% [markdown]
+# Truncation after training shows that a low rank *can* suffice, not that training finds it. Biderman et al. 2024 find a
+# far higher rank in the ΔW of Llama-2-7B, trained on code and mathematics: 10 to 100 times that of usual LoRA.
 #
 # Move the rank, and choose another matrix:
 

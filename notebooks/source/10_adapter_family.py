@@ -535,9 +535,9 @@ for bits, share in kept.items():
 assert kept[4] > 0.95 > 0.5 > kept[2]
 
 # %% [markdown]
-# ### bitsandbytes
-#
 # Four bits keep the facts, two bits lose more than half.
+#
+# ### bitsandbytes
 #
 # In practice bitsandbytes packs two indices into a byte and dequantises in a kernel: `load_in_4bit` in transformers,
 # `--load_in_4bit` of `ftkit finetune`. Where it is installed, this cell compares its result with ours.

@@ -128,7 +128,8 @@ for n in (2, 4, 64):
 # In a ring each rank passes parts on to its neighbour: all parts but one, S (n - 1) / n bytes. An all-reduce is a
 # reduce-scatter and then an all-gather, so twice that. With many ranks this tends to S and 2 S: adding ranks does not
 # reduce what each of them sends.
-#
+
+# %% [markdown]
 # A **mesh** arranges ranks in a grid and names its axes. `--mesh 2,4,1` is dp_replicate 2, dp_shard 4, tp 1: two
 # copies of the model, each sharded over four ranks (HSDP). tp, tensor parallelism, comes in notebook 14.
 
@@ -415,7 +416,7 @@ assert four["weights"] * 2 == split["weights"]
 # ## 6 · Method and precision
 #
 # What does not train has neither gradient nor moments. **8-bit AdamW** keeps each moment in a byte, with a scale per
-# block of 256. **QLoRA** keeps the frozen matrices in 4 bits and a little (notebook 10). Task-driven child-tuning
+# block of 256. **QLoRA** keeps the frozen matrices in 4 bits (notebook 10). Task-driven child-tuning
 # keeps moments for a tenth of the weights and 4 bytes each for their places.
 #
 # **Predict** the bytes per weight of each, on Llama-3-8B:
@@ -660,7 +661,7 @@ for cluster in (Cluster(8), Cluster(64), Cluster(64, cards=1)):
     )
 
 # %% [markdown]
-# Published measurements are near: 46 to 48 GB/s per card, 366 GB/s on four nodes of eight, 476 GB/s in a node
+# Published: 46 to 48 GB/s per card, 366 GB/s on four nodes of eight, 476 GB/s in a node
 # ([nccl-tests 290](https://github.com/NVIDIA/nccl-tests/issues/290),
 # [309](https://github.com/NVIDIA/nccl-tests/issues/309)). Nodes with one card, as many cloud machines have, are eight
 # times slower.
@@ -815,9 +816,9 @@ print(compare(estimate, measured.peak))
 # %% [markdown]
 # ### Exercise 3 · The largest micro-batch
 #
-# Difficulty ●●○, 7 minutes. `peak_of(rows)` estimates the bytes of a micro-batch of `rows` sequences; here it is linear
-# in `rows`. An estimate is slow, so call it at most three times. Return the most rows whose peak is at most `capacity`,
-# 0 if not even one fits. Expected: 7, if the peak is 100 + 7 · rows bytes and the capacity 150.
+# Difficulty ●●○, 7 minutes. `peak_of(rows)` estimates the bytes of a micro-batch of `rows` sequences, linearly here. It
+# is slow, so call it at most three times. Return the most rows whose peak is at most `capacity`, 0 if not even one
+# fits. Expected: 7, if the peak is 100 + 7 · rows bytes and the capacity 150.
 
 
 # %% tags=["exercise"]
