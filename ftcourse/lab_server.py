@@ -4,7 +4,8 @@
 notebook's file as it is when somebody only opens the notebook, and lists notebooks without what they are built from.
 """
 
-SOURCES = ["source", "build.py", "conftest.py", "ledger.py", "stable.py"]  # beside a checkout's notebooks
+SOURCES = ["source", "build.py", "conftest.py", "hosted.py", "ledger.py", "stable.py"]  # beside a checkout's notebooks
+FOR_ASSISTANTS = ["AGENTS.md"]
 
 
 def keep_metadata(model: dict, **_) -> None:
@@ -29,7 +30,7 @@ def _jupyter_server_extension_points() -> list[dict[str, str]]:
 def adapt(contents_manager) -> None:
     """Let a contents manager keep notebooks' metadata and leave out what notebooks are built from."""
     contents_manager.register_pre_save_hook(keep_metadata)
-    contents_manager.hide_globs = [*contents_manager.hide_globs, *SOURCES]
+    contents_manager.hide_globs = [*contents_manager.hide_globs, *SOURCES, *FOR_ASSISTANTS]
 
 
 def _load_jupyter_server_extension(server) -> None:

@@ -18,6 +18,7 @@ ALT = re.compile(r"<img\b[^>]*\salt=\"([^\"]*)\"")
 # No words: numbers, and matplotlib's own notation for the powers on an axis.
 NUMBER = re.compile(r"[\d\s.,:%×+−–\-()/]*$|.*\\mathdefault")
 NUMBERS = re.compile(r"-?\d+\.\d{3,}")
+OWN_ID = re.compile(r"\bf[0-9a-f]{8}-(\d+)")  # unique among the pictures of a page, which a file need not be
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,7 @@ def shrink(svg: str) -> str:
     """
     svg = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>|<title\b.*?</title>", "", svg, flags=re.S)
     svg = re.sub(r">\n\s*<", "><", svg)
+    svg = OWN_ID.sub(r"p\1", svg)
     svg = re.sub(r'(?<=\sd=")[^"]*', lambda path: " ".join(NUMBERS.sub(_rounded, path[0]).split()), svg)
     head, rest = svg[: svg.index(">")], svg[svg.index(">") :]
     head = re.sub(r'\s(style|role|aria-\w+)="[^"]*"', "", head)

@@ -1,6 +1,8 @@
 """An error on purpose: shown as an error, and the cell is not one that failed."""
 
 import re
+import sys
+import types
 
 import pytest
 from IPython import get_ipython
@@ -19,7 +21,8 @@ with expected_error(ValueError):
     f(3)"""
 
 
-def test_the_error_is_printed_and_the_block_ends(capsys):
+def test_the_error_is_printed_and_the_block_ends(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "IPython", types.SimpleNamespace(get_ipython=lambda: None))
     with expected_error(ValueError, KeyError):
         raise KeyError("a")
     assert capsys.readouterr().err.endswith("KeyError: 'a'\n")

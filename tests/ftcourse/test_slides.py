@@ -84,7 +84,7 @@ def test_formulas_are_typeset_or_shown_as_they_were_written(monkeypatch):
     converter.convert = lambda latex, display: f'<math display="{display}">{latex}</math>'
     monkeypatch.setitem(sys.modules, "latex2mathml.converter", converter)
     page = slides.make_page(nb, "01_a")
-    assert '<math display="inline">x^2</math>' in page and '<math display="block">p < 1</math>' in page
+    assert '<math display="inline">x^2</math>' in page and '<math display="block">p &lt; 1</math>' in page
 
 
 def test_the_page_loads_nothing():
