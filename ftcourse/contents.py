@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from ftkit.models import data_dir
 
+from .addresses import notebook_address
 from .plots import OKABE_ITO, new_axes
 
 START = "00_start_here"
@@ -172,7 +173,7 @@ def _number(notebook: str) -> str:
 
 def _links(rows) -> dict[str, str]:
     names = [row["notebook"] for row in rows]
-    return {shown: f"{name}.ipynb" for name in names for shown in (name, _number(name))}
+    return {shown: notebook_address(name) for name in names for shown in (name, _number(name))}
 
 
 def depths(needs: dict[str, tuple[str, ...]]) -> dict[str, int]:

@@ -4,6 +4,8 @@
     python notebooks/build.py 01_gradient_masks   rebuild these
     python notebooks/build.py --all               rebuild all (after a change to ftkit or a dependency)
     python notebooks/build.py --check             say which notebooks disagree with their source; run nothing
+    python notebooks/build.py --stamp             bring text and set-up cells up to date; run nothing
+    python notebooks/build.py --colab FOLDER      write the variants for Colab, with absolute links; run nothing
 
 A source is a jupytext percent script that holds the solutions; notebooks/source/README.md says how to write
 one. Whether it changed is decided cell by cell: the notebook that it would make is compared with the one that
@@ -17,7 +19,6 @@ import os
 import re
 import sys
 import time
-import tomllib
 from pathlib import Path
 
 import jupytext
@@ -27,27 +28,14 @@ from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernel
 from nbformat.v4 import new_markdown_cell
 from tqdm import tqdm
 
+import hosted
 import ledger
-from stable import METADATA, ROOT, kernel_environment, normalise, warm_up
+from stable import METADATA, kernel_environment, normalise, warm_up
 
 HERE = Path(__file__).resolve().parent
 CELL_TIMEOUT = 300  # seconds
 MARKER = re.compile(r"^[ \t]*### (?:BEGIN|END) SOLUTION[ \t]*(?:\n|\Z)", re.M)
 SOLUTION = re.compile(r"^([ \t]*)### BEGIN SOLUTION[ \t]*\n(?:.*\n)*?[ \t]*### END SOLUTION[ \t]*$", re.M)
-# What a source writes in its Colab guard, and what learners get for it. What Colab runs on already stays as it is.
-INSTALLS = re.compile(r"^    \.\.\.  # installs ftkit$", re.M)
-INSTALL = """\
-    import subprocess
-    from importlib import metadata, util
-
-    source = "ftkit[colab] @ git+{repository}@v{version}"
-    kept = [f"{{name}}=={{metadata.version(name)}}" for name in ("torch", "ipywidgets")]
-    pip = [sys.executable, "-m", "pip", "install", "-q", source, *kept]
-    if not util.find_spec("ftkit") and subprocess.run(pip, capture_output=True).returncode:
-        sys.exit(f"Cannot install {{source}}: upload its folder, %pip install './ftkit[colab]'")
-    import ftkit
-
-    print("Colab: ftkit is installed")"""
 
 
 class BuildError(Exception):
@@ -58,23 +46,16 @@ def tagged(cell, tag):
     return tag in cell.metadata.get("tags", [])
 
 
-def installation():
-    """The lines of a set-up cell that install ftkit on Colab, from the address and version in pyproject.toml."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    return INSTALL.format(repository=project["urls"]["Repository"], version=project["version"])
-
-
 def read_source(path):
     """The source as a notebook, solutions and markers included. Raises BuildError where a marker is amiss."""
     nb = jupytext.read(path, fmt="py:percent")
-    install = installation()
     nb.metadata, nb.nbformat, nb.nbformat_minor = nbformat.from_dict(METADATA), 4, 5
     for number, cell in enumerate(nb.cells):
         tags = cell.metadata.get("tags")
         cell.metadata = nbformat.from_dict({"tags": tags} if tags else {})
         if tagged(cell, "hide-input"):
             cell.metadata["jupyter"] = {"source_hidden": True}
-        cell.source = INSTALLS.sub(lambda _: install, cell.source)
+        cell.source = hosted.set_up(cell.source)
         blocks, markers = len(SOLUTION.findall(cell.source)), len(MARKER.findall(cell.source))
         after_exercise = number > 0 and tagged(nb.cells[number - 1], "exercise")
         wrong = [
@@ -87,6 +68,7 @@ def read_source(path):
         for broken, rule in wrong:
             if broken:
                 raise BuildError(f"{Path(path).name}, cell {number}: {rule}\n\n{cell.source}")
+    hosted.add_badge(nb, Path(path).stem)
     return nb
 
 
@@ -148,8 +130,10 @@ def differences(source, target):
     return lines
 
 
-def execute(nb, folder, progress=None):
+def execute(nb, folder, progress=None, kernel="python3", environment=None):
     """Run a notebook in place, in `folder`, and return it. Calls `progress()`, if any, after each cell.
+
+    kernel and environment: the kernel's specification and its variables (those of `kernel_environment`).
 
     Raises BuildError with the cell and its error where one fails, runs for over CELL_TIMEOUT seconds, kills
     the kernel, or is tagged `raises-exception` and raises nothing.
@@ -162,7 +146,7 @@ def execute(nb, folder, progress=None):
     client = NotebookClient(
         nb,
         timeout=CELL_TIMEOUT,
-        kernel_name="python3",
+        kernel_name=kernel,
         record_timing=False,
         store_widget_state=False,
         extra_arguments=["--log-level=ERROR"],  # else the kernel warns of talking over TCP, which is loopback here
@@ -171,7 +155,7 @@ def execute(nb, folder, progress=None):
         on_cell_executed=lambda **_: progress and progress(),
     )
     try:
-        client.execute(env=kernel_environment())
+        client.execute(env=environment or kernel_environment())
     except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
         cell = nb.cells[at[0]]
         kind = {CellTimeoutError: f"took over {CELL_TIMEOUT} s", DeadKernelError: "killed the kernel"}
@@ -197,13 +181,18 @@ def render(source, folder):
     return nbformat.writes(nb) + "\n"
 
 
+def write(target, text):
+    """Write a file, all of it or nothing."""
+    draft = target.with_name(target.name + ".draft")
+    draft.write_text(text, encoding="utf-8")
+    os.replace(draft, target)
+
+
 def build(source, target):
     """Render one source and write its notebook, all of it or nothing. Returns the seconds that it took."""
     start = time.perf_counter()
     text = render(source, target.parent)
-    draft = target.with_name(target.name + ".draft")
-    draft.write_text(text, encoding="utf-8")
-    os.replace(draft, target)
+    write(target, text)
     return time.perf_counter() - start
 
 
@@ -215,11 +204,36 @@ def refresh(source, target, anyway):
     return wanted
 
 
+def stamp(source, target):
+    """Update what needs no run: text, the set-up cell, the badge. Says so, and returns whether the two now agree."""
+    nb = nbformat.read(target, as_version=4)
+    before = nbformat.writes(nb)
+    done = hosted.stamp(nb, stub(read_source(source)))
+    if done and nbformat.writes(nb) != before:
+        write(target, nbformat.writes(nb) + "\n")
+        print(f"{source.stem}: stamped")
+    elif not done:
+        print(f"{source.stem}: its code changed, build it", file=sys.stderr)
+    return done
+
+
+def write_for_colab(notebook, folder):
+    """Write the variant for Colab of a built notebook into `folder`. Raises BuildError before there is an address."""
+    try:
+        nb = hosted.for_colab(nbformat.read(notebook, as_version=4))
+    except ValueError as error:
+        raise BuildError(f"{error}: set Repository in pyproject.toml") from None
+    folder.mkdir(parents=True, exist_ok=True)
+    write(folder / notebook.name, nbformat.writes(nb) + "\n")
+
+
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NN_topic", help="notebooks to rebuild, changed or not")
     parser.add_argument("--all", action="store_true", help="rebuild every notebook, changed or not")
     parser.add_argument("--check", action="store_true", help="run nothing; exit 1 if a notebook disagrees")
+    parser.add_argument("--stamp", action="store_true", help="run nothing; bring text and set-up cells up to date")
+    parser.add_argument("--colab", type=Path, metavar="FOLDER", help="run nothing; write the variants for Colab there")
     parser.add_argument("--folder", type=Path, default=HERE, help="where source/ and the notebooks are (%(default)s)")
     options = parser.parse_args(arguments)
 
@@ -237,6 +251,12 @@ def main(arguments=None):
                 lines += [f"{path.name} does not say what the notebooks say" for path in ledger.out_of_date()]
             print("\n".join(lines) or f"{len(names)} notebooks agree with their sources")
             return 1 if lines else 0
+        if options.stamp:
+            return 0 if all([stamp(*pairs[name]) for name in names]) else 1
+        if options.colab:
+            for name in names:
+                write_for_colab(pairs[name][1], options.colab)
+            return 0
         warm_up()
         anyway = options.all or bool(options.names)
         news = [refresh(*pairs[name], anyway) for name in names if name != ledger.MAP]

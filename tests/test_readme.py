@@ -27,7 +27,7 @@ LINES_OF_AN_EXAMPLE = 5  # imports included
 LINES_OF_A_RECIPE = 10
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"  # the only address outside
 NOT_STORED = {"data/results/gpu_lora.json"}  # the record of a run on a GPU, which nobody has made yet
-OURS = r"(?:ftkit|ftcourse|experiments)"
+OURS = r"(?:ftkit|ftcourse|experiments|release)"
 
 
 def read(path):
@@ -133,6 +133,7 @@ def wrong_pins(text):
 
 
 def outside_addresses(text):
+    text = re.sub(r"<!-- badges:.*?<!-- end of badges -->", "", text, flags=re.S)  # which a release writes
     return set(re.findall(r"https?://[^\s)\"'`>]+", text)) - {CPU_INDEX}
 
 

@@ -26,8 +26,9 @@
 # - An **exercise** has a `...` to replace and a checker in its last line. Hint and solution are folded below it.
 # - *Kernel > Restart Kernel and Run All Cells* starts again with new variables; what you typed stays.
 #
-# The first cell installs `ftkit` when you are on Colab, and does nothing elsewhere; the second imports. `ftkit` is
-# the library that you can use in your own projects, `ftcourse` holds pictures and the checkers of the exercises.
+# The first cell installs `ftkit` on Colab, Kaggle and Lightning, and does nothing elsewhere; the second imports.
+# `ftkit` is the library that you can use in your own projects, `ftcourse` holds pictures and the checkers of the
+# exercises.
 
 # %%
 import sys

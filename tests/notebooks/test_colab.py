@@ -1,10 +1,10 @@
-"""The set-up cell on Colab, as built: installs from our one address or says in one sentence what to do, and only once.
+"""The set-up cell on Colab, Kaggle and Lightning, as built: installs from our one address or says what to do, and once.
 
-Colab is played by a virtual environment with another torch than ours, where a module `google.colab` is loaded. Git
-takes a folder of this machine for the address in pyproject.toml, so nothing touches the network.
+The service is played by a virtual environment with another torch than ours, where a module `google.colab` is loaded or
+a variable is set. Git takes a folder of this machine for the address in pyproject.toml, so nothing touches the network.
+The whole course in an environment like Colab's: `make colab`.
 """
 
-import ast
 import subprocess
 import sys
 import sysconfig
@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 
 import build
+import hosted
+from ftcourse.addresses import Published
 from tests import ROOT
 
 from . import anatomy
@@ -36,18 +38,15 @@ def build_wheel(folder, config_settings=None, metadata_directory=None):
         wheel.writestr("ftkit.py", "")
         wheel.writestr(INFO + "WHEEL", "Wheel-Version: 1.0\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n")
         wheel.writestr(INFO + "METADATA", "Metadata-Version: 2.1\\nName: ftkit\\nVersion: {version}\\n"
-            "Provides-Extra: colab\\nRequires-Dist: torch>={torch}\\nRequires-Dist: ipywidgets; extra == 'colab'\\n")
+            "Provides-Extra: colab\\nRequires-Dist: {requirement}\\nRequires-Dist: ipywidgets; extra == 'colab'\\n")
         wheel.writestr(INFO + "RECORD", "")
     return name
 """.replace("{version}", PROJECT["version"]),
 }
 
 
-def guard(source: Path) -> str:
-    """The part of the built set-up cell that does something on Colab only."""
-    first = anatomy.code_cells(build.stub(build.read_source(source)))[0].source
-    (found,) = [node for node in ast.parse(first).body if isinstance(node, ast.If)]
-    return ast.get_source_segment(first, found)
+def set_up_cell(source: Path) -> str:
+    return anatomy.code_cells(build.stub(build.read_source(source)))[0].source
 
 
 @pytest.fixture
@@ -63,7 +62,9 @@ def colab(tmp_path):
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
         (info / "RECORD").write_text(f"{info.name}/METADATA,,\n{info.name}/RECORD,,\n")
 
-    def run(repository: Path, after: str = "", cell: str = guard(SOURCES[0])) -> subprocess.CompletedProcess:
+    def run(
+        repository: Path, after: str = "", cell: str = set_up_cell(SOURCES[0]), before: str = ON_COLAB, **variables: str
+    ) -> subprocess.CompletedProcess:
         environment = {
             "PATH": "/usr/bin:/bin",
             "HOME": str(folder),
@@ -74,14 +75,14 @@ def colab(tmp_path):
             "GIT_CONFIG_KEY_0": f"url.{repository.as_uri()}.insteadOf",
             "GIT_CONFIG_VALUE_0": REPOSITORY,
         }
-        command = [folder / "env" / "bin" / "python", "-c", ON_COLAB + cell + "\n" + after]
-        return subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True)
+        command = [folder / "env" / "bin" / "python", "-c", f"{before}\n{cell}\n{after}"]
+        return subprocess.run(command, env=environment | variables, cwd=folder, capture_output=True, text=True)
 
     return run
 
 
-def repository(folder: Path, torch: str) -> Path:
-    """A git repository of the stand-in, which wants this torch: the tag of this version, and a broken commit after."""
+def repository(folder: Path, requirement: str) -> Path:
+    """A git repository of the stand-in with this requirement: the tag of this version, and a broken commit after."""
 
     def git(*arguments):
         own = ["-c", "user.name=x", "-c", "user.email=x@example.org", "-c", "init.defaultBranch=main"]
@@ -89,7 +90,7 @@ def repository(folder: Path, torch: str) -> Path:
 
     folder.mkdir()
     for name, text in STAND_IN.items():
-        (folder / name).write_text(text.replace("{torch}", torch))
+        (folder / name).write_text(text.replace("{requirement}", requirement))
     git("init")
     git("add", ".")
     git("commit", "-m", "one")
@@ -99,48 +100,85 @@ def repository(folder: Path, torch: str) -> Path:
     return folder
 
 
+def offer(folder: Path, name: str, version: str) -> None:
+    """Let pip find a wheel of this version: a module that says its version."""
+    info = f"{name}-{version}.dist-info/"
+    with zipfile.ZipFile(folder / f"{name}-{version}-py3-none-any.whl", "w") as wheel:
+        wheel.writestr(f"{name}.py", f"__version__ = '{version}'\n")
+        wheel.writestr(info + "WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(info + "METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+        wheel.writestr(info + "RECORD", "")
+
+
 def test_where_nothing_is_published_one_sentence_says_what_to_do(colab, tmp_path):
     done = colab(tmp_path / "nowhere", after="print('went on')")
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.splitlines() == [
-        f"Cannot install ftkit[colab] @ git+{REPOSITORY}@v{PROJECT['version']}: "
-        "upload its folder, %pip install './ftkit[colab]'"
-    ]
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"Cannot install ftkit[colab] @ git+{REPOSITORY}@v{PROJECT['version']} (")
+    assert line.endswith(
+        "): turn the notebook's internet access on, or upload the folder of the project and run "
+        "%pip install './ftkit[colab]'"
+    )
 
 
 def test_it_stops_rather_than_replace_torch(colab, tmp_path):
     """The mutation: without what the cell says of it, pip takes the newer torch that is at hand."""
-    info = "torch-2.12.0.dist-info/"
-    with zipfile.ZipFile(tmp_path / "torch-2.12.0-py3-none-any.whl", "w") as wheel:
-        wheel.writestr(info + "WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-        wheel.writestr(info + "METADATA", "Metadata-Version: 2.1\nName: torch\nVersion: 2.12.0\n")
-        wheel.writestr(info + "RECORD", "")
-    greedy = repository(tmp_path / "greedy", torch="2.12")
+    offer(tmp_path, "torch", "2.12.0")
+    greedy = repository(tmp_path / "greedy", "torch>=2.12")
     done = colab(greedy)
     assert (done.returncode, done.stdout) == (1, "") and done.stderr.startswith("Cannot install ftkit")
-    mutation = guard(SOURCES[0]).replace('("torch", "ipywidgets")', '["ipywidgets"]')
+    assert "ResolutionImpossible" in done.stderr
+    mutation = set_up_cell(SOURCES[0]).replace('("torch", "ipywidgets")', '["ipywidgets"]')
+    assert mutation != set_up_cell(SOURCES[0])
     assert colab(greedy, "print(metadata.version('torch'))", mutation).stdout.splitlines()[-1] == "2.12.0"
 
 
 def test_it_installs_the_tag_keeps_what_colab_carries_and_does_nothing_the_second_time(colab, tmp_path):
-    say = "from importlib.metadata import version as v; print(ftkit.__file__, v('torch'), v('ipywidgets'))"
-    done = colab(repository(tmp_path / "repository", torch="2.11"), say)
+    say = "import ftkit; from importlib.metadata import version as v; print(ftkit.__file__, v('torch'), v('ipywidgets'))"
+    done = colab(repository(tmp_path / "repository", "torch>=2.11"), say)
     assert done.returncode == 0, done.stderr
     said, facts = done.stdout.splitlines()
-    assert said == "Colab: ftkit is installed"
+    assert said == f"ftkit {PROJECT['version']} is installed"
     assert "site-packages" in facts and facts.split()[1:] == list(CARRIED.values())
     again = colab(tmp_path / "nowhere", say)  # from where it could not be installed
     assert (again.returncode, again.stdout) == (0, done.stdout)
 
 
+def test_what_was_imported_before_it_was_replaced_asks_for_a_restart_until_there_was_one(colab, tmp_path):
+    offer(tmp_path, "pandas", "2.0")
+    wanting = repository(tmp_path / "wanting", "pandas>=2")
+    (packages,) = (tmp_path / "colab" / "env" / "lib").glob("python*/site-packages")
+    (packages / "pandas-1.0.dist-info").mkdir()
+    (packages / "pandas-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: pandas\nVersion: 1.0\n")
+    (packages / "pandas-1.0.dist-info" / "RECORD").write_text("pandas.py,,\npandas-1.0.dist-info/METADATA,,\n")
+    (packages / "pandas.py").write_text("__version__ = '1.0'\n")
+    twice = f"try:\n    exec({set_up_cell(SOURCES[0])!r})\nexcept SystemExit as error:\n    print(error)"
+    done = colab(wanting, twice, before=ON_COLAB + "import pandas\n" + twice, cell="")
+    restart = "Restart the session and run this cell again: pip has replaced pandas, in use here"
+    assert done.stdout.splitlines() == [restart, restart], done.stderr
+    after = colab(wanting, before=ON_COLAB + "import pandas")
+    assert (after.returncode, after.stdout) == (0, f"ftkit {PROJECT['version']} is installed\n")
+
+
+@pytest.mark.parametrize(
+    ("variable", "acts"),
+    [("KAGGLE_KERNEL_RUN_TYPE", True), ("LIGHTNING_CLOUD_SPACE_ID", True), ("SOME_OTHER", False)],
+)
+def test_kaggle_and_lightning_are_known_and_nothing_happens_elsewhere(colab, tmp_path, variable, acts):
+    done = colab(tmp_path / "nowhere", before="", **{variable: "1"})
+    assert (done.returncode, done.stdout) == (int(acts), "")
+    assert done.stderr.startswith("Cannot install ftkit") == acts
+
+
 def test_the_address_is_one_that_nobody_can_take_over():
-    host = REPOSITORY.removeprefix("https://").partition("/")[0]
-    assert host.endswith(".invalid") and REPOSITORY.endswith(".git")
+    """Before publication it is under .invalid; afterwards one that only its owner can write to."""
+    assert REPOSITORY.startswith("https://") and REPOSITORY.endswith(".git")
+    assert not Published(REPOSITORY, "1").is_public or REPOSITORY.startswith("https://github.com/")
 
 
 def test_every_notebook_has_this_cell_and_none_installs_the_bare_name():
-    assert len({guard(path) for path in SOURCES}) == 1 and len(SOURCES) == 18
-    assert f"ftkit[colab] @ git+{REPOSITORY}@v{PROJECT['version']}" in guard(SOURCES[0])
+    assert len({set_up_cell(path) for path in SOURCES}) == 1 and len(SOURCES) == 18
+    assert f"ftkit[colab] @ git+{REPOSITORY}@v{PROJECT['version']}" in set_up_cell(SOURCES[0])
     files = [
         *SOURCES,
         *(ROOT / "notebooks").glob("*.ipynb"),
@@ -170,8 +208,8 @@ def test_a_bare_name_is_told_from_an_address(line, bare):
 
 def test_another_address_is_another_cell(monkeypatch, tmp_path):
     """So that the check of the notebooks against their sources notices it."""
-    before = guard(SOURCES[0])
+    before = set_up_cell(SOURCES[0])
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     (tmp_path / "pyproject.toml").write_text(text.replace(REPOSITORY, "https://example.org/x.git"))
-    monkeypatch.setattr(build, "ROOT", tmp_path)
-    assert guard(SOURCES[0]) == before.replace(REPOSITORY, "https://example.org/x.git") != before
+    monkeypatch.setattr(hosted, "ROOT", tmp_path)
+    assert set_up_cell(SOURCES[0]) == before.replace(REPOSITORY, "https://example.org/x.git") != before
