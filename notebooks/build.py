@@ -252,7 +252,8 @@ def main(arguments=None):
             print("\n".join(lines) or f"{len(names)} notebooks agree with their sources")
             return 1 if lines else 0
         if options.stamp:
-            return 0 if all([stamp(*pairs[name]) for name in names]) else 1
+            done = [stamp(*pairs[name]) for name in names]  # all of them, whatever one says
+            return 0 if all(done) else 1
         if options.colab:
             for name in names:
                 write_for_colab(pairs[name][1], options.colab)

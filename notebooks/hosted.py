@@ -16,8 +16,8 @@ FOLDER = "notebooks"
 # What a source writes, and what learners get for it. Each service is known by what its own tools look for: Kaggle's
 # kagglehub for KAGGLE_KERNEL_RUN_TYPE, Lightning's litdata for LIGHTNING_CLOUD_SPACE_ID.
 SET_UP = re.compile(r'^import sys\n\nif "google\.colab" in sys\.modules:\n    \.\.\.  # installs ftkit$', re.M)
-# torch and ipywidgets stay as the service has them. A package that was imported before pip replaced it is of two versions
-# at once until the kernel is restarted: pyarrow, say, which pandas imports.
+# torch and ipywidgets stay as the service has them. A package that was imported before pip replaced it is of two
+# versions at once until the kernel is restarted: pyarrow, say, which pandas imports.
 INSTALL = """\
 import os
 import sys

@@ -134,7 +134,9 @@ def test_it_stops_rather_than_replace_torch(colab, tmp_path):
 
 
 def test_it_installs_the_tag_keeps_what_colab_carries_and_does_nothing_the_second_time(colab, tmp_path):
-    say = "import ftkit; from importlib.metadata import version as v; print(ftkit.__file__, v('torch'), v('ipywidgets'))"
+    say = (
+        "import ftkit; from importlib.metadata import version as v; print(ftkit.__file__, v('torch'), v('ipywidgets'))"
+    )
     done = colab(repository(tmp_path / "repository", "torch>=2.11"), say)
     assert done.returncode == 0, done.stderr
     said, facts = done.stdout.splitlines()
@@ -145,7 +147,7 @@ def test_it_installs_the_tag_keeps_what_colab_carries_and_does_nothing_the_secon
 
 
 def test_what_was_imported_before_it_was_replaced_asks_for_a_restart_until_there_was_one(colab, tmp_path):
-    offer(tmp_path, "pandas", "2.0")
+    offer(tmp_path, "pandas", "2.0.1")  # of another length, else Python takes the compiled file of the other
     wanting = repository(tmp_path / "wanting", "pandas>=2")
     (packages,) = (tmp_path / "colab" / "env" / "lib").glob("python*/site-packages")
     (packages / "pandas-1.0.dist-info").mkdir()

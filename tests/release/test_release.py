@@ -58,7 +58,12 @@ def wheel(description="[a](https://b.org)", version=None):
 
 
 def state(root):
-    return git(root, "rev-parse", "HEAD"), git(root, "tag"), git(root, "status", "--porcelain"), git(root, "worktree", "list")
+    return (
+        git(root, "rev-parse", "HEAD"),
+        git(root, "tag"),
+        git(root, "status", "--porcelain"),
+        git(root, "worktree", "list"),
+    )
 
 
 def test_a_release_makes_a_commit_two_tags_and_a_wheel(checkout):
@@ -66,7 +71,11 @@ def test_a_release_makes_a_commit_two_tags_and_a_wheel(checkout):
     said = releasing.release(root, WANTED, build=wheel())
     assert asked == [("--stamp",), ("--check",), ("--colab", "notebooks")]
     assert git(root, "tag").split() == ["v0.1.0", "v0.1.0-colab"] and git(root, "status", "--porcelain") == ""
-    assert git(root, "rev-parse", "v0.1.0^{}") == git(root, "rev-parse", "HEAD") == git(root, "rev-parse", "v0.1.0-colab~1")
+    assert (
+        git(root, "rev-parse", "v0.1.0^{}")
+        == git(root, "rev-parse", "HEAD")
+        == git(root, "rev-parse", "v0.1.0-colab~1")
+    )
     assert git(root, "show", "v0.1.0-colab:notebooks/00.ipynb") == "--colab notebooks"
     assert git(root, "show", "v0.1.0:notebooks/00.ipynb") == "--check"
     assert [path.name for path in (root / "dist").iterdir()] == ["ftkit-0-py3-none-any.whl"]
