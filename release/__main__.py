@@ -51,8 +51,10 @@ def problems(root: Path, wanted: Published, dry_run: bool = False) -> list[str]:
         found.append("the working tree has changes: commit or stash them")
     if not dry_run and not git(root, "branch", "--show-current"):
         found.append("no branch is checked out: check out the one that the release goes to")
-    if not dry_run and not wanted.is_public:
-        found.append(f"{wanted.repository} is nobody's address: give --repository https://github.com/OWNER/NAME.git")
+    if not dry_run and not (wanted.is_public and wanted.repository.endswith(".git")):
+        found.append(
+            f"{wanted.repository} is no address to install from: give --repository https://github.com/OWNER/NAME.git"
+        )
     section = UNRELEASED.search(read(root / "CHANGELOG.md"))
     if not section or not section[1].strip():
         found.append("CHANGELOG.md says nothing under [Unreleased]: write what changed since the last release")
@@ -83,7 +85,8 @@ def change(path: Path, pattern: str | re.Pattern, new: str) -> None:
 def write_version(tree: Path, wanted: Published, day: str) -> None:
     """Set version, address, changelog, citation and badge in a checkout."""
     change(tree / "pyproject.toml", r'^version = ".*"$', f'version = "{wanted.version}"')
-    change(tree / "pyproject.toml", r'^Repository = ".*"$', f'Repository = "{wanted.repository}"')
+    project = tree / "pyproject.toml"  # where other addresses begin with the repository's
+    project.write_text(read(project).replace(read_project(tree).page, wanted.page), encoding="utf-8")
     change(tree / "ftkit" / "__init__.py", r'^__version__ = ".*"$', f'__version__ = "{wanted.version}"')
     citation = tree / "CITATION.cff"
     change(citation, r"^version: .*$", f"version: {wanted.version}")

@@ -98,21 +98,37 @@ def run(nb, folder: Path, environment: dict[str, str]) -> str:
     return "\n".join(output_text(out) for cell in code_cells(nb) for out in cell.get("outputs", []))
 
 
-def set_up(nb, folder: Path, environment: dict[str, str]) -> None:
-    """Run the set-up cell as a first session does. Raises ColabError unless it asks for a restart, then is content."""
-    cell = code_cells(nb)[0].source
-    first = new_notebook(cells=[new_code_cell("import pandas, pyarrow"), new_code_cell(cell)])
-    for again in (False, True):  # the second time, nothing is left to install, and it has to ask all the same
+def set_up(cell: str, folder: Path, environment: dict[str, str]) -> None:
+    """Run the set-up cell in two sessions, as a learner does who used pandas before it and so has to restart.
+
+    Raises ColabError unless it asks the first session for a restart, and installs nothing more in the second.
+    """
+
+    def said(*cells: str) -> str:
         try:
-            said = run(first, folder, environment)
+            return run(new_notebook(cells=[new_code_cell(cell) for cell in cells]), folder, environment)
         except build.BuildError as error:
-            said = str(error)
-        if not again:
-            first = new_notebook(cells=[new_code_cell(cell), new_code_cell(cell)])
-            if RESTART not in said:
-                raise ColabError(f"the set-up cell replaced pyarrow in use, and asked for no restart:\n{said}")
-        elif said.split("\n").count(f"ftkit {read_project(ROOT).version} is installed") != 2:
-            raise ColabError(f"after a restart, the set-up cell says:\n{said}")
+            return str(error)
+
+    first = said("import pandas, pyarrow", cell)
+    if RESTART not in first:
+        raise ColabError(f"pip replaced pyarrow, which was in use, and the set-up cell asked for no restart:\n{first}")
+    second = said(cell, cell)
+    if second.count(f"ftkit {read_project(ROOT).version} is installed") != 2:
+        raise ColabError(f"after a restart, the set-up cell says:\n{second}")
+
+
+def runs(stem: str, nb, folder: Path, environment: dict[str, str], solved: bool) -> bool:
+    """Run a notebook, print in a line what came of it, and return whether all is well."""
+    start = time.perf_counter()
+    try:
+        run(nb, folder, environment)
+        wrong = {word for cell in code_cells(nb) for word in verdicts(cell)} - {"Right"} if solved else set()
+        outcome = f"a checker says {', '.join(sorted(wrong))}" if wrong else "ran"
+    except build.BuildError as error:
+        outcome = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
+    print(f"{stem:40} {outcome} in {time.perf_counter() - start:.0f} s", flush=True)
+    return outcome == "ran"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -133,25 +149,16 @@ def main(arguments: list[str] | None = None) -> int:
         environment = environment_of(interpreter, folder, make_repository(folder))
         variant = build.solve if given.solved else build.stub
         try:
-            set_up(variant(build.read_source(next(iter(sources.values())))), folder, environment)
+            set_up(code_cells(variant(build.read_source(sources[next(iter(sources))])))[0].source, folder, environment)
         except ColabError as error:
             print(error, file=sys.stderr)
             return 1
         subprocess.run([interpreter, "-c", FACTS, *SHOWN], check=True)
-        failed = 0
-        for stem in given.names or sources:
-            start = time.perf_counter()
-            nb = variant(build.read_source(sources[stem]))
-            try:
-                run(nb, folder, environment)
-                said = [word for cell in code_cells(nb) for word in verdicts(cell)]
-                wrong = given.solved and set(said) - {"Right"}
-                print(f"{stem:40} {'a checker says ' + ', '.join(wrong) if wrong else 'ran'}", end="")
-            except build.BuildError as error:
-                wrong = True
-                print(f"{stem:40} {re.sub(chr(27) + r'.[0-9;]*m', '', str(error))}", end="")
-            failed += bool(wrong)
-            print(f" in {time.perf_counter() - start:.0f} s", flush=True)
+        failed = [
+            stem
+            for stem in given.names or sources
+            if not runs(stem, variant(build.read_source(sources[stem])), folder, environment, given.solved)
+        ]
         return 1 if failed else 0
 
 

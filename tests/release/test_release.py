@@ -106,7 +106,8 @@ def test_the_next_release_replaces_what_the_last_one_wrote(checkout):
     ("wanted", "change", "says"),
     [
         (WANTED, lambda root: (root / "new.txt").write_text("x"), "has changes"),
-        (NOWHERE, None, "nobody's address"),
+        (NOWHERE, None, "no address to install from"),
+        (Published("https://github.com/someone/ftkit", "0.1.0"), None, "no address to install from"),
         (WANTED, lambda root: git(root, "tag", "v0.1.0"), "does not come after 0.1.0"),
         (WANTED, lambda root: git(root, "tag", "v0.10.0"), "does not come after 0.10.0"),
         (Published(WANTED.repository, "0.0.9"), None, "pyproject.toml says 0.1.0 already"),
