@@ -189,7 +189,14 @@ def test_examples_and_recipes_are_short():
         lines = [line for line in block.splitlines() if line]
         assert len(lines) <= LINES_OF_AN_EXAMPLE, block
     found = recipes(read(CONTRIBUTING))
-    assert list(found) == ["An exercise", "A notebook", "An optimizer", "A chat check", "A sharding technique"]
+    assert list(found) == [
+        "An exercise",
+        "A control",
+        "A notebook",
+        "An optimizer",
+        "A chat check",
+        "A sharding technique",
+    ]
     assert all(len(lines) <= LINES_OF_A_RECIPE for lines in found.values())
 
 
