@@ -21,7 +21,13 @@
     for (const slider of explorer.querySelectorAll(".widget-slider")) {
       const label = slider.querySelector(".widget-label")?.textContent ?? "";
       const readout = slider.querySelector(".widget-readout");
-      const handle = slider.querySelector("[role=slider]");
+      const handle = slider.querySelector(".noUi-handle, .ui-slider-handle");
+      if (handle?.matches(".ui-slider-handle")) {
+        // ipywidgets 7: jQuery UI's handle, which says nothing of itself but its place, as a percentage.
+        set(handle, "role", "slider");
+        for (const [name, value] of [["min", 0], ["max", 100], ["now", Math.round(parseFloat(handle.style.left))]])
+          set(handle, `aria-value${name}`, String(value));
+      }
       set(handle, "aria-label", label);
       if (readout?.textContent) set(handle, "aria-valuetext", readout.textContent);
       // The number beside a slider can be typed over; that of a list of values is text alone.

@@ -156,7 +156,7 @@ class Driver:
         handle.focus()
         self.changes(lambda: handle.press(key), label, f"the key {key}")
         self.check_value(handle, label)
-        track = handle.locator("xpath=ancestor::*[contains(@class, 'noUi-target')]").bounding_box()
+        track = handle.locator("xpath=ancestor::*[contains(@class, 'slider-container')]").bounding_box()
         knob = handle.bounding_box()
         y, x = knob["y"] + knob["height"] / 2, knob["x"] + knob["width"] / 2
         far = track["x"] + track["width"] * (0.15 if x > track["x"] + track["width"] / 2 else 0.85)
