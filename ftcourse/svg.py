@@ -18,6 +18,7 @@ FONTS = "DejaVu Sans, Verdana, Arial, Helvetica, sans-serif"
 MONOSPACE = "DejaVu Sans Mono, Consolas, Menlo, monospace"
 CORNER = 6  # points: the radius of the card on which the picture lies
 PIXELS = 96 / 72  # to a point
+NO_BREAK = "\N{NO-BREAK SPACE}"
 DECIMALS = 2
 # Moves the edges between two rounded values away from round numbers, which layouts have often and hit inexactly.
 NUDGE = 0.00137
@@ -55,7 +56,6 @@ def tidy_svg(svg: str, name: str, background: str | None = "#ffffff") -> str:
         "role": "img",
         "aria-label": name,
         "font-family": FONTS,
-        "{http://www.w3.org/XML/1998/namespace}space": "preserve",  # words that are aligned by spaces
         "stroke-linejoin": "round",
         "stroke-linecap": "butt",
         "style": "max-width:100%;height:auto",
@@ -89,7 +89,10 @@ def rounded(number: float) -> str:
 
 
 def _tidy_attributes(element: ET.Element) -> None:
-    element.text, element.tail = element.text if element.tag.endswith(("text", "tspan")) else None, None
+    words = element.text if element.tag.endswith(("text", "tspan")) else None
+    # Browsers make one space of several, with which words were aligned, whatever the element's attributes say.
+    element.text = words and re.sub(" {2,}|^ | $", lambda found: NO_BREAK * len(found[0]), words)
+    element.tail = None
     for key, value in list(element.attrib.items()):
         if key in LENGTHS:
             value = NUMBER.sub(lambda found: rounded(float(found[0])), value)

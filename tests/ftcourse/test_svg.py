@@ -60,7 +60,11 @@ def test_one_element_with_a_name_a_card_and_text_that_is_text():
     card = root[0]
     assert card.tag == f"{{{SVG}}}rect" and card.get("fill") == "#ffffff"
     (text,) = root.iter(f"{{{SVG}}}text")
-    assert text.text == "two  words" and text.get("style") == "font-size:10px" and "transform" not in text.attrib
+    assert (
+        text.text == "two\N{NO-BREAK SPACE}\N{NO-BREAK SPACE}words"
+        and text.get("style") == "font-size:10px"
+        and "transform" not in text.attrib
+    )
     assert text.get("x") == "5.13"
     assert not {"metadata", "style"} & {element.tag.partition("}")[2] for element in root.iter()}
     assert ET.fromstring(tidy_svg(PICTURE, "a", background=None))[0].tag != card.tag
@@ -111,7 +115,7 @@ def test_what_is_drawn_survives(tmp_path):
     text = figure_svg(draw(), title="t")
     root = ET.fromstring(text)
     words = ["".join(element.itertext()) for element in root.iter(f"{{{SVG}}}text")]
-    assert {"two  words", "step", "loss (nats)", "a", "b"} <= set(words)
+    assert {"two\N{NO-BREAK SPACE}\N{NO-BREAK SPACE}words", "step", "loss (nats)", "a", "b"} <= set(words)
     assert "data:image/png;base64," in text and "<pattern" in text and "<use" in text
     targets = set(re.findall(r'href="#([^"]+)"|url\(#([^)]+)\)', text))
     assert {a or b for a, b in targets} == set(re.findall(r' id="([^"]+)"', text))
