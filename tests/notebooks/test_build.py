@@ -1,11 +1,14 @@
 """The notebook build: stub, hint and solution from one source; the same bytes twice; red where it must be."""
 
+import base64
 import os
 import platform
+import random
 import re
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import jupytext
@@ -220,6 +223,14 @@ def test_tokens(text):
     token = SAMPLES[text]
     assert stable.normalise_text(text) == token
     assert stable.normalise_text(token) == token  # so that nbval leaves a stored token as it is
+
+
+def test_a_stored_picture_takes_no_time_to_look_through():
+    """A pattern that begins at any character tries each of them, and looks ahead over all of the rest."""
+    start = time.process_time()
+    picture = base64.b64encode(random.Random(0).randbytes(40_000)).decode()
+    assert stable.normalise_text(picture) == picture
+    assert time.process_time() - start < 2  # hours, if it is tried at each
 
 
 def test_a_path_that_only_looks_like_this_checkout_is_not_taken_for_it():
