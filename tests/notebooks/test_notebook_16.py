@@ -32,7 +32,7 @@ def texts() -> list[str]:
 
 LINES = {name: line for text in texts() for name, line in launch_lines_of(text).items()}
 LINES |= {text[:40]: text for text in texts() if text.startswith("sbatch")}
-WHOLE = [text for text in texts() if text.startswith("torchrun")]  # not in a list of lines
+WHOLE = [text for text in texts() if text.startswith("torchrun") and "--model" in text]  # not in a list of lines
 (EARLIER,) = [text for text in WHOLE if "--lr" not in text]
 OTHERS = [text for text in WHOLE if text != EARLIER]
 
