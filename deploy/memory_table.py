@@ -8,6 +8,7 @@ import json
 import re
 from pathlib import Path
 
+from ftcourse.copying import source_dir
 from ftkit.models import data_dir
 
 PAGE = Path(__file__).resolve().parent / "README.md"
@@ -23,6 +24,10 @@ def on_binder(total: int) -> str:
     return "as a rule, within 2 GiB" if total <= 2 * GIB else "**no**"
 
 
+def names() -> set[str]:
+    return {path.stem for path in source_dir().glob("*.ipynb")}
+
+
 def table(record: dict) -> str:
     """The table in Markdown, the largest first."""
     rows = sorted(record["notebooks"].items(), key=lambda item: -item[1]["peak"])
@@ -30,6 +35,7 @@ def table(record: dict) -> str:
     for name, measured in rows:
         total = measured["peak"] + record["lab"]
         lines.append(f"| {name} | {total / MIB:,.0f} MiB | {on_binder(total)} |")
+    lines += [f"| {name} | not measured yet | |" for name in sorted(names() - set(record["notebooks"]))]
     lab = f"JupyterLab's server is {record['lab'] / MIB:.0f} MiB of each"
     return "\n".join(lines) + f"\n\n{lab}. Measured on {record['date']}: {record['machine']}.\n"
 

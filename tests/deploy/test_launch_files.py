@@ -114,6 +114,9 @@ def test_skypilot_on_one_spot_machine_with_a_bucket_that_takes_appends(engine, t
     assert (config.model, config.data, config.output, config.method) == ("", "", "/runs/sky-1", "lora")
     (mount,) = task["file_mounts"].values()
     assert task["num_nodes"] == 1 and mount["mode"] == "MOUNT_CACHED"
+    # A checkpoint has its name before it is uploaded: the one before must still be in the bucket.
+    default = config_of(["--output", "x", *shlex.split(task["envs"]["FLAGS"])])
+    assert default.save_total_limit != 1 == Config.__dataclass_fields__["save_total_limit"].default
 
 
 @pytest.mark.parametrize("file", ["finetune.yaml", "spot.yaml"])
