@@ -11,6 +11,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+import matplotlib.style
 import pytest
 
 from ftcourse.claims import VERDICTS, read_claims
@@ -256,7 +257,8 @@ def test_the_ledger_page_explains_every_verdict():
 
 def test_the_picture_is_what_its_script_draws_from_the_record():
     drawn = picture()
-    assert drawn.svg() == drawn.svg() == read(drawn.PATH), "python docs/picture.py writes it"
+    with matplotlib.style.context("default"):  # as in a new process, whatever the tests before this one have set
+        assert drawn.svg() == drawn.svg() == read(drawn.PATH), "python docs/picture.py writes it"
     assert drawn.svg().count("<svg") == 1
 
 

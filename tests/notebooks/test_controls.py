@@ -1,8 +1,8 @@
 """Every control of the course in a real JupyterLab and a real browser, by keyboard and by mouse, light and dark.
 
-The notebooks' cells that show a control, and those that they need, run in one notebook. `make test` takes three
-notebooks, which have every kind of control between them; `make controls` takes all, under ipywidgets 8 and 7.7, and
-breaks what they rest on. FTKIT_SCREENSHOTS: see test_lab.py.
+The notebooks' cells that show a control, and those that they need, run in one notebook. `make controls` takes first the
+three notebooks that have every kind of control between them, then all others, under ipywidgets 8 and 7.7, and breaks
+what they rest on. FTKIT_SCREENSHOTS: see test_lab.py.
 """
 
 import os
@@ -90,6 +90,7 @@ def opened(tmp_path_factory):
         assert page.escaped == [] and page.errors == []
 
 
+@pytest.mark.controls
 def test_each_kind_of_control_works_by_keyboard_and_by_mouse(opened):
     assert driven(opened, [path for path in NOTEBOOKS if path.name.startswith(QUICK)]) == []
 

@@ -56,7 +56,7 @@ NOTEBOOKS = {
     "still": [cell(CONTROL, new_output("display_data", STILL))],
     "dead_kernel": [cell("import os, time\nos._exit(3)"), cell("print(1)", stream("1\n"))],
     "environment": [
-        cell(LASTING + "print(vars_, os.environ['OMP_NUM_THREADS'])", stream("[] 1\n")),
+        cell(LASTING + "print(vars_, os.environ['OMP_NUM_THREADS'])", stream("['FTKIT_PROGRESS'] 1\n")),
         cell(
             "print('took 12.34 s', object(), os.getcwd())",
             stream("took #.# s <object object at 0xADDR> notebooks\n"),

@@ -36,8 +36,8 @@ def rows():
 
 MUTATIONS = {
     "logits.scatter_add_(1, label, -torch.ones_like(total))": "pass",
-    "logits *= learnt / count": "logits *= learnt",
-    "(total.log() - picked) * learnt": "(total.log() - picked)",
+    "logits *= in_loss / count": "logits *= in_loss",
+    "(total.log() - picked) * in_loss": "(total.log() - picked)",
     "gradient.mul_(upstream)": "gradient",
     "grad_head.addmm_(logits.T, h)": "torch.mm(logits.T, h, out=grad_head)",
 }
