@@ -6,7 +6,8 @@
 
 The environment has Colab's versions of 19 August 2026 (tests/colab.txt), a module `google.colab` that the kernel has
 loaded, and no other part of ftkit. Git takes the last commit of this checkout for the address of the set-up cell, and
-the notebooks are those of that commit. A first session has used pandas before the set-up cell, which then has to ask for a restart; each notebook gets a new one.
+the notebooks are those of that commit. A first session has used pandas before the set-up cell, which then has to ask
+for a restart; each notebook gets a new one.
 It takes packages from PyPI, among them torch for CUDA (2.7 GB), unless PIP_EXTRA_INDEX_URL offers one for processors.
 """
 
