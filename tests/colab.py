@@ -5,8 +5,9 @@
     python -m tests.colab --python python3.13 --into FOLDER    with Colab's Python; a second run is then quick
 
 The environment has Colab's versions of 19 August 2026 (tests/colab.txt), a module `google.colab` that the kernel has
-loaded, and no other part of ftkit. Git takes the last commit of this checkout for the address of the set-up cell. A
-first session has used pandas before the set-up cell, which then has to ask for a restart; each notebook gets a new one.
+loaded, and no other part of ftkit. Git takes the last commit of this checkout for the address of the set-up cell, and
+the notebooks are those of that commit. A first session has used pandas before the set-up cell, which then has to ask
+for a restart; each notebook gets a new one.
 It takes packages from PyPI, among them torch for CUDA (2.7 GB), unless PIP_EXTRA_INDEX_URL offers one for processors.
 """
 
@@ -146,7 +147,10 @@ def main(arguments: list[str] | None = None) -> int:
         folder = Path(name).resolve()
         interpreter = make_environment(folder, given.python)
         os.environ["JUPYTER_PATH"] = str(folder)
-        environment = environment_of(interpreter, folder, make_repository(folder))
+        repository = make_repository(folder)
+        environment = environment_of(interpreter, folder, repository)
+        # Of the same commit as the library, whatever happens to this checkout in the meantime.
+        sources = {stem: repository / path.relative_to(ROOT) for stem, path in sources.items()}
         variant = build.solve if given.solved else build.stub
         try:
             set_up(code_cells(variant(build.read_source(sources[next(iter(sources))])))[0].source, folder, environment)
