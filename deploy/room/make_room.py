@@ -21,6 +21,7 @@ from pathlib import Path
 
 from packaging.markers import default_environment
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name, parse_wheel_filename
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -93,12 +94,24 @@ def requirements_of(wheel: Path) -> list[Requirement]:
         return [Requirement(text) for text in email.message_from_bytes(files.read(name)).get_all("Requires-Dist", [])]
 
 
-def complete(wheels: Path, root: str, environment: dict[str, str]) -> tuple[set[Path], list[str]]:
-    """The wheels that `root` needs in an environment, and the requirements that no wheel of the folder meets."""
+def read_pins(constraints: Path) -> dict[str, SpecifierSet]:
+    """The versions that a file of constraints allows, by canonical name."""
+    lines = [line.partition("#")[0].strip() for line in constraints.read_text(encoding="utf-8").splitlines()]
+    return {canonicalize_name(r.name): r.specifier for r in map(Requirement, filter(None, lines))}
+
+
+def complete(
+    wheels: Path, root: str, environment: dict[str, str], pins: dict[str, SpecifierSet]
+) -> tuple[set[Path], list[str]]:
+    """The wheels that `root` needs in an environment, and the requirements that no wheel of the folder meets.
+
+    A wheel of another version than `pins` allows, left from an earlier time, counts as absent.
+    """
     at_hand: dict[str, list] = {}
     for path in wheels.glob("*.whl"):
         name, version, *_ = parse_wheel_filename(path.name)
-        at_hand.setdefault(name, []).append((version, path))
+        if name not in pins or pins[name].contains(version, prereleases=True):
+            at_hand.setdefault(name, []).append((version, path))
     needed, missing, open_, seen = set(), [], [Requirement(root)], set()
     while open_:
         wanted = open_.pop()
@@ -130,19 +143,25 @@ def fill(wheels: Path, target: Target, torch: str, project: Path = ROOT, course:
     shutil.copyfile(wheel, wheels / wheel.name)
     shutil.rmtree(built)
     constraints = project / "constraints.txt"
-    fetch = ["download", "--only-binary=:all:", "-d", wheels, "--find-links", wheels, *target.pip_flags()]
+    fetch = ["download", "--no-deps", "--only-binary=:all:", "-d", wheels, *target.pip_flags()]
     if torch == "cpu":
         pin = next(line for line in constraints.read_text(encoding="utf-8").split() if line.startswith("torch=="))
-        pip(*fetch, "--no-deps", "--index-url", CPU_INDEX, pin)
-    extras = course[course.index("[") :] if "[" in course else ""
-    wanted = [f"{wheels / wheel.name}{extras}"]
-    for _ in range(6):  # pip reads markers as if for this machine, so ask for what the target needs besides
-        pip(*fetch, "-c", constraints, *wanted)
-        needed, missing = complete(wheels, course, target.environment())
+        pip(*fetch, "--index-url", CPU_INDEX, pin)
+    # Round by round, without pip's resolver: it reads the markers of dependencies as if for the machine it runs on.
+    # The versions are pinned, so there is nothing to resolve.
+    pins, asked = read_pins(constraints), []
+    while True:
+        needed, missing = complete(wheels, course, target.environment(), pins)
+        if still := sorted(set(asked) & set(missing)):
+            raise RoomError(f"pip brings other versions than are asked for: {', '.join(still)}; see constraints.txt")
         if not missing:
-            return needed
-        wanted = missing
-    raise RoomError(f"not to be had as wheels for {target.machine}, Python {target.python}: {', '.join(missing)}")
+            break
+        pip(*fetch, "-c", constraints, *missing)
+        asked = missing
+    names = [parse_wheel_filename(wheel.name)[0] for wheel in needed]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise RoomError(f"two versions are asked for of {', '.join(twice)}: pin one in constraints.txt")
+    return needed
 
 
 def digest(path: Path) -> str:

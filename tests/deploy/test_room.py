@@ -133,17 +133,24 @@ def test_for_other_machines_it_holds_what_their_markers_ask_for(project, index, 
     windows = fill(tmp_path / "wheels", Target("windows", "3.12"), "default", project)
     assert names(windows) == BASIC | {"winlib-1.0", "winbase-1.0"}
     for target in (Target(), Target("linux-x86_64", "3.12"), Target("mac-arm64", "3.13")):
-        found, missing = complete(tmp_path / "wheels", "ftkit[lab]", target.environment())
+        found, missing = complete(tmp_path / "wheels", "ftkit[lab]", target.environment(), {})
         assert (names(found), missing) == (BASIC, [])
 
 
 def test_what_cannot_be_had_is_named(tmp_path):
     environment = Target("windows").environment() | {"python_version": "3.99"}
     make_wheel(tmp_path, "labs", "1.0", WHEELS["labs", "1.0"])
-    found, missing = complete(tmp_path, "labs", environment)
+    found, missing = complete(tmp_path, "labs", environment, {})
     assert names(found) == {"labs-1.0"} and sorted(missing) == ["newlib", "rings", "winlib"]
     with pytest.raises(RoomError, match="torch==9"):
         pip("download", "-d", tmp_path, "torch==9")
+
+
+def test_wheels_of_an_earlier_time_do_not_get_into_the_room(index, project):
+    """The index itself as the folder: it holds a torch that constraints.txt does not allow, which is newer."""
+    pins = make_room.read_pins(project / "constraints.txt")
+    assert names(complete(index, "torch", Target().environment(), pins)[0]) == {"torch-2.1", "Numbers_Lib-1.0"}
+    assert names(complete(index, "torch", Target().environment(), {})[0]) == {"torch-3.0"}
 
 
 def test_pip_is_told_of_other_machines_only():
