@@ -6,6 +6,7 @@ is said again by a number, a hatch, a marker or a label. Matplotlib loads when t
 light and dark pages alike, and their bytes depend on nothing but what is drawn.
 """
 
+import functools
 import io
 from collections.abc import Mapping, Sequence
 
@@ -30,6 +31,19 @@ STYLE = {
     "axes.spines.right": False,
     "hatch.linewidth": 0.6,
 }
+
+
+def _in_course_style(draw):
+    """Let `draw` look alike whatever style the process has: titles and hatches take theirs when they are made."""
+
+    @functools.wraps(draw)
+    def drawn(*args, **kwargs):
+        import matplotlib
+
+        with matplotlib.rc_context(STYLE):
+            return draw(*args, **kwargs)
+
+    return drawn
 
 
 def use_course_style() -> None:
@@ -78,15 +92,15 @@ def _svg(figure, title: str | None = None) -> str:
     return tidy_svg(buffer.getvalue(), describe(figure) if title is None else title, to_hex(figure.get_facecolor()))
 
 
+@_in_course_style
 def new_axes(width: float = 6.0, height: float = 3.2, columns: int = 1):
     """Return (figure, axes) in the course's style: `width` × `height` inches, one row of `columns` Axes."""
-    import matplotlib
     from matplotlib import pyplot
 
-    with matplotlib.rc_context(STYLE):
-        return pyplot.subplots(1, columns, figsize=(width, height))
+    return pyplot.subplots(1, columns, figsize=(width, height))
 
 
+@_in_course_style
 def plot_matrix(values, *, title: str, mask=None, limit: float | None = None, ax=None):
     """Draw a matrix as a heat map with its numbers written in the cells; return the Axes.
 
@@ -126,6 +140,7 @@ def plot_matrix(values, *, title: str, mask=None, limit: float | None = None, ax
     return ax
 
 
+@_in_course_style
 def plot_loss(metrics: Sequence[Mapping], *, ax=None):
     """Draw training loss, and evaluation loss where there is one, over optimizer steps; return the Axes.
 
@@ -149,6 +164,7 @@ def plot_loss(metrics: Sequence[Mapping], *, ax=None):
     return ax
 
 
+@_in_course_style
 def plot_by_domain(before: Mapping, after: Mapping, *, labels: tuple[str, str], ylabel: str, ax=None):
     """Draw one row per domain from its value before (circle) to after (diamond), greatest fall on top.
 
@@ -173,6 +189,7 @@ def plot_by_domain(before: Mapping, after: Mapping, *, labels: tuple[str, str], 
     return ax
 
 
+@_in_course_style
 def plot_shards(rows_per_rank: Sequence[int], *, columns: int, title: str, ax=None):
     """Draw which rows of a matrix live on which rank, as blocks from top to bottom; return the Axes.
 

@@ -76,6 +76,12 @@ def test_another_process_gives_the_same_bytes():
     assert done.stdout == figure_svg(draw_all()[0].figure)
 
 
+def test_the_process_s_own_style_changes_nothing():
+    plain = [figure_svg(ax.figure) for ax in draw_all()]
+    with matplotlib.rc_context({"axes.titlesize": 20, "hatch.linewidth": 3, "xtick.labelsize": 4, "font.size": 13}):
+        assert [figure_svg(ax.figure) for ax in draw_all()] == plain
+
+
 def test_other_data_give_other_bytes():
     assert figure_svg(plot_matrix(GRADIENT, title="a").figure) != figure_svg(
         plot_matrix([[0.5, -1.0, 0.25], [2.0, 0.0, -0.76]], title="a").figure
