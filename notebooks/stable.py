@@ -68,6 +68,7 @@ FIXED = {
     "OMP_NUM_THREADS": "1",  # with more, sums are taken in another order and end in other digits
     "MKL_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
+    "TORCHINDUCTOR_COMPILE_THREADS": "1",  # else torch.compile starts a pool of processes that import torch
     "CUDA_VISIBLE_DEVICES": "",  # the stored outputs are the processor's
     "FTKIT_PROGRESS": "off",  # a build or a test solves exercises, and is no learner
     "HF_HUB_OFFLINE": "1",

@@ -20,6 +20,8 @@ from nbval.plugin import get_sanitize_patterns
 import build
 import stable
 
+pytestmark = pytest.mark.thorough
+
 EXERCISE = '''\
 # %% [markdown]
 # # A title

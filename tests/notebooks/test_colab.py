@@ -23,6 +23,8 @@ from tests import ROOT
 
 from . import anatomy
 
+pytestmark = pytest.mark.thorough
+
 SOURCES = sorted((ROOT / "notebooks" / "source").glob("*.py"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 REPOSITORY = PROJECT["urls"]["Repository"]

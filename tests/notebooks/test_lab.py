@@ -16,6 +16,8 @@ pytest.importorskip("playwright")
 
 from . import lab
 
+pytestmark = pytest.mark.thorough
+
 NOTEBOOK = lab.ROOT / "notebooks" / "01_gradient_masks.ipynb"
 CHROMIUM = lab.find_chromium()
 QUIET = 500  # milliseconds without a change, after which a picture counts as drawn

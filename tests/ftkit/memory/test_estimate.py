@@ -79,6 +79,7 @@ def test_one_rank_again(number):
     assert row["predicted"]["peak"] == pytest.approx(predicted["peak"], rel=0.01)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("ranks", "numbers"), [(2, (4, 9)), (4, (3,))])
 def test_several_ranks_again(ranks, numbers):
     rows = [row for row in RECORD if row["ranks"] == ranks]
@@ -133,6 +134,7 @@ def test_a_forgotten_gathered_layer_shows():
     assert abs(without / row["measured"][0]["peak"] - 1) > 100 * TOLERANCE
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "plan",
     [
@@ -185,6 +187,7 @@ def test_which_layers_a_trace_leaves_out(layers, kinds, spare):
     assert spare_layers(pattern(layers, kinds)) == spare
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("activation_checkpointing", [False, True])
 def test_alternating_layers_are_extrapolated_by_whole_periods(activation_checkpointing):
     plan = replace(SMALL, activation_checkpointing=activation_checkpointing, method="frozen", freeze="q_proj|embed")
@@ -234,6 +237,7 @@ def test_shards_add_up_to_the_whole(mesh):
     assert max(h.weights for h in held) <= whole.weights
 
 
+@pytest.mark.thorough
 def test_more_ranks_never_hold_more_and_checkpointing_never_more_activations():
     weights = [persistent_bytes(llama(), replace(SMALL, mesh=(1, n, 1))).weights for n in (1, 2, 3, 4, 8, 64)]
     assert weights == sorted(weights, reverse=True)
