@@ -33,7 +33,8 @@ code { font-family: "DejaVu Sans Mono", Consolas, monospace; font-size: .88em } 
   border: .5pt solid #cfd4da; border-radius: 3pt; padding: 5pt 7pt }
 .cell { margin: 7pt 0 } .output_area { margin: 5pt 0 }
 .output_stream pre, .output_text pre { border-left: 2pt solid #cfd4da; padding-left: 6pt }
-img.figure, svg { display: block; max-width: 100%; max-height: 20cm; height: auto; break-inside: avoid }
+img, svg { max-width: 100%; max-height: 20cm; height: auto; break-inside: avoid }
+.output_area img, .output_area svg { display: block }
 table { border-collapse: collapse; font-size: 8.6pt } tr { break-inside: avoid }
 th, td { border-bottom: .5pt solid #cfd4da; padding: 2pt 5pt; text-align: left; vertical-align: top }
 summary { font-weight: bold; list-style: none }
