@@ -59,11 +59,11 @@ def make_page(nb) -> str:
 
     Code that the notebook hides, and what installs on Colab, is left out; its output stays.
     """
-    from .rendering import code_style, has_tag, render, title_of
+    from .rendering import code_style, has_tag, is_set_up, render, title_of
 
     parts = []
     for cell in nb.cells:
-        hidden = has_tag(cell, "hide-input") or (cell.cell_type == "code" and "google.colab" in cell.source)
+        hidden = has_tag(cell, "hide-input") or is_set_up(cell)
         parts.append(render([cell], lambda target: None, code=not hidden))
     body = re.sub(r"<details\b", "<details open", "\n".join(parts))
     title = html.escape(title_of(nb))
