@@ -33,7 +33,8 @@ code { font-family: "DejaVu Sans Mono", Consolas, monospace; font-size: .88em } 
   border: .5pt solid #cfd4da; border-radius: 3pt; padding: 5pt 7pt }
 .cell { margin: 7pt 0 } .output_area { margin: 5pt 0 }
 .output_stream pre, .output_text pre { border-left: 2pt solid #cfd4da; padding-left: 6pt }
-img.figure, svg { display: block; max-width: 100%; max-height: 20cm; height: auto; break-inside: avoid }
+img, svg { max-width: 100%; max-height: 20cm; height: auto; break-inside: avoid }
+.output_area img, .output_area svg { display: block }
 table { border-collapse: collapse; font-size: 8.6pt } tr { break-inside: avoid }
 th, td { border-bottom: .5pt solid #cfd4da; padding: 2pt 5pt; text-align: left; vertical-align: top }
 summary { font-weight: bold; list-style: none }
@@ -58,11 +59,11 @@ def make_page(nb) -> str:
 
     Code that the notebook hides, and what installs on Colab, is left out; its output stays.
     """
-    from .rendering import code_style, has_tag, render, title_of
+    from .rendering import code_style, has_tag, is_set_up, render, title_of
 
     parts = []
     for cell in nb.cells:
-        hidden = has_tag(cell, "hide-input") or (cell.cell_type == "code" and "google.colab" in cell.source)
+        hidden = has_tag(cell, "hide-input") or is_set_up(cell)
         parts.append(render([cell], lambda target: None, code=not hidden))
     body = re.sub(r"<details\b", "<details open", "\n".join(parts))
     title = html.escape(title_of(nb))

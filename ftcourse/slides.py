@@ -59,6 +59,8 @@ def _opens(pieces: list, place: int) -> bool:
 
 def _pieces(cell):
     """(cell, heading or "") for each part of a text cell that begins with a heading; other cells are one part."""
+    from .rendering import plain
+
     if cell.cell_type != "markdown":
         yield cell, ""
         return
@@ -71,7 +73,7 @@ def _pieces(cell):
     for lines in parts:
         named = re.match(r"#+ (.+)", lines[0]) if lines else None
         piece = type(cell)({**cell, "source": "\n".join(lines)})
-        yield piece, re.sub(r"[`*$]", "", named[1]) if named else ""
+        yield piece, plain(named[1]) if named else ""
 
 
 def make_page(nb, name: str) -> str:

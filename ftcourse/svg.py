@@ -6,6 +6,7 @@ and hashes of them are the ids. Here coordinates are rounded, equal definitions 
 
 import base64
 import hashlib
+import html
 import math
 import re
 import xml.etree.ElementTree as ET
@@ -70,16 +71,22 @@ def tidy_svg(svg: str, name: str, background: str | None = "#ffffff") -> str:
 
 
 def picture_html(svg: str) -> str:
-    """Return an `<img>` of what `tidy_svg` gave, with its name as alternative text.
+    """Return an `<img>` of an SVG, with its name as alternative text.
 
     A notebook stores and shows pictures so, and not as image/svg+xml, because JupyterLab makes of that an `<img>`
     without alternative text, and nothing at all in a notebook that is not trusted, and because other viewers clean
     inline SVG as if it were HTML and so turn it black.
     """
-    name = re.match(r'<svg[^>]* aria-label="([^"]*)"', svg)
+    name = html.escape(name_of(svg), quote=False).replace('"', "&quot;")
     data = base64.b64encode(svg.encode()).decode()
     source = f"data:image/svg+xml;base64,{data}"
-    return f'<img alt="{name[1] if name else ""}" style="max-width:100%;height:auto" src="{source}">'
+    return f'<img alt="{name}" style="max-width:100%;height:auto" src="{source}">'
+
+
+def name_of(svg: str) -> str:
+    """The accessible name that an SVG carries: its `aria-label`, or its `<title>`; empty without either."""
+    found = re.search(r'<svg\b[^>]*?\saria-label="([^"]*)"', svg) or re.search(r"<title[^>]*>(.*?)</title>", svg, re.S)
+    return html.unescape(found[1]).strip() if found else ""
 
 
 def rounded(number: float) -> str:

@@ -84,6 +84,7 @@ def environment_of(interpreter: Path, folder: Path, repository: Path) -> dict[st
     return kept | {
         "PATH": os.pathsep.join([str(interpreter.parent), os.environ["PATH"]]),
         "IPYTHONDIR": str(folder / "ipython"),
+        "FTKIT_PROGRESS": "off",  # what it solves is no learner's
         "CUDA_VISIBLE_DEVICES": "",
         "GIT_CONFIG_COUNT": "1",
         "GIT_CONFIG_KEY_0": f"url.{repository.as_uri()}.insteadOf",

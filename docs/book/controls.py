@@ -15,10 +15,11 @@ import ipywidgets
 from markupsafe import Markup
 
 from ftcourse.explorers import Explorer
+from ftcourse.svg import name_of
 from notebooks.stable import normalise_text
 
 from . import BookError
-from .pictures import Picture, Pictures, name_of
+from .pictures import Picture, Pictures
 from .templates import template
 
 STATES, BYTES = 200, 12_000_000  # at most, of one control: what a build has to draw, and a site to hold

@@ -6,12 +6,11 @@ import tomllib
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from ftcourse.rendering import relinked
+
 from .pictures import Pictures
 
 ROOT = Path(__file__).resolve().parents[2]
-LINK = re.compile(
-    r"""<a\b(?P<before>[^>]*?)\bhref=(?P<quote>["'])(?P<href>.*?)(?P=quote)(?P<after>[^>]*)>(?P<text>.*?)</a>""", re.S
-)
 IMAGE = re.compile(r"""<img\b(?:[^>"']|"[^"]*"|'[^']*')*>""")
 COLAB = "colab.research.google.com"
 
@@ -54,14 +53,8 @@ class Links:
 
     def rewrite(self, page: str, folder: Path) -> str:
         """A page's HTML with its links and pictures as the book has them; `folder` is its source's."""
-
-        def link(found: re.Match) -> str:
-            href = self.target(html.unescape(found["href"]), folder, found["text"])
-            if href is None:
-                return found["text"]
-            return f'<a{found["before"]}href="{html.escape(href)}"{found["after"]}>{found["text"]}</a>'
-
-        return IMAGE.sub(lambda found: self.image(found[0], folder), LINK.sub(link, page))
+        page = relinked(page, lambda href, text: self.target(href, folder, text))
+        return IMAGE.sub(lambda found: self.image(found[0], folder), page)
 
     def image(self, tag: str, folder: Path) -> str:
         """An `<img>` of a source: stored in the book if it is a file here, else its alternative text."""

@@ -4,36 +4,18 @@ import html
 import re
 from pathlib import Path
 
-import jinja2
 import nbformat
-from nbconvert.exporters import HTMLExporter
+
+from ftcourse.rendering import Exporter, has_tag, headings, is_set_up, plain
 
 from . import BookError
 from .controls import living
-from .markup import Slugs, code, markdown
+from .markup import Renderer, Slugs, markdown
 from .pictures import Pictures, stored_name
 
 HERE = Path(__file__).resolve().parent
-GUARD = '"google.colab" in sys.modules'
 CONTROL = re.compile(r"(\w+)\(.*\): run the cell to (.+)", re.S)  # the repr of an Explorer
-HEADING = re.compile(r"^#+ (.+)$", re.M)
 PICTURES = ("image/svg+xml", "image/png", "image/jpeg")
-
-
-class BookExporter(HTMLExporter):
-    """nbconvert's HTML exporter with our template, Markdown and highlighting."""
-
-    def __init__(self, slugs: Slugs):
-        self.slugs = slugs
-        super().__init__(
-            template_name="book",
-            extra_template_basedirs=[str(HERE / "templates")],
-            filters={"highlight_code": lambda source, metadata=None: code(source)},
-        )
-
-    @jinja2.pass_context
-    def markdown2html(self, context, source):
-        return markdown(source, self.slugs)
 
 
 def body_of(path: Path, pictures: Pictures) -> str:
@@ -45,23 +27,23 @@ def body_of(path: Path, pictures: Pictures) -> str:
     where = path.stem
     for number, cell in enumerate(nb.cells):
         if cell.cell_type == "markdown":
-            headings = HEADING.findall(re.sub(r"```.*?```", "", cell.source, flags=re.S))
-            where = re.sub(r"[`*]", "", headings[-1]) if headings else where
+            where = plain(([where] + headings(cell))[-1])
             continue
         cell.metadata.fold = fold(cell)
         try:
             cell.outputs = [shown(output, where, path.stem, pictures) for output in cell.get("outputs", [])]
         except BookError as error:
             raise BookError(f"{path.name}, cell {number}: {error}") from error
-    page, _ = BookExporter(Slugs()).from_notebook_node(nb)
+    exporter = Exporter(Renderer(Slugs()), template_name="book", extra_template_basedirs=[str(HERE / "templates")])
+    page, _ = exporter.from_notebook_node(nb)
     return page
 
 
 def fold(cell) -> str:
     """What stands above a cell's folded code; empty where the code is shown."""
-    if GUARD in cell.source:
+    if is_set_up(cell):
         return "Set-up, which installs the course on Colab"
-    return "Show the code" if "hide-input" in cell.metadata.get("tags", []) else ""
+    return "Show the code" if has_tag(cell, "hide-input") else ""
 
 
 def shown(output, where: str, notebook: str, pictures: Pictures):

@@ -7,10 +7,11 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from ftcourse.svg import PIXELS, name_of
+
 from . import BookError
 
 FOLDER = "assets/pictures"
-PIXELS = 4 / 3  # of a point, the unit in which matplotlib gives sizes
 ALT_TEXT = 240  # characters of one that is gathered from a picture's words
 SVG = re.compile(r"<svg\b.*?</svg>", re.S)
 DATA = re.compile(r"<img\b[^>]*\ssrc=\"data:image/svg\+xml;base64,([^\"]*)\"[^>]*>")
@@ -74,12 +75,6 @@ class Pictures:
             return picture.img(alt=html.unescape(named[1]) if named and named[1] else picture.alt)
 
         return DATA.sub(decoded, SVG.sub(lambda found: self.add(found[0], where).img(), page))
-
-
-def name_of(svg: str) -> str:
-    """The accessible name that an SVG carries: its `aria-label`, or its `<title>`."""
-    found = re.search(r'<svg\b[^>]*?\saria-label="([^"]*)"', svg) or re.search(r"<title[^>]*>(.*?)</title>", svg, re.S)
-    return html.unescape(found[1]).strip() if found else ""
 
 
 def stored_name(data: dict) -> str:

@@ -50,7 +50,7 @@ def test_a_pdf_has_numbered_pages_and_text_that_can_be_selected(tmp_path, monkey
         pytest.skip("no Chromium")
     monkeypatch.chdir(tmp_path)
     nb = lesson()
-    nb.cells = nb.cells[:-1] + [new_markdown_cell("A last line. " * 300)]
+    nb.cells += [new_markdown_cell("A last line. " * 300)]
     nbformat.write(nb, "own.ipynb")
     assert cli.main(["handout", "own.ipynb"]) == 0
     assert capsys.readouterr().out == "ftkit-handouts/own.pdf\n"
@@ -59,8 +59,24 @@ def test_a_pdf_has_numbered_pages_and_text_that_can_be_selected(tmp_path, monkey
     streams = [inflate(part) for part in re.findall(rb"stream\r?\n(.*?)endstream", pdf, re.S)]
     shown = [stream for stream in streams if re.search(rb"\bT[jJ]\b", stream)]
     assert pages >= 2 and len(shown) >= pages  # text operators, not pictures of text
+    # A picture that breaks over pages is painted on each of them, and one that is too wide is cut.
+    assert b"".join(streams).count(b"1 0 0 rg\n") == 2
     assert b"/ToUnicode" in pdf  # so that it can be selected and searched
     assert b"beginbfchar" in b"".join(streams) or b"beginbfrange" in b"".join(streams)
+
+
+@pytest.mark.book
+@pytest.mark.parametrize("name", ["01_gradient_masks", "06_optimizer_and_schedule", "12_memory"])
+def test_pictures_of_a_whole_notebook_fit_a_page(name):
+    lab = pytest.importorskip("tests.notebooks.lab", reason="needs playwright")
+    nb = nbformat.read(lab.ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
+    with lab.browser_page(lab.find_chromium()) as page:
+        page.set_viewport_size({"width": 665, "height": 990})  # the text of an A4 page, in CSS pixels
+        page.set_content(handout.make_page(nb), wait_until="load")
+        pictures = page.locator("img")
+        boxes = pictures.evaluate_all("all => all.map(i => [i.offsetLeft + i.offsetWidth, i.offsetHeight])")
+        assert len(boxes) >= 5
+        assert all(right <= 665 and 20 <= height <= 760 for right, height in boxes), boxes
 
 
 def inflate(part: bytes) -> bytes:

@@ -9,11 +9,15 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from ftcourse import cli, slides
+from ftcourse.svg import picture_html
 
-SVG = (
-    '<svg xmlns="http://www.w3.org/2000/svg" aria-label="a red square" width="600" height="600">'
-    '<rect width="600" height="600" fill="red"/></svg>'
-)
+SVG = '<svg xmlns="http://www.w3.org/2000/svg" aria-label="{}" width="600" height="{}"><rect fill="red" {}/></svg>'
+SQUARE = SVG.format("a red square", 600, 'width="600" height="600"')
+TALL = SVG.format("a tall figure", 3000, 'width="600" height="3000"')
+# Of a picture: its edges as shares of the window's, and its proportions over those that it was drawn with.
+BOX = """img => { const { left, right, bottom, width, height } = img.getBoundingClientRect();
+    return [left / innerWidth, right / innerWidth, bottom / innerHeight,
+        width / height / (img.naturalWidth / img.naturalHeight)] }"""
 LONG = "\n".join(f"x{n} = {n}" for n in range(slides.FOLD_LINES + 1))
 
 
@@ -23,7 +27,8 @@ def tagged(cell, *tags):
 
 
 def lesson():
-    drawn = new_output("execute_result", {"image/svg+xml": SVG, "text/plain": "picture"})
+    drawn = new_output("execute_result", {"image/svg+xml": SQUARE, "text/plain": "picture"})
+    stored = new_output("execute_result", {"text/html": picture_html(TALL), "text/plain": "picture"})  # as `show` does
     return new_notebook(
         cells=[
             new_markdown_cell("# A `title`\n\nHello.\n\n## Part < one\n\n```python\n# no heading\n```"),
@@ -41,6 +46,7 @@ def lesson():
             new_code_cell("import torch"),
             new_markdown_cell("What to notice."),
             new_markdown_cell("## Next"),
+            tagged(new_code_cell("show()", outputs=[stored]), "hide-input"),
         ]
     )
 
@@ -53,14 +59,14 @@ def test_headings_and_text_between_code_and_code_start_slides():
         ("Part < one", True, 2),
         ("Exercise", False, 3),  # with its hint
         ("Long", False, 4),  # with the text that says what to notice
-        ("Next", False, 1),
+        ("Next", False, 2),
     ]
 
 
 def test_code_is_folded_where_it_is_long_or_hidden_and_never_in_an_exercise():
     page = slides.make_page(lesson(), "01_a")
     bodies = page.split('<section class="slide"')[1:]
-    assert [body.count('<details class="code">') for body in bodies] == [0, 0, 1, 0, 2, 0]
+    assert [body.count('<details class="code">') for body in bodies] == [0, 0, 1, 0, 2, 1]
     assert f"Code, {slides.FOLD_LINES + 1} lines" in bodies[4] and "Code, 1 line<" in bodies[4]
     assert "Code, 1 line<" in bodies[2] and "<details" not in bodies[1]
     assert "the secret solution" not in page and "Think." in bodies[3]
@@ -127,8 +133,12 @@ def test_in_a_browser_slides_turn_fit_and_ask_nothing_from_outside(tmp_path, mon
         page.get_by_label("Next slide").click()
         page.goto(page.url.partition("#")[0] + "#3")
         assert number() == "3 / 6"
-        assert page.locator(".now img.figure").evaluate("i => i.getBoundingClientRect().bottom <= innerHeight")
-        assert shown.evaluate("s => s.scrollHeight <= s.clientHeight && s.scrollWidth <= s.clientWidth")
+        for place in (3, 6):  # both ways to store a picture
+            page.goto(page.url.partition("#")[0] + f"#{place}")
+            left, right, bottom, ratio = page.locator(".now img").evaluate(BOX)
+            assert 0 < left < right <= 1 and bottom <= 1 and ratio == pytest.approx(1, abs=0.02), place
+            assert shown.evaluate("s => s.scrollHeight <= s.clientHeight && s.scrollWidth <= s.clientWidth")
+        page.goto(page.url.partition("#")[0] + "#3")
         page.keyboard.press("c")
         page.get_by_role("dialog").get_by_text("Exercise").click()
         assert number() == "4 / 6" and not page.get_by_role("dialog").is_visible()
@@ -138,4 +148,26 @@ def test_in_a_browser_slides_turn_fit_and_ask_nothing_from_outside(tmp_path, mon
         assert shown.evaluate("s => parseFloat(s.style.fontSize)") >= 14
         page.keyboard.press("ArrowDown")
         assert number() == "5 / 6" and shown.evaluate("s => s.scrollTop") > 0
+        assert page.escaped == [] and page.errors == []
+
+
+@pytest.mark.book
+@pytest.mark.parametrize("name", ["01_gradient_masks", "06_optimizer_and_schedule", "12_memory"])
+def test_pictures_of_a_whole_notebook_fit_their_slides(tmp_path, name):
+    lab = pytest.importorskip("tests.notebooks.lab", reason="needs playwright")
+    nb = nbformat.read(lab.ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
+    (tmp_path / "slides.html").write_text(slides.make_page(nb, name), encoding="utf-8")
+    with lab.browser_page(lab.find_chromium()) as page:
+        page.set_viewport_size({"width": 1280, "height": 720})
+        page.goto((tmp_path / "slides.html").as_uri())
+        seen = 0
+        for number in range(1, page.locator(".slide").count() + 1):
+            shown = page.locator(".slide.now")
+            scrolls = "scrolls" in shown.get_attribute("class")
+            for left, right, bottom, ratio in shown.locator("img").evaluate_all(f"all => all.map({BOX})"):
+                seen += 1
+                assert 0 <= left < right <= 1 and (bottom <= 1 or scrolls), number
+                assert ratio == pytest.approx(1, abs=0.02), number
+            page.keyboard.press("PageDown")
+        assert seen >= 5
         assert page.escaped == [] and page.errors == []

@@ -20,6 +20,7 @@ import build
 import hosted
 from ftcourse.addresses import Published
 from tests import ROOT
+from tests.colab import environment_of
 
 from . import anatomy
 
@@ -172,6 +173,12 @@ def test_kaggle_and_lightning_are_known_and_nothing_happens_elsewhere(colab, tmp
         done = colab(tmp_path / "nowhere", before="", **{variable: "1"})
         assert (done.returncode, done.stdout) == (int(acts), ""), variable
         assert done.stderr.startswith("Cannot install ftkit") == acts
+
+
+def test_the_colab_run_is_no_learner(tmp_path, monkeypatch):
+    """Its solutions would count as solved exercises, and 00 would show them instead of what is stored."""
+    monkeypatch.setenv("FTKIT_PROGRESS", str(tmp_path / "progress.jsonl"))
+    assert environment_of(Path(sys.executable), tmp_path, tmp_path)["FTKIT_PROGRESS"] == "off"
 
 
 def test_the_address_is_one_that_nobody_can_take_over():

@@ -1,4 +1,4 @@
-"""Markdown and code of the book: anchors, links that do no harm, mathematics that browsers typeset."""
+"""Markdown of the book: anchors, links that do no harm, mathematics that browsers typeset."""
 
 import re
 import xml.dom.minidom
@@ -6,7 +6,7 @@ import xml.dom.minidom
 import pytest
 
 from docs.book import BookError
-from docs.book.markup import Slugs, code, markdown
+from docs.book.markup import Slugs, markdown
 from tests.test_readme import anchors
 
 
@@ -37,9 +37,3 @@ def test_a_link_cannot_run_a_script_and_a_table_scrolls():
 def test_folded_markdown_is_rendered():
     page = markdown("<details><summary>Hint</summary>\n\nUse `x`.\n\n</details>", Slugs())
     assert "<summary>Hint</summary>" in page and "<code>x</code>" in page and "&lt;details" not in page
-
-
-def test_code_under_a_magic_of_the_ranks_is_highlighted_as_python():
-    page = code("%%px\nimport torch  # <b>\n")
-    assert '<span class="kn">import</span>' in page and "%%px" in page and "<b>" not in page
-    assert "kn" not in code("%%bash\nimport x\n")
