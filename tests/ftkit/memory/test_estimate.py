@@ -254,11 +254,14 @@ def test_traffic_of_the_trace_is_that_of_the_formula():
         assert found.communication["all-gather of weights"] == pytest.approx(sent["_allgather_base_"], rel=0.01)
         reduced = found.communication["reduce-scatter of gradients"]
         assert reduced == pytest.approx(sent["_reduce_scatter_base_"], rel=0.01)
-    for checkpointing in (False, True):
-        plan = replace(SMALL, mesh=(1, 1, 2), activation_checkpointing=checkpointing)
+    for checkpointing, chunk, accumulation in ((False, 0, 1), (True, 0, 1), (True, 16, 2)):
+        changes = {"loss_chunk": chunk, "accumulation": accumulation}
+        plan = replace(SMALL, mesh=(1, 1, 2), activation_checkpointing=checkpointing, **changes)
         found = estimate_memory(llama(), plan)
         # A ring sends 2 (n - 1) / n of the bytes: on two ranks as many as the tensor has.
         assert found.communication["all-reduce of activations"] == found.traced.traffic["all_reduce"]
+        # To all-gather, it sends its own half. A chunked loss gathers again when it recomputes.
+        assert found.communication["all-gather of logits"] == found.traced.traffic["all_gather_into_tensor"]
 
 
 def test_moments_masters_and_children_by_hand():
