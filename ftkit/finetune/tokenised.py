@@ -6,6 +6,7 @@ template and the lengths. So the second run on a file, and every rank but the fi
 """
 
 import codecs
+import gc
 import hashlib
 import io
 import json
@@ -109,9 +110,8 @@ def tokenise(
         os.utime(folder)
         examples = TokenisedExamples(folder)  # mapped: they stay if the folder is removed
         about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
-    findings = [
-        Finding(**{**one, "observed": one["observed"].replace(str(HERE), str(path))}) for one in about["findings"]
-    ]
+    for one in about["findings"]:
+        found.append(Finding(**{**one, "observed": one["observed"].replace(str(HERE), str(path))}))
     return Tokenised(examples, sort_findings(found), about["format"], about["notes"], about["quantiles"])
 
 
@@ -247,11 +247,16 @@ _inherited: list[Task] = []  # of a forked process: the one task that it works o
 
 def _inherit(task: Task) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # each process has a core
+    gc.freeze()  # what was inherited is never searched for garbage, and copied for that
+    gc.disable()  # a fifth of the time, with millions of small objects; `_part` collects
     _inherited[:] = [task]
 
 
 def _part(given: tuple[int, Range]):
-    return _inherited[0].part(given)
+    try:
+        return _inherited[0].part(given)
+    finally:
+        gc.collect()
 
 
 @contextmanager
