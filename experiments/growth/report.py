@@ -1,0 +1,110 @@
+"""What the growth records say: a table for each study, and whether it grows linearly. Everything is computed here."""
+
+from statistics import median
+
+MIB = 2**20
+WARM_UP = 2  # steps that are not counted
+HEADS = {
+    "rows": "rows, first run",
+    "rows, again": "rows, second run",
+    "length": "tokens of a sequence",
+    "ranks": "ranks",
+    "width": "parameters",
+}
+EXPLAINED = {
+    "rows": "Up to some 40,000 rows the program itself, its imports and the model are all there is.",
+    "rows, again": "The tokens of the first run are mapped from the cache: what is left is the hash of the file.",
+    "length": "Logits, activations and linear layers grow with the length, attention's scores with its square.",
+    "ranks": "Every rank is a Python process with torch; sharded are the model, its gradients and its states. More ranks "
+    "than cores take turns.",
+    "width": "At few parameters a step is the overhead of its operations, and memory that of Python and torch.",
+}
+
+
+def step_seconds(record: dict) -> float:
+    return median(record["step_seconds"][WARM_UP:])
+
+
+def value(record: dict) -> int:
+    return record["parameters"] if record["study"] == "width" else record["x"]
+
+
+def marginal(records: list[dict], of) -> float | None:
+    """What one more unit costs, between the two largest runs."""
+    if len(records) < 2:
+        return None
+    last, before = records[-1], records[-2]
+    return (of(last) - of(before)) / (value(last) - value(before))
+
+
+def exponent(records: list[dict], of) -> float | None:
+    """Growth between the two largest runs: 1 is linear, 2 quadratic, 0 none."""
+    from math import log
+
+    if len(records) < 2:
+        return None
+    last, before = records[-1], records[-2]
+    return log(of(last) / of(before)) / log(value(last) / value(before))
+
+
+def markdown(records: list[dict]) -> str:
+    parts = [_conditions(records)] if records else ["No record is stored: `python -m experiments.growth` makes it."]
+    for study in HEADS:
+        found = sorted((r for r in records if r["study"] == study), key=value)
+        if found:
+            parts += [_table(study, found), _growth(study, found)]
+    return "\n\n".join(parts)
+
+
+def _conditions(records: list[dict]) -> str:
+    machines = sorted({f"{r['machine']}, torch {r['torch']}, {r['date']}" for r in records})
+    loads = [max(r["load"]) for r in records]
+    cores = int(records[0]["machine"].split()[-2])
+    shared = sum(load > cores + 1 for load in loads)
+    words = f"{'; '.join(machines)}. One thread a process."
+    if shared:
+        words += (
+            f" **The machine was shared:** in {shared} of {len(records)} runs more processes waited for a core than the "
+            f"run has (load up to {max(loads):.0f}), so seconds by the clock are too many; processor seconds and "
+            "memory tell more."
+        )
+    return words
+
+
+def _table(study: str, records: list[dict]) -> str:
+    head = [
+        HEADS[study],
+        "s to the first step",
+        "s in all",
+        "processor s",
+        "ms a step",
+        "peak of all, MiB",
+        "largest process, MiB",
+    ]
+    rows = [
+        [
+            f"{value(r):,}",
+            f"{r['seconds_to_first_step']:.0f}",
+            f"{r['seconds']:.0f}",
+            f"{r['cpu_seconds']:.0f}",
+            f"{1e3 * step_seconds(r):.3g}",
+            f"{r['peak_bytes'] / MIB:,.0f}",
+            f"{r['largest_process_bytes'] / MIB:,.0f}",
+        ]
+        for r in records
+    ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *rows])
+
+
+def _growth(study: str, records: list[dict]) -> str:
+    by = {
+        "processor seconds": lambda r: r["cpu_seconds"],
+        "milliseconds a step": step_seconds,
+        "peak memory": lambda r: r["peak_bytes"],
+    }
+    grown = ", ".join(f"{name} {exponent(records, of):.2f}" for name, of in by.items()) if len(records) > 1 else ""
+    said = f"Exponents between the two largest (1 is linear, 2 quadratic, 0 none): {grown}. " if grown else ""
+    if study == "rows" and len(records) > 1:
+        cpu, memory = marginal(records, by["processor seconds"]), marginal(records, by["peak memory"])
+        said += f"One more row costs {1e6 * cpu:.0f} µs of a processor and {memory:.0f} bytes. "
+    return said + EXPLAINED[study]
