@@ -15,8 +15,8 @@ EXPLAINED = {
     "rows": "Up to some 40,000 rows the program itself, its imports and the model are all there is.",
     "rows, again": "The tokens of the first run are mapped from the cache: what is left is the hash of the file.",
     "length": "Logits, activations and linear layers grow with the length, attention's scores with its square.",
-    "ranks": "Every rank is a Python process with torch; sharded are the model, its gradients and its states. More ranks "
-    "than cores take turns.",
+    "ranks": "Every rank is a Python process with torch; sharded are the model, its gradients and its states. More "
+    "ranks than cores take turns.",
     "width": "At few parameters a step is the overhead of its operations, and memory that of Python and torch.",
 }
 
@@ -64,8 +64,8 @@ def _conditions(records: list[dict]) -> str:
     words = f"{'; '.join(machines)}. One thread a process."
     if shared:
         words += (
-            f" **The machine was shared:** in {shared} of {len(records)} runs more processes waited for a core than the "
-            f"run has (load up to {max(loads):.0f}), so seconds by the clock are too many; processor seconds and "
+            f" **The machine was shared:** in {shared} of {len(records)} runs more processes waited for a core than "
+            f"the run has (load up to {max(loads):.0f}), so seconds by the clock are too many; processor seconds and "
             "memory tell more."
         )
     return words
