@@ -135,7 +135,8 @@ def normalise_text(text):
 def merge_streams(outputs):
     """Join neighbouring streams, stdout before stderr: how a kernel cuts and mixes them is mere timing.
 
-    A line that was rewritten in place (`\\r`, a progress bar) is kept as it was last seen.
+    A line that was rewritten in place (`\\r`, a progress bar) is kept as it was last seen, without the spaces that
+    cover what was longer.
     """
     merged, run = [], {}
     for out in [*outputs, None]:
@@ -146,7 +147,7 @@ def merge_streams(outputs):
                 run[out.name] = nbformat.from_dict(out)
             continue
         for name in sorted(run, reverse=True):
-            run[name].text = re.sub(r"^.*\r(?=[^\n])", "", run[name].text, flags=re.M)
+            run[name].text = re.sub(r"^.*\r([^\n]+?) *$", r"\1", run[name].text, flags=re.M)
             merged.append(run[name])
         run = {}
         if out is not None:
