@@ -85,6 +85,7 @@ def environment_of(interpreter: Path, folder: Path, repository: Path) -> dict[st
         "PATH": os.pathsep.join([str(interpreter.parent), os.environ["PATH"]]),
         "IPYTHONDIR": str(folder / "ipython"),
         "FTKIT_PROGRESS": "off",  # what it solves is no learner's
+        "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # else each kernel warns of Python's own frozen modules
         "CUDA_VISIBLE_DEVICES": "",
         "GIT_CONFIG_COUNT": "1",
         "GIT_CONFIG_KEY_0": f"url.{repository.as_uri()}.insteadOf",
@@ -112,7 +113,9 @@ def set_up(cell: str, folder: Path, environment: dict[str, str]) -> None:
         except build.BuildError as error:
             return str(error)
 
+    start = time.perf_counter()
     first = said("import pandas, pyarrow", cell)
+    print(f"{'the set-up cell':40} installed ftkit in {time.perf_counter() - start:.0f} s", flush=True)
     if RESTART not in first:
         raise ColabError(f"pip replaced pyarrow, which was in use, and the set-up cell asked for no restart:\n{first}")
     second = said(cell, cell)
