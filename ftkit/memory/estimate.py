@@ -43,7 +43,11 @@ class States:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes on rank 0, which holds no less than any other; `at_peak` splits the peak by kind."""
+    """Bytes on rank 0, which holds no less than any other; `at_peak` splits the peak by kind.
+
+    The kinds are those alive at the one place in the step where the phase has its peak, so they add up to it; see
+    `ftkit.memory.trace`.
+    """
 
     plan: MemoryPlan
     states: States
@@ -202,7 +206,7 @@ def communication(model: nn.Module, plan: MemoryPlan) -> dict[str, int]:
         config = model.config.get_text_config()
         sequences = plan.micro_batch_size * plan.accumulation
         tokens = sequences * plan.max_length
-        # A chunked loss has no logits for the last token of a sequence, and gathers all others again when it recomputes.
+        # A chunked loss has no logits of a sequence's last token, and gathers all others again when it recomputes.
         through_head, times = (sequences * (plan.max_length - 1), 2) if plan.loss_chunk else (tokens, 1)
         # Forward: the output of each row-parallel linear. Backward: the input's gradient of each column-parallel one.
         # Recomputation stops before a layer's last output, which nothing needs.
