@@ -43,7 +43,11 @@ class States:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes on rank 0, which holds no less than any other; `at_peak` splits the peak by kind."""
+    """Bytes on rank 0, which holds no less than any other; `at_peak` splits the peak by kind.
+
+    The kinds are those alive at the one place in the step where the phase has its peak, so they add up to it; see
+    `ftkit.memory.trace`.
+    """
 
     plan: MemoryPlan
     states: States

@@ -994,19 +994,6 @@ assert apart < 1e-3
 # on all linear layers (Dettmers et al. 2023).
 
 # %% [markdown]
-# Not tested here: whether DoRA takes twice LoRA's time on a GPU, as a public video of February 2024 that compares LoRA,
-# DoRA, LoRA+ and NEFTune reports. On this CPU it takes 1.4 times (section 3).
-
-# %% tags=["hide-input"]
-_ = ledger.add(
-    "DoRA is slower than LoRA by a factor of two",
-    "a public video of February 2024 that compares four techniques",
-    None,
-    "needs a GPU: python -m ftcourse.studies.adapters --rows lora dora records the step times of both",
-    model="none",
-)
-
-# %% [markdown]
 # ## Numbers to take away
 #
 # - Full float32 fine-tuning: 16 bytes per parameter. LoRA on a bfloat16 base: 2 bytes per frozen parameter. QLoRA:

@@ -140,19 +140,23 @@ def test_a_forgotten_gathered_layer_shows():
     [
         SMALL,
         replace(SMALL, activation_checkpointing=True, compute_dtype="bfloat16"),
-        replace(SMALL, mesh=(1, 4, 1), accumulation=2),
+        replace(SMALL, mesh=(1, 4, 1), accumulation=2, loss_chunk=16),
         replace(SMALL, mesh=(2, 2, 2), loss_chunk=16),
         replace(SMALL, method="lora"),
     ],
     ids=["full", "checkpointing", "fsdp", "hsdp and tp", "lora"],
 )
 def test_few_layers_tell_of_many(plan):
-    """The short cut against the whole depth: peaks, their parts and traffic, to the byte."""
-    model = apply_method(copy_to_meta(llama(11)), plan)
+    """The short cut against the whole depth: the peak of every phase, by kind, and traffic, to the byte.
+
+    With a large vocabulary, few layers have the forward pass's peak where the embedding is unsharded, many where all
+    activations are saved: extrapolated from one place to the other, a kind of bytes used to come out below zero.
+    """
+    model = apply_method(copy_to_meta(llama(11, 2600)), plan)
     short, whole = trace(model, plan), trace(model, plan, every_layer=True)
-    phase = max(whole.peaks, key=whole.peaks.get)
-    assert short.peaks[phase] == whole.peaks[phase] == max(short.peaks.values())
-    assert short.at_peak[phase] == whole.at_peak[phase]
+    assert len(short.peaks) > 4 and max(short.peaks.values()) == max(whole.peaks.values())
+    assert short.at_peak == {phase: split for phase, split in whole.at_peak.items() if "between" not in phase}
+    assert all(size >= 0 for split in short.at_peak.values() for size in split.values())
     assert short.traffic == whole.traffic
 
 
