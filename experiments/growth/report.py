@@ -1,6 +1,6 @@
 """What the growth records say: a table for each study, and whether it grows linearly. Everything is computed here."""
 
-from statistics import median
+from math import log
 
 MIB = 2**20
 WARM_UP = 2  # steps that are not counted
@@ -15,14 +15,15 @@ EXPLAINED = {
     "rows": "Up to some 40,000 rows the program itself, its imports and the model are all there is.",
     "rows, again": "The tokens of the first run are mapped from the cache: what is left is the hash of the file.",
     "length": "Logits, activations and linear layers grow with the length, attention's scores with its square.",
-    "ranks": "Every rank is a Python process with torch; sharded are the model, its gradients and its states. More ranks "
-    "than cores take turns.",
+    "ranks": "Every rank is a Python process with torch; the model, its gradients and its states are sharded. More "
+    "ranks than cores take turns.",
     "width": "At few parameters a step is the overhead of its operations, and memory that of Python and torch.",
 }
 
 
 def step_seconds(record: dict) -> float:
-    return median(record["step_seconds"][WARM_UP:])
+    """Of the fastest step: what other programs do only ever adds."""
+    return min(record["step_seconds"][WARM_UP:])
 
 
 def value(record: dict) -> int:
@@ -39,8 +40,6 @@ def marginal(records: list[dict], of) -> float | None:
 
 def exponent(records: list[dict], of) -> float | None:
     """Growth between the two largest runs: 1 is linear, 2 quadratic, 0 none."""
-    from math import log
-
     if len(records) < 2:
         return None
     last, before = records[-1], records[-2]
@@ -64,8 +63,8 @@ def _conditions(records: list[dict]) -> str:
     words = f"{'; '.join(machines)}. One thread a process."
     if shared:
         words += (
-            f" **The machine was shared:** in {shared} of {len(records)} runs more processes waited for a core than the "
-            f"run has (load up to {max(loads):.0f}), so seconds by the clock are too many; processor seconds and "
+            f" **The machine was shared:** in {shared} of {len(records)} runs other programs waited for a core, too "
+            f"(load up to {max(loads):.0f}), so seconds by the clock are too many; processor seconds and "
             "memory tell more."
         )
     return words
@@ -77,7 +76,7 @@ def _table(study: str, records: list[dict]) -> str:
         "s to the first step",
         "s in all",
         "processor s",
-        "ms a step",
+        "fastest step, ms",
         "peak of all, MiB",
         "largest process, MiB",
     ]

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from ftkit.models import data_dir, load_tokenizer
 
 POLL = 0.2  # seconds between looks at a run's memory
-LIMIT = 1500  # seconds that a run may take
+LIMIT = 3600  # seconds that a run may take
 WORDS = (
     "planet",
     "river",
