@@ -1,4 +1,4 @@
-"""What the growth records say: a table for each study, and whether it grows linearly. Everything is computed here."""
+"""What the growth records say: a table for each study, and how it grows. Every figure is computed here."""
 
 from math import log
 
@@ -24,6 +24,13 @@ EXPLAINED = {
 def step_seconds(record: dict) -> float:
     """Of the fastest step: what other programs do only ever adds."""
     return min(record["step_seconds"][WARM_UP:])
+
+
+MEASURES = {
+    "processor seconds": lambda record: record["cpu_seconds"],
+    "fastest step": step_seconds,
+    "peak memory": lambda record: record["peak_bytes"],
+}
 
 
 def value(record: dict) -> int:
@@ -96,14 +103,12 @@ def _table(study: str, records: list[dict]) -> str:
 
 
 def _growth(study: str, records: list[dict]) -> str:
-    by = {
-        "processor seconds": lambda r: r["cpu_seconds"],
-        "milliseconds a step": step_seconds,
-        "peak memory": lambda r: r["peak_bytes"],
-    }
-    grown = ", ".join(f"{name} {exponent(records, of):.2f}" for name, of in by.items()) if len(records) > 1 else ""
-    said = f"Exponents between the two largest (1 is linear, 2 quadratic, 0 none): {grown}. " if grown else ""
-    if study == "rows" and len(records) > 1:
-        cpu, memory = marginal(records, by["processor seconds"]), marginal(records, by["peak memory"])
-        said += f"One more row costs {1e6 * cpu:.0f} µs of a processor and {memory:.0f} bytes. "
-    return said + EXPLAINED[study]
+    said = EXPLAINED[study]
+    if len(records) < 2:
+        return said
+    grown = ", ".join(f"{name} {exponent(records, of):.2f}" for name, of in MEASURES.items())
+    said = f"Exponents between the two largest (1 is linear, 2 quadratic, 0 none): {grown}. {said}"
+    if study == "rows":
+        cpu, memory = (marginal(records, MEASURES[name]) for name in ("processor seconds", "peak memory"))
+        said += f" One more row costs {1e6 * cpu:.0f} µs of a processor and {memory:.0f} bytes."
+    return said

@@ -42,7 +42,7 @@ class Trial:
     study: str
     x: int  # the quantity that grows
     rows: int = 1000
-    words: tuple[int, int] = (3, 40)  # of a message, least and most
+    words: tuple[int, int] = (2, 10)  # of a message, least and most
     hidden: int = 128  # the model's width; it has 4 layers
     ranks: int = 1
     again: bool = False  # the same run once more, when the tokens are in the cache

@@ -5,8 +5,10 @@ import json
 import multiprocessing
 import os
 import sys
+import time
 from dataclasses import replace
 
+import psutil
 import pytest
 
 from ftkit.chat import examine
@@ -142,6 +144,29 @@ def test_ranks_that_begin_together_tokenise_once(tmp_path, monkeypatch):
     for rank in ranks:
         rank.join(60)
     assert [rank.exitcode for rank in ranks] == [0] * 3 and built.read_text() == "x"
+
+
+def test_processes_end_with_the_program_that_started_them(tmp_path, monkeypatch):
+    path, begun = write(tmp_path / "rows.jsonl"), tmp_path / "begun"
+
+    def wait(task, given):
+        begun.write_text(str(os.getpid()))
+        time.sleep(60)
+
+    monkeypatch.setattr(tokenised.Task, "part", wait)
+    program = multiprocessing.get_context("fork").Process(target=tokenise, args=(path,))
+    program.start()
+    wait_until(lambda: begun.exists() and begun.read_text())
+    worker = psutil.Process(int(begun.read_text()))
+    program.kill()
+    wait_until(lambda: not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE)
+
+
+def wait_until(happened, seconds=30) -> None:
+    until = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < until
+        time.sleep(0.05)
 
 
 def test_lines_and_bytes_of_the_parts_add_up(tmp_path):
