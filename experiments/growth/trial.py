@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from ftkit.models import data_dir, load_tokenizer
 
 POLL = 0.2  # seconds between looks at a run's memory
-LIMIT = 1500  # seconds that a run may take
+LIMIT = 3600  # seconds that a run may take
 WORDS = (
     "planet",
     "river",
@@ -42,7 +42,7 @@ class Trial:
     study: str
     x: int  # the quantity that grows
     rows: int = 1000
-    words: tuple[int, int] = (3, 40)  # of a message, least and most
+    words: tuple[int, int] = (2, 10)  # of a message, least and most
     hidden: int = 128  # the model's width; it has 4 layers
     ranks: int = 1
     again: bool = False  # the same run once more, when the tokens are in the cache

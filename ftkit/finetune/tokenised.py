@@ -6,6 +6,7 @@ template and the lengths. So the second run on a file, and every rank but the fi
 """
 
 import codecs
+import ctypes
 import gc
 import hashlib
 import io
@@ -13,6 +14,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -46,6 +48,7 @@ FORMAT = 1  # of the stored folder; a change of what is stored or checked raises
 HERE = Path("\0file\0")  # stands for the file in stored places, because an equal file may lie elsewhere
 ABOUT = "about.json"  # written last
 MOST_WORKERS = 16
+PR_SET_PDEATHSIG = 1  # of Linux: the signal that a process gets when its parent ends
 ARRAYS = {"ids": np.int32, "in_loss": np.bool_, "lengths": np.int32}  # of each token, and of each example
 
 
@@ -246,6 +249,7 @@ _inherited: list[Task] = []  # of a forked process: the one task that it works o
 
 
 def _inherit(task: Task) -> None:
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # else they would wait for ever if the program is killed
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # each process has a core
     gc.freeze()  # what was inherited is never searched for garbage, and copied for that
     gc.disable()  # a fifth of the time, with millions of small objects; `_part` collects
