@@ -193,7 +193,9 @@ explorer
 for name in FAMILY[2:]:
     explorer.menu.value = name
     learnt, kept_here = explorer.points[study.best(trial(name))]
-    print(f"{name:22} {learnt:4.0%} of the questions answered, {kept_here:4.0%} of the facts kept")
+    print(
+        f"{name:22} {learnt:4.0%} of the questions answered, {kept_here:4.0%} of the facts kept"
+    )
     assert (learnt, kept_here) == at_best[name]
 explorer.menu.value = ONE_RATE
 
