@@ -717,7 +717,7 @@ assert all(abs(a / b - 1) < 0.02 for a, b in map(real.memory, real.runs))
 for text, ranks in (("1,-1,1", 8), ("1,-1,1", 32), ("4,-1,1", 32)):
     dims = ParallelDims.parse(text, ranks)
     print(
-        f"--mesh {text:6} on {ranks:2} GPUs: {dims.dp_replicate} replicas of {dims.dp_shard} shards"
+        f"--mesh {text:6} on {ranks:2} GPUs: replicas {dims.dp_replicate}, shards of each {dims.dp_shard:2}"
     )
 
 # %% [markdown]

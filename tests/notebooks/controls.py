@@ -44,8 +44,7 @@ CONTRAST = """element => {
         return (high + 0.05) / (low + 0.05);
     };
     const box = element.getBoundingClientRect();
-    const holds = ({left, right, top, bottom}) =>
-        left <= box.left && right >= box.right && top <= box.top && bottom >= box.bottom;
+    const holds = ({width, height}) => width >= box.width && height >= box.height;
     const behind = start => {
         let place = start;
         while (place && !(rgba(getComputedStyle(place).backgroundColor)[3] === 255 &&
