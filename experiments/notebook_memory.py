@@ -120,7 +120,8 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"no notebook {', '.join(sorted(unknown))}: there are {', '.join(names)}")
     stored = json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.exists() and given.names else {"notebooks": {}}
     os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}  # the threads as when the stored outputs were made
-    stored["lab"] = measure_lab()
+    if "lab" not in stored:
+        stored["lab"] = measure_lab()
     stored["machine"] = f"{psutil.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}"
     stored["date"] = date.today().isoformat()
     for name in given.names or names:

@@ -59,6 +59,21 @@ def test_an_unknown_notebook_is_named(capsys):
     assert "no notebook 99_nothing" in capsys.readouterr().err
 
 
+def test_a_few_notebooks_change_no_other_figure(tmp_path, monkeypatch):
+    record = tmp_path / "record.json"
+    record.write_text(json.dumps({"lab": 7, "notebooks": {"01_gradient_masks": {"peak": 1}}}))
+    monkeypatch.setattr(notebook_memory, "RECORD", record)
+    monkeypatch.setattr(notebook_memory, "measure_lab", lambda: 8)
+    monkeypatch.setattr(notebook_memory, "measure_notebook", lambda path: {"peak": 2})
+    assert notebook_memory.main(["02_child_tuning"]) == 0
+    stored = json.loads(record.read_text())
+    assert stored["lab"] == 7
+    assert stored["notebooks"] == {"01_gradient_masks": {"peak": 1}, "02_child_tuning": {"peak": 2}}
+    assert notebook_memory.main([]) == 0
+    stored = json.loads(record.read_text())
+    assert stored["lab"] == 8 and stored["notebooks"]["01_gradient_masks"] == {"peak": 2}
+
+
 spec = importlib.util.spec_from_file_location("memory_table", ROOT / "deploy/memory_table.py")
 memory_table = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(memory_table)
