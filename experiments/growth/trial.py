@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from ftkit.models import data_dir, load_tokenizer
 
-POLL = 0.2  # seconds between looks at a run's memory
+POLL, SHARE = 0.2, 0.02  # of looks at a run's memory: least seconds between two, most of a processor that they take
 LIMIT = 3600  # seconds that a run may take
 WORDS = (
     "planet",
@@ -113,12 +113,14 @@ def _watch(words: list[str], cache: Path, output: Path) -> dict:
         process = subprocess.Popen(words, env=env, stdout=log, stderr=subprocess.STDOUT)
         first, peak, metrics = None, 0, output / "metrics.jsonl"
         while (ended := os.wait4(process.pid, os.WNOHANG))[0] == 0:
+            begun = time.process_time()
             peak = max(peak, _memory(process.pid))
+            cost = time.process_time() - begun
             if first is None and metrics.is_file() and metrics.stat().st_size:
                 first = time.perf_counter() - start
             if time.perf_counter() - start > LIMIT:
                 process.kill()
-            time.sleep(POLL)
+            time.sleep(max(POLL, cost / SHARE))
         seconds, usage = time.perf_counter() - start, ended[2]
         process.returncode = os.waitstatus_to_exitcode(ended[1])
         log.seek(0)
