@@ -116,6 +116,10 @@ def _growth(study: str, records: list[dict]) -> str:
     return said
 
 
+def gigabytes(count: float) -> str:
+    return f"{count / 1e9:.2f} GB"
+
+
 def _million(records: list[dict]) -> str:
     """Whether a million rows start within START seconds and MOST bytes, if that was measured."""
     largest = records[-1]
@@ -126,11 +130,12 @@ def _million(records: list[dict]) -> str:
         memory = largest["peak_bytes"] + more * marginal(records, MEASURES["peak memory"])
         return (
             f"A million rows were not measured; at this cost they would take {cpu:.0f} processor seconds, on {cores} "
-            f"cores at least {cpu / cores:.0f} s, and {memory / 1e9:.2f} GB (wanted: {START} s and {MOST / 1e9:.0f} GB)."
+            f"cores at least {cpu / cores:.0f} s, and {gigabytes(memory)} (wanted: {START} s and {gigabytes(MOST)})."
         )
     seconds, cpu, memory = (largest[key] for key in ("seconds_to_first_step", "cpu_seconds", "peak_bytes"))
     time, space = ("met" if good else "missed" for good in (seconds <= START, memory <= MOST))
     return (
-        f"A million rows: the first step after {seconds:.0f} s (wanted: {START}; {time}), which were {cpu:.0f} processor "
-        f"seconds, on {cores} cores at least {cpu / cores:.0f} s; {memory / 1e9:.2f} GB (wanted: {MOST / 1e9:.0f}; {space})."
+        f"A million rows: the first step after {seconds:.0f} s (wanted: {START}; {time}). The run took {cpu:.0f} "
+        f"processor seconds, on {cores} cores at least {cpu / cores:.0f} s. Peak: {gigabytes(memory)} (wanted: "
+        f"{gigabytes(MOST)}; {space})."
     )
