@@ -34,7 +34,7 @@ TRIALS = [
     *(Trial("rows", n, rows=n) for n in ROWS),
     *(Trial("rows, again", n, rows=n, again=True) for n in ROWS[2:]),
     *(
-        Trial("length", n, **LONG, flags={**SMALL, "max_length": n, "allow": "answer-cut-off,all-labels-masked"})
+        Trial("length", n, **LONG, flags={**SMALL, "max_length": n, "allow": "answer-cut-off,stop-not-in-labels"})
         for n in LENGTHS
     ),
     *(Trial("ranks", n, ranks=n, flags={"max_steps": 6, "estimate_memory": False}) for n in RANKS),

@@ -4,6 +4,7 @@ from math import log
 
 MIB = 2**20
 WARM_UP = 2  # steps that are not counted
+MILLION, START, MOST = 1_000_000, 60, 2e9  # rows that should start within so many seconds and bytes
 HEADS = {
     "rows": "rows, first run",
     "rows, again": "rows, second run",
@@ -12,7 +13,8 @@ HEADS = {
     "width": "parameters",
 }
 EXPLAINED = {
-    "rows": "Up to some 40,000 rows the program itself, its imports and the model are all there is.",
+    "rows": "Below 8 MiB (here 50,000 rows) every rank reads and tokenises the file itself; above, parts of it are in "
+    "memory.",
     "rows, again": "The tokens of the first run are mapped from the cache: what is left is the hash of the file.",
     "length": "Logits, activations and linear layers grow with the length, attention's scores with its square.",
     "ranks": "Every rank is a Python process with torch; the model, its gradients and its states are sharded. More "
@@ -93,7 +95,7 @@ def _table(study: str, records: list[dict]) -> str:
             f"{r['seconds_to_first_step']:.0f}",
             f"{r['seconds']:.0f}",
             f"{r['cpu_seconds']:.0f}",
-            f"{1e3 * step_seconds(r):.3g}",
+            f"{1e3 * step_seconds(r):,.0f}",
             f"{r['peak_bytes'] / MIB:,.0f}",
             f"{r['largest_process_bytes'] / MIB:,.0f}",
         ]
@@ -110,5 +112,30 @@ def _growth(study: str, records: list[dict]) -> str:
     said = f"Exponents between the two largest (1 is linear, 2 quadratic, 0 none): {grown}. {said}"
     if study == "rows":
         cpu, memory = (marginal(records, MEASURES[name]) for name in ("processor seconds", "peak memory"))
-        said += f" One more row costs {1e6 * cpu:.0f} µs of a processor and {memory:.0f} bytes."
+        said += f" One more row costs {1e6 * cpu:.0f} µs of a processor and {memory:.0f} bytes. {_million(records)}"
     return said
+
+
+def gigabytes(count: float) -> str:
+    return f"{count / 1e9:.2f} GB"
+
+
+def _million(records: list[dict]) -> str:
+    """Whether a million rows start within START seconds and MOST bytes, if that was measured."""
+    largest = records[-1]
+    cores = int(largest["machine"].split()[-2])
+    if largest["x"] < MILLION:
+        more = MILLION - largest["x"]
+        cpu = largest["cpu_seconds"] + more * marginal(records, MEASURES["processor seconds"])
+        memory = largest["peak_bytes"] + more * marginal(records, MEASURES["peak memory"])
+        return (
+            f"A million rows were not measured; at this cost they would take {cpu:.0f} processor seconds, on {cores} "
+            f"cores at least {cpu / cores:.0f} s, and {gigabytes(memory)} (wanted: {START} s and {gigabytes(MOST)})."
+        )
+    seconds, cpu, memory = (largest[key] for key in ("seconds_to_first_step", "cpu_seconds", "peak_bytes"))
+    time, space = ("met" if good else "missed" for good in (seconds <= START, memory <= MOST))
+    return (
+        f"A million rows: the first step after {seconds:.0f} s (wanted: {START}; {time}). The run took {cpu:.0f} "
+        f"processor seconds, on {cores} cores at least {cpu / cores:.0f} s. Peak: {gigabytes(memory)} (wanted: "
+        f"{gigabytes(MOST)}; {space})."
+    )

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from ftkit.models import data_dir, load_tokenizer
 
 POLL, SHARE = 0.2, 0.02  # of looks at a run's memory: least seconds between two, most of a processor that they take
+QUESTION = (2, 10)  # words, least and most
 LIMIT = 3600  # seconds that a run may take
 WORDS = (
     "planet",
@@ -42,7 +43,7 @@ class Trial:
     study: str
     x: int  # the quantity that grows
     rows: int = 1000
-    words: tuple[int, int] = (2, 10)  # of a message, least and most
+    words: tuple[int, int] = (2, 10)  # of an answer, least and most
     hidden: int = 128  # the model's width; it has 4 layers
     ranks: int = 1
     again: bool = False  # the same run once more, when the tokens are in the cache
@@ -76,7 +77,7 @@ def write_rows(path: Path, rows: int, words: tuple[int, int]) -> Path:
     draw = random.Random(0)
     with path.open("w", encoding="utf-8") as file:
         for number in range(rows):
-            asked, answered = (" ".join(draw.choices(WORDS, k=draw.randint(*words))) for _ in range(2))
+            asked, answered = (" ".join(draw.choices(WORDS, k=draw.randint(*n))) for n in (QUESTION, words))
             turns = [
                 {"role": "user", "content": f"{number}: {asked}?"},
                 {"role": "assistant", "content": f"{answered}."},

@@ -34,6 +34,18 @@ def test_growth_is_computed_from_the_two_largest_runs():
     assert "| 1,000 | 5 | 9 | 1 | 100 |" in text
 
 
+def test_a_million_rows_are_judged_where_they_were_measured():
+    records = [played("rows", x) for x in (1000, 10_000)]
+    text = report.markdown(records)
+    assert "were not measured; at this cost they would take 1000 processor seconds, on 2 cores at least 500 s" in text
+    measured = played("rows", 1_000_000, seconds_to_first_step=61.0, peak_bytes=int(2e9))
+    assert "after 61 s (wanted: 60; missed)" in report.markdown([*records, measured])
+    assert "2.00 GB (wanted: 2.00 GB; met)" in report.markdown([*records, measured])
+    slow = played("rows", 1_000_000, seconds_to_first_step=60.0, peak_bytes=int(2.1e9))
+    text = report.markdown([slow, *records])
+    assert "after 60 s (wanted: 60; met)" in text and "2.10 GB (wanted: 2.00 GB; missed)" in text
+
+
 def test_the_width_is_shown_in_parameters_and_a_single_run_grows_nothing():
     assert "| 70 |" in report.markdown([played("width", 7)]) and "Exponents" not in report.markdown(
         [played("width", 7)]
