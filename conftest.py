@@ -1,7 +1,8 @@
 """What every run of the tests shares: the kernels' environment, a Python that starts warm, the longest files first.
 
 pytest -n 2 -m quick             the tests of files that take little time: under a minute, for work in between
-pytest … --store-durations      write what each file took to tests/durations.json, which orders the next run
+pytest … --store-durations       write what each file took to tests/durations.json, which orders the next run; for all
+                                 files, with -m 'not real and not deploy and not controls and not book and not gpu'
 """
 
 import json

@@ -6,9 +6,10 @@ function that knows more puts a sentence before that with `caption`.
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 LIMIT = 700  # characters of a text
+STEPS = 500  # that can be told apart along an axis
 WORDS = 16  # of the words in a picture, and of the bars or points whose values are said
 CAPTION = "ftkit caption"  # under this name a figure carries it
 
@@ -80,18 +81,20 @@ def _plotted(ax) -> Iterable[str]:
     """The lines with their ends, the bars with their lengths, and what else has a label."""
     across, named = {}, _by_name(ax)
     lines = [line for line in ax.lines if line.get_transform() == ax.transData]  # not those across the whole Axes
+    say = _short_along(ax.yaxis)
     curves = [line for line in lines if line.get_linestyle() != "None" and len(_points(line)) > 1]
     for line in lines:
         label, points = _label(line), _points(line)
         if label and line in curves:
-            across[label] = f"{label} {_course(points)}"
+            across[label] = f"{label} {_course(points, say)}"
         elif label:
-            across.setdefault(label, f"{label} {_short(points[0][1])}" if len(points) == 1 and not named else label)
+            across.setdefault(label, f"{label} {say(points[0][1])}" if len(points) == 1 and not named else label)
     for container in ax.containers:
         if not (sizes := _bars(container)):
             continue
         label = _label(container)
-        values = " ".join(map(_short, sizes)) if len(sizes) <= WORDS else f"{len(sizes)} bars"
+        along = _short_along(ax.xaxis if _lying(container) else ax.yaxis)
+        values = " ".join(map(along, sizes)) if len(sizes) <= WORDS else f"{len(sizes)} bars"
         across.setdefault(label or f"bars {len(across)}", f"{label or 'bars'} {values}")
     for artist in (*ax.collections, *ax.patches, *ax.images):
         if (label := _label(artist)) and label not in across:
@@ -99,7 +102,7 @@ def _plotted(ax) -> Iterable[str]:
     if across:
         yield f"plotted: {', '.join(across.values())}"
     elif len(curves) == 1 and not named:
-        yield f"a line {_course(_points(curves[0]))}"
+        yield f"a line {_course(_points(curves[0]), say)}"
     if named:
         yield f"marks at {', '.join(named)}"
     meshes = [collection for collection in ax.collections if type(collection).__name__ == "QuadMesh"]
@@ -111,23 +114,26 @@ def _points(line) -> list[tuple[float, float]]:
     return [(x, y) for x, y in zip(*line.get_data(), strict=True) if _finite(x) and _finite(y)]
 
 
-def _course(points: list[tuple[float, float]]) -> str:
+def _course(points: list[tuple[float, float]], say: Callable[[float], str]) -> str:
     """From where to where the ys go, and a turn between the ends."""
     ys = [y for _, y in points]
-    text = f"from {_short(ys[0])} to {_short(ys[-1])}"
+    text = f"from {say(ys[0])} to {say(ys[-1])}"
     slack = 0.1 * (max(ys) - min(ys))
     if max(ys) > max(ys[0], ys[-1]) + slack:
-        text += f" over {_short(max(ys))}"
+        text += f" over {say(max(ys))}"
     if min(ys) < min(ys[0], ys[-1]) - slack:
-        text += f" by way of {_short(min(ys))}"
+        text += f" by way of {say(min(ys))}"
     return text
 
 
 def _bars(container) -> list[float]:
     """The lengths of a container's bars."""
     patches = [patch for patch in getattr(container, "patches", []) if hasattr(patch, "get_width")]
-    lying = getattr(container, "orientation", "vertical") == "horizontal"
-    return [patch.get_width() if lying else patch.get_height() for patch in patches]
+    return [patch.get_width() if _lying(container) else patch.get_height() for patch in patches]
+
+
+def _lying(container) -> bool:
+    return getattr(container, "orientation", "vertical") == "horizontal"
 
 
 def _by_name(ax) -> list[str]:
@@ -138,12 +144,13 @@ def _by_name(ax) -> list[str]:
     if not any(name and _number(name) is None for _, name in ticks):
         return []
     found: dict[str, list[str]] = {}
+    say = _short_along(ax.xaxis)
     for line in ax.lines:
         if line.get_transform() == ax.transData and line.get_linestyle() == "None":
             for x, y in _points(line):
                 for place, name in ticks:
                     if name and abs(place - y) < 0.3:
-                        found.setdefault(name, []).append(_short(x))
+                        found.setdefault(name, []).append(say(x))
     return [f"{name} {' and '.join(values)}" for name, values in list(found.items())[:WORDS]]
 
 
@@ -180,6 +187,15 @@ def _number(text: str) -> float | None:
         return float(text.replace("\N{MINUS SIGN}", "-").replace(",", "").rstrip("%").replace("10^", "1e"))
     except ValueError:
         return None
+
+
+def _short_along(axis) -> Callable[[float], str]:
+    """Writes values of an axis no more exactly than they can be seen: what differs less differs between processors."""
+    if axis.get_scale() != "linear":
+        return _short
+    low, high = axis.get_view_interval()
+    decimals = -math.floor(math.log10(abs(high - low) / STEPS))
+    return lambda value: _short(round(float(value), decimals) + 0.0 if _finite(value) else value)
 
 
 def _short(value) -> str:

@@ -64,7 +64,7 @@ def measure_memory(
         step, state_tensors = make_step(model, plan, gradient_mask)
         measured = []
         for _ in range(2 if mesh is None or mesh.size() == 1 else 3):
-            tracker.peaks, tracker.at_peak = {}, {}
+            tracker.clear_peaks()
             forward_and_backward(model, plan, vocabulary, tracker)
             tracker.begin(OPTIMIZER_STEP)
             step()

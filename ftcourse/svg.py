@@ -97,6 +97,8 @@ def rounded(number: float) -> str:
 
 def _tidy_attributes(element: ET.Element) -> None:
     words = element.text if element.tag.endswith(("text", "tspan")) else None
+    if len(element) and words and not words.strip():  # mathtext's line break before the letters that it places
+        words = None
     # Browsers make one space of several, with which words were aligned, whatever the element's attributes say.
     element.text = words and re.sub(" {2,}|^ | $", lambda found: NO_BREAK * len(found[0]), words)
     element.tail = None

@@ -7,7 +7,8 @@ It writes data/notebooks.json and data/claims.json, and the parts between marker
 
 - README.md: the table of notebooks and the number of claims by verdict
 - docs/claims.md: the claims ledger
-- docs/costs.md: step times (data/results/bench_*.json) and fault injection (data/results/drill.json)
+- docs/costs.md: step times (data/results/bench_*.json), fault injection (data/results/drill.json) and growth
+  (data/results/growth.jsonl), with the picture docs/growth.svg
 
 A notebook's first cell gives its promise, hardware and time; its recap, printed by ftcourse.claims.Ledger, gives
 its claims. `make notebooks` runs this before it builds 00_start_here, which shows both; `make bench` and `make drill`
@@ -24,6 +25,9 @@ from pathlib import Path
 import nbformat
 
 from experiments.fault_injection.faults import table as fault_table
+from experiments.growth.__main__ import stored as read_records
+from experiments.growth.picture import svg as growth_picture
+from experiments.growth.report import markdown as growth_tables
 from experiments.optimizer_speed.report import markdown as speed_table
 from ftcourse.claim_cards import BADGES
 from ftcourse.claims import TOPICS, VERDICTS, read_claims
@@ -110,14 +114,19 @@ def expected_files(root=ROOT):
     """What each file should hold: a dict from path to text. Raises LedgerError for a page without its markers."""
     notebooks, claims = read_notebooks(root / "notebooks")
     results = root / "data" / "results"
-    faults = json.loads((results / "drill.json").read_text(encoding="utf-8"))
+    faults, grown = (
+        json.loads((results / "drill.json").read_text(encoding="utf-8")),
+        read_records(results / "growth.jsonl"),
+    )
     pages = {
         "README.md": {"notebooks": notebook_table(notebooks), "verdicts": verdict_counts(claims)},
         "docs/claims.md": {"claims": claim_tables(claims)},
-        "docs/costs.md": {"bench": speed_tables(results), "drill": fault_table(faults)},
+        "docs/costs.md": {"bench": speed_tables(results), "drill": fault_table(faults), "growth": growth_tables(grown)},
     }
     rows = {"data/notebooks.json": notebooks, "data/claims.json": claims}
     texts = {name: json.dumps(found, indent=1, ensure_ascii=False) + "\n" for name, found in rows.items()}
+    if grown:
+        texts["docs/growth.svg"] = growth_picture(grown)
     for page, parts in pages.items():
         texts[page] = (root / page).read_text(encoding="utf-8")
         for name, content in parts.items():

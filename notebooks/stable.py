@@ -68,6 +68,7 @@ FIXED = {
     "OMP_NUM_THREADS": "1",  # with more, sums are taken in another order and end in other digits
     "MKL_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
+    "TORCHINDUCTOR_COMPILE_THREADS": "1",  # else torch.compile starts a pool of processes that import torch
     "CUDA_VISIBLE_DEVICES": "",  # the stored outputs are the processor's
     "FTKIT_PROGRESS": "off",  # a build or a test solves exercises, and is no learner
     "HF_HUB_OFFLINE": "1",
@@ -134,7 +135,8 @@ def normalise_text(text):
 def merge_streams(outputs):
     """Join neighbouring streams, stdout before stderr: how a kernel cuts and mixes them is mere timing.
 
-    A line that was rewritten in place (`\\r`, a progress bar) is kept as it was last seen.
+    A line that was rewritten in place (`\\r`, a progress bar) is kept as it was last seen, without the spaces that
+    cover what was longer.
     """
     merged, run = [], {}
     for out in [*outputs, None]:
@@ -145,7 +147,7 @@ def merge_streams(outputs):
                 run[out.name] = nbformat.from_dict(out)
             continue
         for name in sorted(run, reverse=True):
-            run[name].text = re.sub(r"^.*\r(?=[^\n])", "", run[name].text, flags=re.M)
+            run[name].text = re.sub(r"^.*\r([^\n]+?) *$", r"\1", run[name].text, flags=re.M)
             merged.append(run[name])
         run = {}
         if out is not None:

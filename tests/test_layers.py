@@ -114,8 +114,8 @@ def test_imports_are_relative_inside_a_folder_and_absolute_between_folders(packa
 def test_the_library_stays_small():
     files = list((ROOT / "ftkit").rglob("*.py"))
     lines = {path: len(path.read_text().splitlines()) for path in files}
-    assert len(files) <= 90
-    assert sum(lines.values()) <= 11585
+    assert len(files) <= 91
+    assert sum(lines.values()) <= 12042
     assert not {str(path): n for path, n in lines.items() if n > 400}
 
 

@@ -17,7 +17,7 @@ from ftcourse import runs
 from ftcourse.live_ranks import cluster, guard
 from tests import warm
 
-pytestmark = pytest.mark.skipif(sys.executable == warm.COLD, reason="programs start cold here")
+pytestmark = [pytest.mark.thorough, pytest.mark.skipif(sys.executable == warm.COLD, reason="programs start cold here")]
 
 ABOUT_ITSELF = """
 import json, os, random, signal, sys, threading

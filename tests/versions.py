@@ -5,7 +5,7 @@
 
 In a virtual environment of its own, in a temporary folder that is removed afterwards (or in `--into FOLDER`, and kept):
 nothing is installed here. On Linux pip takes torch's build for CUDA, 5 GB with its libraries, unless PIP_FIND_LINKS or
-PIP_EXTRA_INDEX_URL offer one for processors.
+PIP_EXTRA_INDEX_URL offer one for processors. Where they have one of a single version only, name it: `--torch 2.13.0`.
 """
 
 import argparse
@@ -41,18 +41,20 @@ for name in sys.argv[1:]:
 REQUIREMENT = re.compile(r"(?P<name>[\w-]+)>=(?P<lowest>[\w.]+)")
 
 
-def requirements(project: dict, choice: str) -> list[str]:
-    """What pip is given: our own packages at their lower bounds, or none of them, for "newest"."""
-    if choice == "newest":
-        return []
-    named = project["dependencies"] + [r for extra in PINNED for r in project["optional-dependencies"][extra]]
-    return ["{name}=={lowest}".format(**REQUIREMENT.match(requirement).groupdict()) for requirement in named]
+def requirements(project: dict, choice: str, torch: str | None = None) -> list[str]:
+    """What pip is given: our own packages at their lower bounds, or none of them, for "newest"; torch as asked for."""
+    lowest = {}
+    if choice == "lowest":
+        named = project["dependencies"] + [r for extra in PINNED for r in project["optional-dependencies"][extra]]
+        lowest = dict(REQUIREMENT.match(requirement).groups() for requirement in named)
+    return [f"{name}=={version}" for name, version in (lowest | ({"torch": torch} if torch else {})).items()]
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("choice", choices=["lowest", "newest"])
     parser.add_argument("tests", nargs="*", default=TESTS, help="files or folders of tests (those named above)")
+    parser.add_argument("--torch", metavar="VERSION", help="this torch, instead of the lowest or newest")
     parser.add_argument("--into", metavar="FOLDER", help="keep the environment here; a second run is then quick")
     given = parser.parse_args(arguments)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -61,7 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
         python = Path(folder, "bin", "python")
         subprocess.run([sys.executable, "-m", "venv", folder], check=True)
         install = [python, "-m", "pip", "install", "--quiet", "--editable", f"{ROOT}[{','.join(EXTRAS)}]"]
-        subprocess.run([*install, *requirements(project, given.choice)], check=True)
+        subprocess.run([*install, *requirements(project, given.choice, given.torch)], check=True)
         ours = [REQUIREMENT.match(r)["name"] for r in project["dependencies"]]
         ours += [REQUIREMENT.match(r)["name"] for r in project["optional-dependencies"]["lab"]]
         subprocess.run([python, "-c", TABLE, *ours], check=True)

@@ -105,7 +105,7 @@ def show_whole_labels(controls: Iterable[ipywidgets.Widget]) -> None:
     labelled = [control for control in controls if control.style.has_trait("description_width")]
     longest = max((len(control.description) for control in labelled), default=0)
     for control in controls:
-        control.layout.max_width = "100%"
+        control.layout.max_width = "calc(100% - 2 * var(--jp-widgets-margin, 2px))"  # which stands on both sides
         if isinstance(control, ipywidgets.Button):
             control.layout.width = "auto"
         elif control in labelled:

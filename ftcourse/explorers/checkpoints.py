@@ -89,10 +89,9 @@ class IntervalExplorer(Explorer):
         ax.plot(minutes, shares, color=OKABE_ITO[0])
         share = 100 * min(self.lost, 1.0)
         ax.plot(self.best, share, "o", color=OKABE_ITO[5], markersize=9)
-        side = "left" if self.best < 4 else "right" if self.best > 120 else "center"  # inside of the axes
-        words = f"every {self.best:.0f} min: {share:.1f} %"
-        ax.annotate(words, (self.best, share), (0, 12), textcoords="offset points", ha=side)
-        top = next((top for top in (25, 60) if share < 0.75 * top), 120)  # the mark and its words are in view
+        # Above the axes: anywhere within, they cross the curve for some values.
+        ax.set_title(f"least: {share:.1f} %, saved every {self.best:.0f} min", fontsize=10)
+        top = next((top for top in (25, 60) if share < 0.75 * top), 120)  # the mark is in view
         ax.set(xscale="log", ylim=(0, top), xlabel="minutes between checkpoints", ylabel="time lost, %")
         ax.set_xticks([1, 3, 10, 30, 100, 300], ["1", "3", "10", "30", "100", "300"])
         ax.set_yticks([tick for tick in ax.get_yticks() if tick <= 100])

@@ -55,13 +55,12 @@ class JobExplorer(Explorer):
         ax = new_axes(7.5, 2.2)[1]
         hours = [each.hours for each in found.values()]
         ax.barh(range(len(found)), hours, color=OKABE_ITO[4], hatch="//", edgecolor="white")
-        box = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # over the dashed line
-        for row, each in enumerate(found.values()):
+        for row, each in enumerate(found.values()):  # beside the picture: within, they would cross the line
             words = f"{each.hours:.1f} h; save every {each.save_every:,} steps"
-            ax.text(1.1 * each.hours, row, words, va="center", fontsize=9, bbox=box)
-        ax.axvline(OVERNIGHT, color="black", linestyle="--")
-        ax.text(OVERNIGHT, -0.8, "by tomorrow", ha="center", va="center", fontsize=9, bbox=box)
-        ax.set(xscale="log", xlim=(min(0.1, *hours) / 1.5, 40 * max(OVERNIGHT, *hours)), ylim=(len(found) - 0.4, -1.2))
+            ax.annotate(words, (1.02, row), xycoords=("axes fraction", "data"), va="center", fontsize=9)
+        ax.plot([OVERNIGHT] * 2, [-0.5, len(found) - 0.4], color="black", linestyle="--")
+        ax.text(OVERNIGHT, -0.6, "by tomorrow", ha="center", va="bottom", fontsize=9)
+        ax.set(xscale="log", xlim=(min(0.1, *hours) / 1.5, 2 * max(OVERNIGHT, *hours)), ylim=(len(found) - 0.4, -1.2))
         ax.set(yticks=range(len(found)), yticklabels=list(found), xlabel="estimated hours")
         ax.set_xticks([0.1, 1, 10, 100], ["0.1", "1", "10", "100"])
         ax.minorticks_off()

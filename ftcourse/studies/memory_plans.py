@@ -70,8 +70,7 @@ def on_ranks(traced: Trace, shards: int) -> Trace:
             factors |= {"unsharded": 0, "communication": 0}
         return {kind: round(size * factors.get(kind, 1)) for kind, size in split.items()}
 
-    splits = {phase: scaled(split) for phase, split in traced.at_peak.items()}
-    return Trace({phase: sum(split.values()) for phase, split in splits.items()}, splits, traced.traffic)
+    return Trace({part: scaled(split) for part, split in traced.parts.items()}, traced.traffic)
 
 
 def rows(name: str, method: str, traces: dict) -> list[dict]:

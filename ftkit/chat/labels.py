@@ -31,9 +31,23 @@ def check_labels(
     Raises ValueError without examples, or for one that lacks a key.
     """
     pairs = _as_pairs(rows)
+    problems, texts = (
+        label_problems(tokenizer, [{"input_ids": i, "labels": y} for i, y in pairs]),
+        label_texts(tokenizer),
+    )
+    return [
+        finding(code, f"{describe_rows(ks, len(pairs), places)}: {texts[code]}") for code, ks in problems.items() if ks
+    ]
+
+
+def label_problems(
+    tokenizer: PreTrainedTokenizerBase, examples: Sequence[dict[str, list[int]]]
+) -> dict[str, list[int]]:
+    """The numbers of the examples with each problem, by the code of its finding."""
     stops = stop_ids(tokenizer) | {end_of_turn_id(tokenizer)}
     empty, endless, padded = [], [], []
-    for k, (ids, labels) in enumerate(pairs):
+    for k, example in enumerate(examples):
+        ids, labels = example["input_ids"], example["labels"]
         first = next((i for i, label in enumerate(labels) if label != IGNORE_INDEX), None)
         if first is None:
             empty.append(k)
@@ -41,16 +55,19 @@ def check_labels(
             masked = tokenizer.pad_token_id in stops and tokenizer.pad_token_id in ids[first:]
             (padded if masked else endless).append(k)
     bos = tokenizer.bos_token_id
-    doubled = [k for k, (ids, _) in enumerate(pairs) if bos is not None and ids[:2] == [bos, bos]]
-    observed = {
-        "all-labels-masked": (empty, f"every label is {IGNORE_INDEX}"),
-        "stop-masked-by-pad": (padded, f"{tokenizer.pad_token!r} ends the answer and its label is masked"),
-        "stop-not-in-labels": (endless, "no label is a token that ends an answer"),
-        "bos-doubled": (doubled, f"the examples begin with {tokenizer.bos_token!r} twice"),
+    doubled = [k for k, row in enumerate(examples) if bos is not None and row["input_ids"][:2] == [bos, bos]]
+    problems = {"all-labels-masked": empty, "stop-masked-by-pad": padded, "stop-not-in-labels": endless}
+    return {**problems, "bos-doubled": doubled}
+
+
+def label_texts(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
+    """What each finding of `label_problems` says."""
+    return {
+        "all-labels-masked": f"every label is {IGNORE_INDEX}",
+        "stop-masked-by-pad": f"{tokenizer.pad_token!r} ends the answer and its label is masked",
+        "stop-not-in-labels": "no label is a token that ends an answer",
+        "bos-doubled": f"the examples begin with {tokenizer.bos_token!r} twice",
     }
-    return [
-        finding(code, f"{describe_rows(ks, len(pairs), places)}: {text}") for code, (ks, text) in observed.items() if ks
-    ]
 
 
 def describe_rows(rows: list[int], total: int, places: Sequence[str] | None = None) -> str:

@@ -156,7 +156,7 @@ def _file_rows(path: Path) -> Iterator[Row]:
                 head = file.read(512)
         _refuse_binary(path, head)
         with opener(path, "rt", encoding="utf-8-sig") as file:  # with or without a byte-order mark
-            yield from _json_rows(path, file)
+            yield from json_rows(path, file)
     except UnicodeDecodeError as error:
         raise ConversationError(f"{path}: not UTF-8 text ({error.reason}). Save the file as UTF-8") from None
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
@@ -171,9 +171,10 @@ def _refuse_binary(path: Path, head: bytes) -> None:
         raise ConversationError(f"{path}: binary data, not UTF-8 text. Write JSON lines or Parquet instead")
 
 
-def _json_rows(path: Path, file: IO[str]) -> Iterator[Row]:
-    begun = False
-    for number, line in enumerate(file, start=1):
+def json_rows(path: Path, file: IO[str], first: int = 1) -> Iterator[Row]:
+    """The rows of JSON lines, whose first line has the number `first` in its file, or of one JSON text."""
+    begun = first > 1
+    for number, line in enumerate(file, start=first):
         if not line.strip():
             continue
         if not begun and line.lstrip().startswith("["):

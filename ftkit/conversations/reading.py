@@ -8,6 +8,7 @@ import json
 import os
 import re
 from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ftkit.models import data_dir
 
 from .errors import ConversationError
-from .files import SUFFIXES, is_hub_name, iterate_rows, open_hub
+from .files import SUFFIXES, Row, is_hub_name, iterate_rows, open_hub
 from .formats import FORMATS, UNKNOWN, convert
 from .validation import EXAMPLE, find_problem
 
@@ -62,16 +63,31 @@ def read_source(path: str | Path) -> Source:
         source, others = read_source(files[split]), [k for k in files if k != split]
         notes = [f"read the split {split} of {path}, not {', '.join(others)}"] if others else []
         return replace(source, notes=notes + source.notes)
+    return as_source(str(path), [converted(iterate_rows(str(path)))])
+
+
+@dataclass(frozen=True)
+class Converted:
+    """A part of a data set, each row converted or refused."""
+
+    rows: list[dict[str, Any]]
+    places: list[str]
+    formats: dict[str, str]  # each format that there is, and the place of its first row
+    notes: list[str]
+    problems: list[str]  # of the rows that were refused, each with its place
+
+
+def converted(found: Iterable[Row]) -> Converted:
+    """Convert and validate rows."""
     rows, places, formats, notes, problems = [], [], {}, {}, []
-    for place, value in iterate_rows(str(path)):
+    for place, value in found:
         try:
             if isinstance(value, ConversationError):
                 raise value
-            name, row, converted = convert(value)
+            name, row, said = convert(value)
             formats.setdefault(name, place)
             if len(formats) > 1 and name != next(iter(formats)):
-                first, at = next(iter(formats.items()))
-                raise ConversationError(f"a row of {name}, but {at} is of {first}: give each format its own file")
+                raise ConversationError(_two_formats(name, formats))
             if name != "text" and (problem := find_problem(row)):
                 raise ConversationError(problem)
         except ConversationError as error:
@@ -79,16 +95,35 @@ def read_source(path: str | Path) -> Source:
             continue
         rows.append(row)
         places.append(place)
-        notes |= dict.fromkeys(converted)
+        notes |= dict.fromkeys(said)
+    return Converted(rows, places, formats, list(notes), problems)
+
+
+def as_source(path: str, parts: Sequence[Converted]) -> Source:
+    """The parts of one data set in their order. Raises ConversationError for invalid rows."""
+    problems, formats = [], {}
+    for part in parts:
+        name, place = next(iter(part.formats.items()), ("", ""))
+        if formats and name not in formats and name:
+            problems.append(f"{place}: {_two_formats(name, formats)}")
+        elif name:
+            formats.setdefault(name, place)
+        problems += part.problems
     if problems:
         more = len(problems) - SHOWN_PROBLEMS
         tail = [f"… and {more} more bad rows"] if more > 0 else []
         if any(UNKNOWN in problem for problem in problems):
             tail += ["The formats are:", *(f"  {name}: {example}" for name, example in FORMATS.items())]
         raise ConversationError("\n".join(problems[:SHOWN_PROBLEMS] + tail))
-    if not rows:
+    rows, places = ([value for part in parts for value in getattr(part, key)] for key in ("rows", "places"))
+    if not formats:
         raise ConversationError(f"{path}: no conversations in it. Write one a line, such as {EXAMPLE}")
-    return Source(rows, places, next(iter(formats)), list(notes))
+    return Source(rows, places, next(iter(formats)), list(dict.fromkeys(n for part in parts for n in part.notes)))
+
+
+def _two_formats(name: str, formats: dict[str, str]) -> str:
+    first, at = next(iter(formats.items()))
+    return f"a row of {name}, but {at} is of {first}: give each format its own file"
 
 
 def find_chat(name: str | Path | None = None) -> dict[str, Path | str]:

@@ -21,7 +21,8 @@ from torch.distributed.tensor import DTensor
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 from transformers.utils.hub import get_checkpoint_shard_files
 
-from ftkit._compat import conversions_on_load, local_chunk, may_be_left_out, restore_buffers
+from ftkit._compat import conversions_on_load, local_chunk, may_be_left_out
+from ftkit._compat import restore_buffers as restore_buffers  # its public name
 from ftkit.models import explain_two_heads
 
 FLOATS = {"F64", "F32", "F16", "BF16"}

@@ -13,9 +13,10 @@ SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasa
 class PreemptionHandler:
     """A context manager in which SIGTERM and SIGUSR1 only set a flag, to be read with `requested` after each step.
 
-    torchrun passes a SIGTERM on to every rank and kills after 30 seconds what still runs, so a step and a
-    checkpoint must fit into that. torchrun's own exit code is then not 0, even if every rank's is. Python delivers
-    signals to the main thread only: in another thread the flag is never set.
+    torchrun passes a SIGTERM on to every rank and kills after 30 seconds what still runs, or after as many as its
+    environment has in TORCH_ELASTIC_SHUTDOWN_TIMEOUT (from torch 2.12 on): a step and a checkpoint must fit into that.
+    torchrun's own exit code is then not 0, even if every rank's is. Python delivers signals to the main thread only:
+    in another thread the flag is never set.
     """
 
     def __init__(self):

@@ -2,6 +2,7 @@
 
 import hashlib
 from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from ftkit.models import check_not_quantised, load_config, load_tokenizer, meta_
 
 from .config import Config, Run
 from .lora import validate_lora
+from .tokenised import TokenisedExamples, is_large, tokenise
 
 HELD_OUT = ("test", "validation", "eval", "dev")  # names of a split to evaluate on, the first that there is
 
@@ -28,8 +30,8 @@ HELD_OUT = ("test", "validation", "eval", "dev")  # names of a split to evaluate
 class TrainingData:
     source: str  # model name or folder
     tokenizer: PreTrainedTokenizerBase
-    train: list[Example]
-    evaluation: list[Example]  # empty when there is nothing to evaluate on
+    train: Sequence[Example]
+    evaluation: Sequence[Example]  # empty when there is nothing to evaluate on
 
     @property
     def pad_id(self) -> int:
@@ -39,6 +41,8 @@ class TrainingData:
     @property
     def digest(self) -> str:
         """Of the tokenised training data: a resumed run must have the same."""
+        if isinstance(self.train, TokenisedExamples):
+            return self.train.digest
         digest = hashlib.sha256()
         for row in self.train:
             for values in row["input_ids"], row["labels"]:
@@ -50,7 +54,7 @@ class TrainingData:
 class Batches:
     """The global batch of each step, the same on every rank, and this rank's micro-batches of it."""
 
-    examples: list[Example]
+    examples: Sequence[Example]
     batch_size: int  # examples, over all ranks
     micro_batch_size: int
     max_length: int  # tokens of a packed sequence
@@ -126,24 +130,37 @@ def read_training_data(run: Run) -> TrainingData:
     return TrainingData(source, tokenizer, *sets)
 
 
-def read_examples(path: str | Path, tokenizer: PreTrainedTokenizerBase, config: Config, positions: int | None):
+def read_examples(
+    path: str | Path, tokenizer: PreTrainedTokenizerBase, config: Config, positions: int | None
+) -> Sequence[Example]:
     """Read, check and tokenise the conversations of a file, truncated at `max_length`.
 
     Rank 0 prints what they are and each warning. Raises ValueError for errors of the checks that --allow does not name.
     """
-    source = read_source(path)
-    given = {"positions": positions, "places": source.places, "progress": env_rank() == 0}
-    examined = examine(tokenizer, source.rows, config.max_length, **given)
-    found = allow(examined.findings, filter(None, config.allow.split(",")), RULES)
+    progress = env_rank() == 0
+    large = (
+        tokenise(Path(path), tokenizer, config.max_length, positions, progress) if is_large(path, tokenizer) else None
+    )
+    if large:
+        form, notes, findings, quantiles = large.format, large.notes, large.findings, large.quantiles
+        examples = large.examples
+    else:
+        source = read_source(path)
+        given = {"positions": positions, "places": source.places, "progress": progress}
+        examined = examine(tokenizer, source.rows, config.max_length, **given)
+        form, notes, findings = source.format, source.notes, examined.findings
+        quantiles = length_quantiles(examined.lengths)
+        examples = [{name: v[: config.max_length] for name, v in row.items()} for row in examined.examples]
+    found = allow(findings, filter(None, config.allow.split(",")), RULES)
     if wrong := [f for f in found if f.severity == "error"]:
         said = "\n".join(f"{path}: {f.observed} ({f.code}). {f.remedy}" for f in wrong)
         raise ValueError(f"{said}\nTo train all the same, give --allow {','.join(finding_codes(wrong))}")
     if env_rank() == 0:
-        tokens = ", ".join(f"{name} {n}" for name, n in length_quantiles(examined.lengths).items())
-        print(f"{Path(path).name}: {len(examined.examples)} examples ({source.format}); tokens of an example: {tokens}")
-        for line in source.notes + [f"warning: {f.observed} ({f.code})" for f in found if f.severity == "warning"]:
+        tokens = ", ".join(f"{name} {n}" for name, n in quantiles.items())
+        print(f"{Path(path).name}: {len(examples)} examples ({form}); tokens of an example: {tokens}")
+        for line in notes + [f"warning: {f.observed} ({f.code})" for f in found if f.severity == "warning"]:
             print(line)
-    return [{name: values[: config.max_length] for name, values in row.items()} for row in examined.examples]
+    return examples
 
 
 def read_template(path: str) -> str:

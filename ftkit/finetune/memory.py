@@ -122,7 +122,7 @@ class MemoryMonitor:
         with nullcontext() if cuda else self.tracker:
             if number == 0:
                 self.tracker.label(self.model.parameters(), "weights")
-            self.tracker.peaks.clear()
+            self.tracker.clear_peaks()
             yield
         if number == 1:
             self.used = torch.cuda.max_memory_allocated(self.device) if cuda else max(self.tracker.peaks.values())

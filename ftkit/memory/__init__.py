@@ -3,6 +3,8 @@
 print(table(estimate_memory(published_meta_model("llama-3-8b"), MemoryPlan(mesh=(1, 8, 1), compute_dtype="bfloat16"))))
 """
 
+from ftkit._compat import fake_ranks
+
 from .estimate import Estimate, compare, estimate_memory, table
 from .plan import MemoryPlan, published_meta_model
 
@@ -11,6 +13,7 @@ __all__ = [
     "MemoryPlan",
     "compare",
     "estimate_memory",
+    "fake_ranks",
     "published_meta_model",
     "table",
 ]

@@ -43,7 +43,11 @@ class States:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes on rank 0, which holds no less than any other; `at_peak` splits the peak by kind."""
+    """Bytes on rank 0, which holds no less than any other; `at_peak` splits the peak by kind.
+
+    The kinds are those alive at the one place in the step where the phase has its peak, so they add up to it; see
+    `ftkit.memory.trace`.
+    """
 
     plan: MemoryPlan
     states: States
@@ -200,16 +204,19 @@ def communication(model: nn.Module, plan: MemoryPlan) -> dict[str, int]:
     if tp > 1:
         model = unwrap_peft(model)
         config = model.config.get_text_config()
-        tokens = plan.micro_batch_size * plan.max_length * plan.accumulation
+        sequences = plan.micro_batch_size * plan.accumulation
+        tokens = sequences * plan.max_length
+        # A chunked loss has no logits of a sequence's last token, and gathers all others again when it recomputes.
+        through_head, times = (sequences * (plan.max_length - 1), 2) if plan.loss_chunk else (tokens, 1)
         # Forward: the output of each row-parallel linear. Backward: the input's gradient of each column-parallel one.
         # Recomputation stops before a layer's last output, which nothing needs.
         tp_plan = tensor_parallel.tp_plan_of(model)
         styles = [style for name, style in tp_plan.items() if "*." in name and style in ("colwise", "rowwise")]
         passes = len(styles) + (styles.count("rowwise") - 1 if plan.activation_checkpointing else 0)
-        ends = 2  # the embedding's output, and the gradient of the head's input
-        reduced = (passes * len(decoder_layers(model)) + ends) * tokens * config.hidden_size * compute_bytes
-        sent["all-reduce of activations"] = 2 * reduced * (tp - 1) // tp
-        sent["all-gather of logits"] = tokens * config.vocab_size * compute_bytes * (tp - 1) // tp
+        rows = passes * len(decoder_layers(model)) * tokens
+        rows += tokens + through_head  # the embedding's output, and the gradient of the head's input
+        sent["all-reduce of activations"] = 2 * rows * config.hidden_size * compute_bytes * (tp - 1) // tp
+        sent["all-gather of logits"] = times * through_head * config.vocab_size * compute_bytes * (tp - 1) // tp
     return {operation: count for operation, count in sent.items() if count}
 
 

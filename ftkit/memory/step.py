@@ -119,7 +119,10 @@ def forward_and_backward(
 
 
 def mark_layers(model: nn.Module, tracker: MemoryTracker, front: int = 2, back: int = 2) -> None:
-    """Begin a phase when the backward pass enters a layer: one each for those at the `front` and at the `back`."""
+    """Begin a phase when the backward pass enters a layer, and a part of the phase when the forward pass does.
+
+    One each for the layers at the `front` and at the `back`, and one for those between.
+    """
 
     def watch(name: str, _module, _args, output):
         hidden = output[0] if isinstance(output, tuple) else output
@@ -131,6 +134,7 @@ def mark_layers(model: nn.Module, tracker: MemoryTracker, front: int = 2, back: 
         above = len(layers) - 1 - index
         ends = f"{index} above the first" if index < front else f"{above} below the last"
         name = ends if index < front or above < back else "between"
+        layer.register_forward_pre_hook(lambda *_, name=name: tracker.enter(name))
         layer.register_forward_hook(partial(watch, name))
 
 

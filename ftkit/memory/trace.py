@@ -1,8 +1,11 @@
 """Trace a training step with fake tensors: the peak memory of each phase, extrapolated from a few layers.
 
-Every phase's peak is linear in the number of layers: each layer adds its weights, gradients and saved activations,
-and temporaries belong to one layer. So two traces of few layers give that of many. Where kinds of layers alternate, as
-sliding-window and full attention do in Gemma, whole periods are left out.
+At any one place in a step, such as the second operation of the last layer, every kind of bytes is linear in the number
+of layers: each layer adds its weights, gradients and saved activations, and temporaries belong to one layer. So two
+traces of few layers give that of many, kind by kind, and a peak is the sum of its kinds. The place of a phase's peak
+may move as layers are added: the forward pass begins with the embedding unsharded and ends with all activations saved.
+So the parts of a phase are extrapolated, one for each layer, and the highest is the phase's peak. Where kinds of layers
+alternate, as sliding-window and full attention do in Gemma, whole periods are left out.
 """
 
 import copy
@@ -23,7 +26,7 @@ from ftkit._modules import decoder_layers
 
 from . import step
 from .plan import MemoryPlan
-from .tracker import MemoryTracker
+from .tracker import MemoryTracker, Parts, highest_parts
 
 LONGEST_PERIOD = 8  # layers until their kinds repeat
 
@@ -32,9 +35,16 @@ LONGEST_PERIOD = 8  # layers until their kinds repeat
 class Trace:
     """Bytes on rank 0, without optimizer state: by phase, and at each phase's peak by kind."""
 
-    peaks: dict[str, int]
-    at_peak: dict[str, dict[str, int]]
+    parts: Parts  # of the phases
     traffic: dict[str, int]  # of each collective: bytes of its largest tensor, summed over a step
+
+    @property
+    def at_peak(self) -> dict[str, dict[str, int]]:
+        return highest_parts(self.parts)
+
+    @property
+    def peaks(self) -> dict[str, int]:
+        return {phase: sum(split.values()) for phase, split in self.at_peak.items()}
 
 
 def copy_to_meta(model: nn.Module, dropped: range = range(0)) -> nn.Module:
@@ -74,11 +84,8 @@ def trace(model: nn.Module, plan: MemoryPlan, every_layer: bool = False) -> Trac
     def extrapolate(a: dict[str, int], b: dict[str, int]) -> dict[str, int]:
         return {k: a.get(k, 0) + (b.get(k, 0) - a.get(k, 0)) * (len(dropped) // period) for k in {**a, **b}}
 
-    return Trace(
-        extrapolate(few.peaks, {phase: more.peaks[phase] for phase in few.peaks}),
-        {phase: extrapolate(few.at_peak[phase], more.at_peak[phase]) for phase in few.peaks},
-        extrapolate(few.traffic, more.traffic),
-    )
+    parts = {part: extrapolate(split, more.parts[part]) for part, split in few.parts.items()}
+    return Trace(parts, extrapolate(few.traffic, more.traffic))
 
 
 def spare_layers(model: nn.Module) -> tuple[range, int]:
@@ -141,5 +148,4 @@ def trace_layers(
         del small
         gc.collect()  # FSDP's hooks are cycles that hold the process group
         gc.unfreeze()
-    peaks = {phase: size for phase, size in tracker.peaks.items() if phase != "start"}
-    return Trace(peaks, {phase: tracker.at_peak[phase] for phase in peaks}, dict(tracker.traffic))
+    return Trace({part: split for part, split in tracker.parts.items() if part[0] != "start"}, dict(tracker.traffic))

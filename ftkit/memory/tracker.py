@@ -15,23 +15,38 @@ from torch.utils._pytree import tree_leaves
 
 from ftkit._compat import device_of
 
+Parts = dict[tuple[str, str], dict[str, int]]  # (phase, part of it) -> bytes at its peak, by kind
 KINDS = ("weights", "gradients", "optimizer", "unsharded", "communication", "logits", "activations")
 
 
 class MemoryTracker(TorchDispatchMode):
     """A context manager that keeps the live bytes in `now` and each phase's maximum in `peaks`.
 
-    `begin` starts a phase. `at_peak[phase]` splits its peak by kind: `label` gives tensors a kind, storages that FSDP
-    resizes are "unsharded", tensors of a collective are "communication", those with a last dimension of `vocabulary`
-    are "logits", and all others "activations".
+    `begin` starts a phase, and `enter` a part of it. `at_peak[phase]` splits its peak by kind: `label` gives tensors a
+    kind, storages that FSDP resizes are "unsharded", tensors of a collective are "communication", those with a last
+    dimension of `vocabulary` are "logits", and all others "activations".
     """
 
     def __init__(self, vocabulary: int = 0):
         super().__init__()
-        self.vocabulary, self.phase, self.prefix, self.now = vocabulary, "start", "", 0
-        self.by_kind, self.peaks, self.at_peak = Counter(), {}, {}
+        self.vocabulary, self.phase, self.part, self.prefix, self.now = vocabulary, "start", "", "", 0
+        self.by_kind = Counter()
+        self.parts: Parts = {}
+        self._highest: dict[tuple[str, str], int] = {}  # the sums of `parts`
         self.traffic = Counter()  # of each collective: bytes of its largest tensor, summed
         self._live: dict[int, tuple[int, str]] = {}  # storage -> (bytes, kind)
+
+    @property
+    def at_peak(self) -> dict[str, dict[str, int]]:
+        return highest_parts(self.parts)
+
+    @property
+    def peaks(self) -> dict[str, int]:
+        return {phase: sum(split.values()) for phase, split in self.at_peak.items()}
+
+    def clear_peaks(self) -> None:
+        """Forget the peaks so far; live tensors stay counted."""
+        self.parts, self._highest = {}, {}
 
     def label(self, tensors: Iterable[torch.Tensor], kind: str) -> None:
         """Set the kind of tensors, and count those that are not counted yet."""
@@ -99,19 +114,33 @@ class MemoryTracker(TorchDispatchMode):
         self._note_peak()
 
     def _note_peak(self) -> None:
-        if self.now > self.peaks.get(self.phase, -1):
-            self.peaks[self.phase] = self.now
-            self.at_peak[self.phase] = dict(self.by_kind)
+        key = (self.phase, self.part)
+        if self.now > self._highest.get(key, -1):
+            self._highest[key], self.parts[key] = self.now, dict(self.by_kind)
 
     def begin(self, phase: str) -> None:
         """Begin a phase, named `prefix` + `phase`; its peak is at least what is alive now."""
-        self.phase = self.prefix + phase
+        self.phase, self.part = self.prefix + phase, ""
+        self._note_peak()
+
+    def enter(self, part: str) -> None:
+        """Begin a part of the phase, whose peak is that of its highest part."""
+        self.part = part
         self._note_peak()
 
     def _free(self, key: int) -> None:
         size, kind = self._live.pop(key, (0, "activations"))
         self.now -= size
         self.by_kind[kind] -= size
+
+
+def highest_parts(parts: Parts) -> dict[str, dict[str, int]]:
+    """Of each phase the part with the most bytes, by kind."""
+    found = {}
+    for (phase, _), split in parts.items():
+        if phase not in found or sum(split.values()) > sum(found[phase].values()):
+            found[phase] = split
+    return found
 
 
 def _tensors(tree) -> list[torch.Tensor]:

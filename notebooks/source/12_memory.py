@@ -55,7 +55,6 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoModelForCausalLM, GPT2Config
 
 from ftkit import load_base
-from ftkit._modules import decoder_layers
 from ftkit.memory import MemoryPlan, compare, estimate_memory, published_meta_model, table
 from ftkit.memory.estimate import persistent_bytes
 from ftkit.memory.step import apply_method
@@ -241,7 +240,7 @@ assert "layer" in found["and a chunked loss"].phase
 for name in ("", "llama-3-8b", "llama-3-70b"):
     meta = published_meta_model(name or str(data_dir() / "pocket-base"))
     ends = sum(p.numel() for p in meta.parameters())
-    ends -= sum(p.numel() for layer in decoder_layers(meta) for p in layer.parameters())
+    ends -= sum(p.numel() for p in meta.model.layers.parameters())
     share = ends / count_parameters(meta).total
     print(
         f"{name or 'pocket-base':12} {ends / 1e6:8.1f} M in embedding, head and last norm: {share:.0%}"

@@ -42,8 +42,8 @@ from torch.distributed.fsdp import fully_shard
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from ftkit import freezing, load_base
-from ftkit._compat import fake_ranks
 from ftkit.divergence import compare
+from ftkit.memory import fake_ranks
 
 # %% tags=["nbval-ignore-output"]
 use_course_style()

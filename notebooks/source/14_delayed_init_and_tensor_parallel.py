@@ -44,9 +44,13 @@ from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from ftkit import load_base
-from ftkit._compat import restore_buffers
 from ftkit.distributed import tensor_parallel
-from ftkit.distributed.loading import assert_initialized, fill_with_nan, tensor_files
+from ftkit.distributed.loading import (
+    assert_initialized,
+    fill_with_nan,
+    restore_buffers,
+    tensor_files,
+)
 from ftkit.models import meta_model, resolve_model
 
 # %% tags=["nbval-ignore-output"]
@@ -152,7 +156,7 @@ from torch.distributed.fsdp import fully_shard
 from transformers import AutoModelForCausalLM
 
 from ftkit import load_base
-from ftkit._compat import restore_buffers
+from ftkit.distributed.loading import restore_buffers
 from ftkit.models import meta_model, resolve_model
 
 transformers.utils.logging.disable_progress_bar()

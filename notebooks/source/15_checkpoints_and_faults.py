@@ -607,9 +607,10 @@ print(f"left after step {step}; the newest checkpoint is {saved.name}")
 assert step == STEPS + 3 and saved.name == f"step-{step:06d}"
 
 # %% [markdown]
-# torchrun waits 30 seconds (`--shutdown-timeout`, which torch 2.11 lacks) before it kills the ranks, and whoever sent
-# the signal may wait less: a step and a checkpoint must fit into that, or the work since the last one is lost. A run
-# that left is not started again by torchrun: give the same command once more, with `--resume` for `ftkit finetune`.
+# torchrun waits 30 seconds before it kills the ranks, or as many as `TORCH_ELASTIC_SHUTDOWN_TIMEOUT` says, from torch
+# 2.12 on. Whoever sent the signal may wait less. A step and a checkpoint must fit into both, or the work since the last
+# one is lost. torchrun does not start again a run that left: give the same command once more, with `--resume` for
+# `ftkit finetune`.
 
 # %% [markdown]
 # ## 7 · Export to a Hugging Face folder

@@ -444,7 +444,8 @@ print(
 # - A rank dies: torchrun starts all ranks again, and they go on from the newest complete checkpoint, three times.
 # - torchrun gives up, or the machine is withdrawn: start the same line with `--resume`. On SIGTERM the program saves
 #   first, if the time suffices. torchrun waits 30 seconds, and 8B full needs 48 for a checkpoint by section 3's
-#   estimate: with torch 2.13, add `--shutdown-timeout 120` after torchrun. Otherwise the last checkpoint counts.
+#   estimate: put `TORCH_ELASTIC_SHUTDOWN_TIMEOUT=120` before torchrun, as the file for Slurm does (from torch 2.12 on).
+#   Otherwise the last checkpoint counts.
 # - Another number of GPUs is at hand: the same, because the checkpoint is read in other shards. The mesh, micro-batch
 #   size, packing and checkpointing may change in a resumed run; learning rate, batch size and data may not.
 
@@ -716,7 +717,7 @@ assert all(abs(a / b - 1) < 0.02 for a, b in map(real.memory, real.runs))
 for text, ranks in (("1,-1,1", 8), ("1,-1,1", 32), ("4,-1,1", 32)):
     dims = ParallelDims.parse(text, ranks)
     print(
-        f"--mesh {text:6} on {ranks:2} GPUs: {dims.dp_replicate} replicas of {dims.dp_shard} shards"
+        f"--mesh {text:6} on {ranks:2} GPUs: replicas {dims.dp_replicate}, shards of each {dims.dp_shard:2}"
     )
 
 # %% [markdown]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -11,7 +12,7 @@ import pytest
 import yaml
 from torch.distributed.elastic.rendezvous import RendezvousParameters
 from torch.distributed.elastic.rendezvous.utils import _parse_rendezvous_config
-from torch.distributed.run import parse_args
+from torch.distributed.run import config_from_args, parse_args
 from transformers import HfArgumentParser
 
 from ftkit.finetune.config import Config, parse_config
@@ -72,7 +73,8 @@ def config_of(arguments):
 
 
 @pytest.mark.parametrize("node", ["0", "1"])
-def test_slurm(engine, node):
+def test_slurm(engine, node, monkeypatch):
+    monkeypatch.delenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", raising=False)
     variables = {"SLURM_JOB_NODELIST": "node-[a-b]", "SLURM_NNODES": "2", "SLURM_JOB_ID": "77", "TEST_NODEID": node}
     launch, arguments, seen = engine(["bash", str(DEPLOY / "slurm/finetune.sbatch"), *FLAGS], **variables)
     assert (launch.nnodes, launch.nproc_per_node, launch.max_restarts) == ("2", "8", 3)
@@ -81,6 +83,11 @@ def test_slurm(engine, node):
     config = config_of(arguments)
     assert config.output == "/shared/runs/a" and config.save_every == 50
     assert seen["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] == "1"
+    # Slurm's warning would be worth 30 of its seconds only, and a checkpoint of 8B takes 48.
+    (warning,) = re.findall(r"^#SBATCH --signal=TERM@(\d+)$", (DEPLOY / "slurm/finetune.sbatch").read_text(), re.M)
+    assert config_from_args(launch)[0].shutdown_timeout == 30  # torchrun's own
+    monkeypatch.setenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", seen["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"])
+    assert config_from_args(launch)[0].shutdown_timeout == int(warning) >= 120
 
 
 def skypilot(engine, tmp_path, file, **variables):

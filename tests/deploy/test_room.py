@@ -15,6 +15,8 @@ import pytest
 from deploy.room import make_room
 from deploy.room.make_room import RoomError, Target, complete, digest, fill, pip, write_rest, wrong_files
 
+pytestmark = pytest.mark.thorough
+
 BACKEND = """
 import os, zipfile
 def build_wheel(folder, config_settings=None, metadata_directory=None):

@@ -16,6 +16,8 @@ import pytest
 from docs.book import BookError
 from docs.book.__main__ import main, make, write
 
+pytestmark = pytest.mark.thorough
+
 lab = pytest.importorskip("tests.notebooks.lab", reason="needs playwright")
 sync_axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe-playwright-python")
 

@@ -13,6 +13,8 @@ from experiments.fault_injection.faults import SAVE_EVERY, STEPS, Fault, draw_fa
 from experiments.fault_injection.worker import ONLY_RANK_0, POINTS
 from ftkit.finetune import train
 
+pytestmark = pytest.mark.thorough
+
 FAULT = Fault(ranks=1, point="backward", step=6, rank=0)
 
 

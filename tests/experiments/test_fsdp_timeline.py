@@ -10,6 +10,8 @@ from ftkit.models import data_dir
 from tests import ROOT
 from tests.programs import run_program
 
+pytestmark = pytest.mark.thorough
+
 RECORD = json.loads((data_dir() / "results" / "fsdp_timeline.json").read_text())["rows"]
 
 

@@ -12,6 +12,8 @@ from experiments.optimizer_speed import optimizers, report, timing
 from ftkit.child_tuning import gradient_mask
 from ftkit.child_tuning.masks import effective_p
 
+pytestmark = pytest.mark.thorough
+
 CPU = torch.device("cpu")
 LR, DECAY, P, FISHER_P, STEPS = 1e-2, 0.1, 0.3, 0.4, 4
 

@@ -12,6 +12,8 @@ from ftkit.evaluate import generate_answers
 from ftkit.models import data_dir, load_base, meta_model, resolve_model
 from tests.tiny import foreign_model, ragged_conversations, save_foreign
 
+pytestmark = pytest.mark.thorough
+
 CARD = json.loads((data_dir() / "card.json").read_text())
 
 

@@ -15,6 +15,8 @@ from experiments.real_model.worker import CONTENDERS, FTKIT, TRL, Settings
 from ftkit.models import data_dir, load_causal_lm, load_tokenizer
 from tests.tiny import CHATML, foreign_model, foreign_tokenizer, save_foreign
 
+pytestmark = pytest.mark.thorough
+
 MEMORY = "peak memory of a rank: 1.86 GiB estimated (forward), 1.86 GiB measured (-0.1%)"
 
 

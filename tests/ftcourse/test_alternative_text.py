@@ -33,6 +33,19 @@ def test_bars_are_told_by_names_and_lengths():
     assert "AdamW, SGD" in describe(lying.figure) and "bars 12 8.5" in describe(lying.figure)
 
 
+@pytest.mark.parametrize("noise", [-3e-9, 2e-7])
+def test_numbers_are_no_more_exact_than_what_is_drawn(noise):
+    ax = new_axes()[1]
+    ax.plot([1, 2, 3], [2.0, -1.0, noise], label="loss")
+    ax.plot([noise, 3], [1, 1], "o", label="marks")
+    assert "loss from 2 to 0 by way of \N{MINUS SIGN}1" in describe(ax.figure)
+    ax.set_yscale("symlog")
+    assert "to 0 " not in describe(ax.figure)
+    tiny = new_axes()[1]
+    tiny.plot([1, 2], [noise, 3 * noise])
+    assert f"a line from {noise:.0e} to".replace("-", "\N{MINUS SIGN}") in describe(tiny.figure)
+
+
 def test_panels_are_numbered_and_a_colour_bar_is_none():
     figure, axes = new_axes(9, 3, columns=2)
     plot_matrix([[1.0, 2.0]], title="before", ax=axes[0])

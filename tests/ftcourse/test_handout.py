@@ -43,6 +43,7 @@ def test_what_is_missing_is_named(tmp_path, monkeypatch, capsys, missing):
     assert said[missing] in capsys.readouterr().err
 
 
+@pytest.mark.thorough
 def test_a_pdf_has_numbered_pages_and_text_that_can_be_selected(tmp_path, monkeypatch, capsys):
     lab = pytest.importorskip("tests.notebooks.lab", reason="needs playwright")
     if not lab.find_chromium():

@@ -115,6 +115,7 @@ def test_a_run_survives_interrupts_of_other_cells_and_of_the_one_that_waits(fold
     assert process.communicate(timeout=60)[0] == "['rank 0', 'rank 1']\n" and process.returncode == 0
 
 
+@pytest.mark.thorough
 def test_in_the_kernels_own_group_it_would_not(folder):
     """The mutation of `start_new_session`; and the message that the learner would get."""
     process = kernel(SHARED_GROUP + BACKGROUND.replace("RANKS", "None"))
@@ -132,6 +133,7 @@ def test_an_interrupt_ends_what_its_cell_waits_for(folder, what):
     assert process.wait(10) == 0
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("guarded", [True, False], ids=["guarded", "the mutation"])
 def test_no_process_outlives_a_killed_kernel(folder, guarded):
     process = kernel(("" if guarded else NO_GUARD) + 'runs.start("parent.py", ranks=None)\ntime.sleep(600)')

@@ -78,7 +78,7 @@ def test_another_process_gives_the_same_bytes():
 
 def test_the_process_s_own_style_changes_nothing():
     plain = [figure_svg(ax.figure) for ax in draw_all()]
-    with matplotlib.rc_context({"axes.titlesize": 20, "hatch.linewidth": 3, "xtick.labelsize": 4, "font.size": 13}):
+    with matplotlib.rc_context({"axes.titlesize": 20, "hatch.linewidth": 3, "font.size": 13}):
         assert [figure_svg(ax.figure) for ax in draw_all()] == plain
 
 

@@ -7,6 +7,8 @@ import pytest
 from ftcourse.rehearsal import run_alone
 from ftcourse.runs import LaunchError, start
 
+pytestmark = pytest.mark.thorough
+
 COMMON = ["--lr", "3e-3", "--batch_size", "8", "--micro_batch_size", "4", "--max_length", "64", "--max_steps", "8"]
 FLAGS = ["--optimizer", "child-tuning", *COMMON]
 

@@ -113,6 +113,7 @@ def test_what_is_no_notebook_is_named(tmp_path, monkeypatch, capsys, arguments, 
     assert said in capsys.readouterr().err
 
 
+@pytest.mark.thorough
 def test_in_a_browser_slides_turn_fit_and_ask_nothing_from_outside(tmp_path, monkeypatch, capsys):
     lab = pytest.importorskip("tests.notebooks.lab", reason="needs playwright")
     if not (chromium := lab.find_chromium()):

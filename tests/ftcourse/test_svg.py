@@ -53,6 +53,12 @@ def draw(wobble: float = 0.0):
     return figure
 
 
+def test_powers_of_ten_are_nothing_but_their_letters():
+    texts = re.findall(r"<text[^>]*>(.*?)</text>", figure_svg(draw()), re.DOTALL)
+    assert any(words.startswith("<tspan") for words in texts)
+    assert not [words for words in texts if re.match(r"\s", words)]
+
+
 def test_one_element_with_a_name_a_card_and_text_that_is_text():
     root = ET.fromstring(tidy_svg(PICTURE, 'a < "b" & c'))
     assert (root.get("role"), root.get("aria-label"), root.get("font-family")) == ("img", 'a < "b" & c', FONTS)

@@ -68,6 +68,7 @@ def test_a_healthy_batch_is_learnt(healthy):
     assert result.chance == pytest.approx(math.log(model.config.vocab_size))
 
 
+@pytest.mark.thorough
 def test_a_rate_is_found_in_half_precision():
     result = overfit_one_batch(foreign_model(torch.bfloat16), foreign_batch())
     assert result.healthy and result.run.lr in overfit.DEFAULT_LRS, result
@@ -157,6 +158,7 @@ def test_a_classifier():
     assert result.healthy and result.chance == pytest.approx(math.log(3)), result
 
 
+@pytest.mark.thorough
 def test_an_encoder_and_decoder():
     torch.manual_seed(0)
     config = T5Config(vocab_size=40, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, decoder_start_token_id=0)

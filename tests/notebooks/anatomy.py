@@ -20,6 +20,9 @@ SECRET = re.compile(
 MACHINE_PATH = re.compile(
     r"(?:(?<![\w.])|(?<=\x1b\[\d\dm))/(?:home|Users|root|work|workspace|mnt|opt|srv|usr|var|private|tmp)/\w|[A-Z]:\\Users|/site-packages/"
 )
+# An import of ours, or a dotted name, and in it what no learner should depend on.
+OURS = re.compile(r"^ *(?:from|import) (?:ftkit|ftcourse)\b(?:[^\n(]*\([^)]*|[^\n]*)|\b(?:ftkit|ftcourse)[.\w]+", re.M)
+PRIVATE = re.compile(r"\b_(?!_)\w+")
 # Installing "ftkit" and no address or folder: from whoever owns that name.
 BARE_NAME = re.compile(r"\binstall\b[^#]*(?<![./\w-])ftkit\b(?!/|\S* @ )")
 
@@ -104,6 +107,12 @@ def set_up(nb):
                     yield f"replaces what Colab carries: {line}"
                 if BARE_NAME.search(line):
                     yield f"installs ftkit by a name that anybody may register: {line}"
+
+
+def imports(nb):
+    for cell in code_cells(nb):
+        for name in PRIVATE.findall("\n".join(OURS.findall(cell.source))):
+            yield f"uses {name}, which is private: import a public name, or show the lines"
 
 
 def lengths(nb):
@@ -201,5 +210,5 @@ def conclusions(nb):
 
 def violations(nb, folder=Path(), is_map=False):
     """What breaks a rule in a built notebook that lies in `folder`: a sentence each, none if all is well."""
-    found = [*opening(nb), *set_up(nb), *lengths(nb), *outputs(nb), *links(nb, folder)]
+    found = [*opening(nb), *set_up(nb), *imports(nb), *lengths(nb), *outputs(nb), *links(nb, folder)]
     return found if is_map else [*found, *lesson(nb), *conclusions(nb)]

@@ -1,7 +1,8 @@
-"""The cells of a notebook that show a control, and those that they need: a walk backwards over names.
+"""What shows a notebook's controls, and the statements that they need: a walk backwards over names.
 
-A cell is needed if it binds a name that a needed cell after it reads, or may change such a name's object: by a method
-call, as an argument of a call whose result is dropped, or by an assignment to one of its parts.
+A statement is needed if it binds a name that a needed one after it reads, or may change such a name's object: by a
+method call, as an argument of a call whose result is dropped, or by an assignment to one of its parts. What changes an
+object under another name is not seen; `UNSEEN` has it. Assertions and printing are never needed.
 """
 
 import ast
@@ -14,7 +15,10 @@ from IPython.core.inputtransformer2 import TransformerManager
 from ftcourse.explorers import Explorer
 
 PACKAGE = "ftcourse.explorers."
-PURE = ("print", "display")  # calls that leave their arguments as they are
+PURE = ("print", "display", "check_", "plot_", "show")  # such calls leave their arguments as they are
+# Notebook 08 trains `model` under the name `trainer`, and 09 `tuned` under `task` and `optimizer`.
+UNSEEN = ("_ = trainer.train()", "losses = train(task, optimizer, 'full fine-tune')")
+SHORTER = {"MAX_STEPS = 48": "MAX_STEPS = 12"}  # enough of a training for a control over its answers
 
 
 def tree_of(cell) -> ast.Module:
@@ -54,30 +58,38 @@ def control_cells(nb) -> dict[str, type[Explorer]]:
 
 
 def with_needed_cells(nb, ids) -> nbformat.NotebookNode:
-    """A notebook of the cells with these ids and of those that they need, without outputs."""
-    cells = [(cell, tree_of(cell)) for cell in _code(nb)]
+    """A notebook of what shows the controls of the cells with these ids and of what they need, without outputs."""
+    cells = [(cell, tree_of(cell).body) for cell in _code(nb)]
     while cells and cells[-1][0].id not in ids:
         cells.pop()
-    called: set[str] = set()  # names that needed functions read when they are called, after later cells
+    shown = [body[-1] for cell, body in cells if cell.id in ids]
+    statements = [statement for _, body in cells for statement in body]
+    called: set[str] = set()  # names that needed functions read when they are called, after later statements
     while True:
-        needed = _walk(cells, ids, called)
-        functions = [node for _, tree in needed for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+        needed = _walk(statements, shown, called)
+        functions = [node for each in needed for node in ast.walk(each) if isinstance(node, ast.FunctionDef)]
         found = set().union(*(_names(function, ast.Load) - _own(function) for function in functions))
         if found <= called:
             break
         called |= found
-    # With their tags: JupyterLab goes on after an error that a cell is tagged for.
-    fresh = [nbformat.v4.new_code_cell(cell.source, id=cell.id, metadata=cell.metadata) for cell, _ in reversed(needed)]
+    fresh = []
+    for cell, body in cells:
+        lines = [ast.unparse(statement) for statement in body if statement in needed]
+        if source := "\n".join(SHORTER.get(line, line) for line in lines):
+            # With its tags: JupyterLab goes on after an error that a cell is tagged for.
+            fresh.append(nbformat.v4.new_code_cell(source, id=cell.id, metadata=cell.metadata))
     return nbformat.v4.new_notebook(cells=fresh, metadata=nb.metadata)
 
 
-def _walk(cells, ids, called: set[str]) -> list:
-    """The needed ones of (cell, tree) pairs, last first, if also the names in `called` are read at the end."""
-    imported = {name for _, tree in cells for node in ast.walk(tree) for name in _imported(node)}
+def _walk(statements: list[ast.stmt], shown: list[ast.stmt], called: set[str]) -> list[ast.stmt]:
+    """The needed statements, last first, if also the names in `called` are read at the end."""
+    imported = {name for statement in statements for node in ast.walk(statement) for name in _imported(node)}
     needed, wanted = [], called - imported
-    for cell, tree in reversed(cells):
-        if cell.id in ids or wanted & (_names(tree, ast.Store) | _defined(tree) | _changed(tree) - imported):
-            needed.append((cell, tree))
+    for statement in reversed(statements):
+        tree = ast.Module([statement], [])
+        made = _names(tree, ast.Store) | _defined(tree) | _changed(tree) - imported
+        if statement in shown or wanted & made or ast.unparse(statement) in UNSEEN:
+            needed.append(statement)
             wanted = wanted - _rebound(tree) | _read(tree)
     return needed
 
@@ -103,7 +115,7 @@ def _defined(tree: ast.AST) -> set[str]:
 
 
 def _rebound(tree: ast.Module) -> set[str]:
-    """Names whose earlier values no later cell sees, because a statement of the cell itself binds them."""
+    """Names whose earlier values nothing later sees, because a statement itself binds them."""
     plain = [statement for statement in tree.body if isinstance(statement, ast.Assign)]
     parts = [part for statement in plain for target in statement.targets for part in ast.walk(target)]
     return _defined(tree) | {
@@ -112,7 +124,7 @@ def _rebound(tree: ast.Module) -> set[str]:
 
 
 def _read(tree: ast.Module) -> set[str]:
-    """Names that a cell reads before it binds them."""
+    """Names that statements read before they bind them."""
     found, bound = set(), set()
     for statement in tree.body:
         own = _own(statement)
@@ -133,7 +145,7 @@ def _own(statement: ast.stmt) -> set[str]:
 
 
 def _changed(tree: ast.Module) -> set[str]:
-    """Names whose objects a cell may change."""
+    """Names whose objects a statement may change."""
     found = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute | ast.Subscript) and isinstance(node.ctx, ast.Store | ast.Del):
@@ -142,7 +154,7 @@ def _changed(tree: ast.Module) -> set[str]:
             call = node.value
             if isinstance(call.func, ast.Attribute):
                 found |= _names(call.func, ast.Load)
-            if not (isinstance(call.func, ast.Name) and call.func.id in PURE):
+            if not (isinstance(call.func, ast.Name) and call.func.id.startswith(PURE)):
                 for argument in [*call.args, *(keyword.value for keyword in call.keywords)]:
                     found |= _names(argument, ast.Load)
     return found

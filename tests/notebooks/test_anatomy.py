@@ -134,6 +134,9 @@ MUTATIONS = {
     "outside the Colab guard: !pip": code('if "google.colab" in sys.modules:\n    x = 1\n!pip install trl'),
     "what Colab carries": replace("install -q trl", "install -q trl torch"),
     "a name that anybody may register": replace("install -q trl", "install -q trl 'ftkit[lab]'"),
+    "uses _modules, which is private": code("from ftkit._modules import decoder_layers"),
+    "uses _units, which is private": code("%%px\nfrom ftcourse.fsdp_steps import (\n    wrap,\n    _units,\n)"),
+    "uses _compat, which is private": code("import ftkit\nftkit._compat.fake_ranks(2)"),
     "31 lines of code": code("x = 1\n" * 31),
     "over 12 lines": lambda nb: [code("x = 1\n" * 13)(nb) for _ in range(3)],
     "91 words of prose": append(new_markdown_cell("word " * 91)),
@@ -196,6 +199,12 @@ def test_hidden_code_may_be_longer_and_a_control_may_have_its_picture(good, tmp_
         code("x = 1\n" * 40, tags=["hide-input"])(good)
     data = {"text/plain": "MaskExplorer(seed=0): run the cell to move it", "text/html": IMAGE}
     append(new_code_cell("x", outputs=[new_output("display_data", data)]))(good)
+    assert anatomy.violations(good, tmp_path) == []
+
+
+def test_names_with_underscores_within_and_those_of_python_are_public(good, tmp_path):
+    code("from ftkit.memory import (\n    MemoryPlan,\n    estimate_memory,\n)\n_ = ftkit.__version__")(good)
+    code("from ftkit import load_base\n_x, is_norm = 1, 2\nfrom torch import _foreach_add")(good)
     assert anatomy.violations(good, tmp_path) == []
 
 

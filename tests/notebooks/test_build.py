@@ -20,6 +20,8 @@ from nbval.plugin import get_sanitize_patterns
 import build
 import stable
 
+pytestmark = pytest.mark.thorough
+
 EXERCISE = '''\
 # %% [markdown]
 # # A title
@@ -191,7 +193,7 @@ def test_streams_are_merged_as_a_terminal_would_show_them():
         return new_output("stream", name=name, text=text)
 
     picture = new_output("display_data", {"text/plain": "picture"})
-    parts = [("a", "stdout"), (" 0%\r", "stderr"), ("b\n", "stdout"), ("90%\r100%\n", "stderr")]
+    parts = [("a", "stdout"), (" 0%\r", "stderr"), ("b\n", "stdout"), ("90% [2 s left]\r100%         \n", "stderr")]
     merged = stable.merge_streams([*(out(*part) for part in parts), picture, out("c", "stdout")])
     assert [o.get("text", "picture") for o in merged] == ["ab\n", "100%\n", "picture", "c"]
 

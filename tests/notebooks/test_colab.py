@@ -24,6 +24,8 @@ from tests.colab import environment_of
 
 from . import anatomy
 
+pytestmark = pytest.mark.thorough
+
 SOURCES = sorted((ROOT / "notebooks" / "source").glob("*.py"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 REPOSITORY = PROJECT["urls"]["Repository"]

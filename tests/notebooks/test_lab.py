@@ -16,6 +16,8 @@ pytest.importorskip("playwright")
 
 from . import lab
 
+pytestmark = pytest.mark.thorough
+
 NOTEBOOK = lab.ROOT / "notebooks" / "01_gradient_masks.ipynb"
 CHROMIUM = lab.find_chromium()
 QUIET = 500  # milliseconds without a change, after which a picture counts as drawn
@@ -92,7 +94,7 @@ def test_notebook_runs_and_its_controls_redraw_the_picture(server, page):
     page.evaluate("() => window.jupyterapp.commands.execute('docmanager:save').then(() => true)")
     assert (opened.read_bytes(), opened.stat().st_mtime_ns > before[1]) == (before[0], True)
     screenshot(page, "1_opened")
-    assert page.evaluate(RUN_ALL)  # comes back at the first error, a wanted one included; the rest runs on
+    assert page.evaluate(RUN_ALL)  # a wanted error does not end it: see ftcourse/expected.py
     page.wait_for_function(f"() => ({CODE_CELLS})().every(cell => cell.count) && ({lab.IDLE})()")
     cells = page.evaluate(CODE_CELLS)
     for cell in cells:

@@ -19,6 +19,8 @@ from nbformat.v4 import new_code_cell, new_notebook, new_output
 from ftcourse.svg import picture_html
 from tests import ROOT
 
+pytestmark = pytest.mark.thorough
+
 BOOM = new_output("error", ename="ValueError", evalue="boom", traceback=["ValueError: boom"])
 
 

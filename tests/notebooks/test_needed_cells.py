@@ -1,10 +1,13 @@
 """The walk from a control back to the cells that it needs, on notebooks whose answer is plain."""
 
+import ast
+
 import nbformat
 
 from ftcourse.explorers.gradient_masks import MaskExplorer
+from tests import ROOT
 
-from .needed_cells import control_cells, with_needed_cells
+from .needed_cells import SHORTER, UNSEEN, control_cells, tree_of, with_needed_cells
 
 IMPORTS = "import torch\nfrom ftcourse.explorers.gradient_masks import mask_explorer"
 SHOW = "explorer = mask_explorer(gradient)\nexplorer"
@@ -49,6 +52,23 @@ def test_what_a_cell_may_change_counts():
 def test_loop_variables_and_parameters_are_a_cells_own():
     assert kept("row = 7", "gradient = torch.stack([torch.ones(3) for row in range(3)])") == [2]
     assert kept("x = 7", "def double(x):\n    return 2 * x\ngradient = double(torch.ones(3, 3))") == [2]
+
+
+def test_of_a_needed_cell_what_it_does_besides_is_left_out():
+    nb = notebook(IMPORTS, "gradient = torch.ones(3, 3)\nassert slow()\ncheck_shape(gradient)\nother = 1", SHOW)
+    (_, cell, _) = with_needed_cells(nb, control_cells(nb)).cells
+    assert cell.source == "gradient = torch.ones(3, 3)"
+
+
+def test_what_no_walk_sees_is_said_in_words_that_a_notebook_has():
+    lines = {ast.unparse(statement) for cell in every_code_cell() for statement in tree_of(cell).body}
+    assert lines >= {*UNSEEN, *SHORTER}, "needed_cells.py names lines that a notebook no longer has"
+
+
+def every_code_cell():
+    for path in (ROOT / "notebooks").glob("*.ipynb"):
+        nb = nbformat.read(path, as_version=4)
+        yield from (cell for cell in nb.cells if cell.cell_type == "code")
 
 
 def test_magic_lines_are_no_obstacle():

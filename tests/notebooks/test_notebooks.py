@@ -39,6 +39,7 @@ def to_rebuild():
     return [name for name in NAMES if name in changed or name.startswith("01")]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", to_rebuild())
 def test_solved_notebook_runs_and_every_checker_says_right(name, record_property):
     """The whole of it. Of every notebook, notebooks/conftest.py runs the solved exercises."""
@@ -66,6 +67,7 @@ def test_every_notebook_has_a_source():
     assert sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb")) == NAMES
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", to_rebuild())
 def test_two_builds_give_the_same_bytes(name):
     first, second = (build.render(source(name), NOTEBOOKS) for _ in range(2))

@@ -13,6 +13,8 @@ from tests import tiny
 
 from .test_notebooks import target
 
+pytestmark = pytest.mark.thorough
+
 
 @pytest.fixture
 def own(tmp_path, monkeypatch):

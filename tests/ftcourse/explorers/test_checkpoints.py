@@ -48,14 +48,16 @@ def test_the_explorer_follows_its_sliders():
 def test_the_mark_and_its_words_are_in_view_whatever_is_lost(write, failures, restart, monkeypatch):
     drawn = []
     monkeypatch.setattr(IntervalExplorer, "captioned", lambda self, figure, text: drawn.append((figure, text)) or "")
-    IntervalExplorer(write, failures, restart)
+    explorer = IntervalExplorer(write, failures, restart)
     figure, text = drawn[0]
     figure.draw_without_rendering()
     (ax,) = figure.axes
     (point,) = [line for line in ax.lines if len(line.get_xdata()) == 1]
     assert ax.get_ylim()[0] <= point.get_ydata()[0] <= min(100, ax.get_ylim()[1])
-    words, frame = ax.texts[0].get_window_extent(), ax.bbox
-    assert frame.x0 <= words.x0 and words.x1 <= frame.x1 + 2 and words.y1 <= frame.y1
+    curve, words = ax.transData.transform(ax.lines[0].get_xydata()), (ax.title, *ax.texts)
+    assert f"every {explorer.best:.0f} min" in " ".join(text.get_text() for text in words)
+    for box in (text.get_window_extent() for text in words):
+        assert not [point for point in curve if box.contains(*point) and ax.bbox.contains(*point)]  # they cross
     pyplot.close(figure)
     assert max(ax.get_yticks()) <= 100 and text.startswith(f"write {write} s, {failures} failures a day")
 

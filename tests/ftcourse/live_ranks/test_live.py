@@ -59,6 +59,7 @@ def test_a_failure_on_one_rank_reaches_all_within_seconds_and_names_the_line(ran
     assert ranks.run("dist.all_reduce(x)\nx.item()") == ["2.0\n", "2.0\n"]
 
 
+@pytest.mark.thorough
 def test_without_hanging_up_the_others_would_wait_for_their_time_out(ranks, monkeypatch):
     """The mutation: nobody closes a connection, and the failure takes as long as gloo's time-out."""
     monkeypatch.setattr(worker, "hang_up", os.getpid)
@@ -133,6 +134,7 @@ def test_an_interrupt_reaches_ranks_that_wait(ranks, in_a_cell, first):
     assert ranks.get("rank") == [0, 1]
 
 
+@pytest.mark.thorough
 def test_among_four_a_failure_reaches_those_who_wait_for_the_ones_who_wait():
     with start_ranks(4, timeout=60) as four:
         four.run("import torch, torch.distributed as dist; x = torch.ones(1)")
@@ -156,6 +158,7 @@ def test_one_rank_is_enough_and_two_sets_live_side_by_side(ranks):
         alone.run("1")
 
 
+@pytest.mark.thorough
 def test_a_rank_that_never_joins_and_one_that_is_killed():
     start = time.monotonic()
     with start_ranks(2) as ranks:
@@ -268,6 +271,7 @@ def test_no_rank_at_all_is_refused():
         start_ranks(0)
 
 
+@pytest.mark.thorough
 def test_processes_that_do_not_start_in_time(monkeypatch):
     """An engine is registered at its second heartbeat, which these wait for."""
     monkeypatch.setattr(cluster, "CONTROLLER", [cluster.CONTROLLER[0], "--HeartMonitor.period=60000"])

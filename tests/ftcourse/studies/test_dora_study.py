@@ -10,6 +10,8 @@ from ftcourse.studies.records import read_records, trial_of
 from ftkit.adapters import attach
 from ftkit.models import data_dir, load_base
 
+pytestmark = pytest.mark.thorough
+
 RUNS = read_records(data_dir() / "results" / "dora.jsonl")
 
 

@@ -30,6 +30,8 @@ from ftkit.evaluate import generate_answers
 from ftkit.models import load_base
 from tests.tiny import foreign_model, foreign_tokenizer, save_foreign
 
+pytestmark = pytest.mark.thorough
+
 RUNS = read_records(BRACKETED)
 
 

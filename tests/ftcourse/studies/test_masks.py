@@ -40,6 +40,8 @@ from tests import tiny
 
 from .made_up import tournament
 
+pytestmark = pytest.mark.thorough
+
 SPARSE = (RANDOM, FISHER, FISHER_MORE, FISHER_LINEAR, MAGNITUDE, LIFT)
 
 

@@ -14,6 +14,8 @@ from ftcourse.studies.tasks import BATCH_SIZE, MAX_GRAD_NORM, WARMUP, WEIGHT_DEC
 from ftkit.batching import steps_per_epoch
 from tests.tiny import foreign_model, save_foreign
 
+pytestmark = pytest.mark.thorough
+
 
 @pytest.mark.parametrize("task", EPOCHS)
 def test_every_variant_changes_one_thing_and_every_question_has_the_usual_run(task):

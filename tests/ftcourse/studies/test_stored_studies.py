@@ -11,6 +11,8 @@ from ftcourse.studies.bracketing import TUNING_SEEDS, check_study
 from ftcourse.studies.records import make_repeatable, read_records, trial_of
 from tests.ftcourse.studies.repeats import assert_repeats, draw
 
+pytestmark = pytest.mark.thorough
+
 MODULES = {
     module.name: found
     for module in pkgutil.iter_modules(ftcourse.studies.__path__)

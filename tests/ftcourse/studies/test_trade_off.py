@@ -18,6 +18,8 @@ from ftcourse.studies.trade_off import METHODS, Trial, optimizer_of, prepare, ru
 from ftkit.models import load_tokenizer
 from tests.tiny import foreign_model
 
+pytestmark = pytest.mark.thorough
+
 TOKENIZER = load_tokenizer(study.base_of(""))
 
 

@@ -8,6 +8,8 @@ from ftkit.adapters import MergeError, attach, make_optimizer, merge_and_verify
 
 from .models import CONFIGS, MOE_CONFIGS, batch, model, moe, train
 
+pytestmark = pytest.mark.thorough
+
 
 def trained(method="lora", kind="llama", dtype=torch.float32):
     tuned = attach(model(kind, dtype), method)

@@ -11,10 +11,13 @@ import pytest
 
 from tests import warm
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("triton") is None,
-    reason="Triton is not installed: pip install -c constraints.txt -e '.[kernels]' tests the CUDA kernel too",
-)
+pytestmark = [
+    pytest.mark.thorough,
+    pytest.mark.skipif(
+        importlib.util.find_spec("triton") is None,
+        reason="Triton is not installed: pip install -c constraints.txt -e '.[kernels]' tests the CUDA kernel too",
+    ),
+]
 HERE = Path(__file__).parent
 
 

@@ -318,6 +318,7 @@ ROWS = st.dictionaries(st.sampled_from(NAMES), VALUES, max_size=3) | VALUES
 quickly = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
+@pytest.mark.thorough
 @quickly
 @given(rows=st.lists(ROWS, min_size=1, max_size=3), array=st.booleans())
 def test_any_json_is_read_or_refused(tmp_path, rows, array):

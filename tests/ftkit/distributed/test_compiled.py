@@ -9,6 +9,8 @@ from ftkit._modules import decoder_layers
 from ftkit.distributed.fsdp import apply_compile, check_compiler
 from tests.tiny import foreign_model
 
+pytestmark = pytest.mark.thorough
+
 CPU = torch.device("cpu")
 
 

@@ -14,6 +14,8 @@ from tests import warm
 
 from .host_ranks import HOST_LOST, KILLED
 
+pytestmark = pytest.mark.thorough
+
 HERE = Path(__file__).parent
 
 

@@ -10,6 +10,8 @@ from tests.programs import run_program
 
 from . import faults, runs
 
+pytestmark = pytest.mark.thorough
+
 RANKS = Path(__file__).with_name("ranks.py")
 
 ONE_LAYER = f"model.layers.{faults.LAST}"

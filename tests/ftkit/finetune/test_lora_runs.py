@@ -27,7 +27,7 @@ CASES = {
     "rows": {"modules_to_save": "lm_head,norm", "trainable_token_indices": "<|im_end|>,7"},
     "experts": {"model": "mixtral", "target_modules": "q_proj,embed_tokens", "use_dora": True},
 }
-pytestmark = pytest.mark.usefixtures("no_estimates")
+pytestmark = [pytest.mark.thorough, pytest.mark.usefixtures("no_estimates")]
 
 
 @pytest.fixture(scope="module")

@@ -29,6 +29,8 @@ from tests.tiny import foreign_model, foreign_tokenizer, ragged_conversations
 
 from .memory_ranks import measure
 
+pytestmark = pytest.mark.thorough
+
 MESHES = {"1,1,1": 1, "1,2,1": 2, "2,1,1": 2, "1,1,2": 2, "2,2,1": 4}
 FROZEN = r"embed_tokens|layers\.0\."
 CASES = [(o, frozen, m) for o in ("adamw", "child-tuning", "child-tuning-d") for frozen in ("", FROZEN) for m in MESHES]

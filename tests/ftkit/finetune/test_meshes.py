@@ -57,7 +57,7 @@ REFUSED = {  # name: (what else is set, what every rank says); of 2 ranks
     "leaks": ({"model": "mamba", "packing": True}, "attend to the one before it .*: train without --packing"),
     "routed": ({"model": "router", "loss_chunk": 9}, r"--loss_chunk: \w*MixtralForCausalLM has another loss"),
 }
-pytestmark = pytest.mark.usefixtures("no_estimates")
+pytestmark = [pytest.mark.thorough, pytest.mark.usefixtures("no_estimates")]
 
 
 @pytest.fixture(scope="module")

@@ -79,6 +79,7 @@ def test_one_rank_again(number):
     assert row["predicted"]["peak"] == pytest.approx(predicted["peak"], rel=0.01)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("ranks", "numbers"), [(2, (4, 9)), (4, (3,))])
 def test_several_ranks_again(ranks, numbers):
     rows = [row for row in RECORD if row["ranks"] == ranks]
@@ -133,24 +134,29 @@ def test_a_forgotten_gathered_layer_shows():
     assert abs(without / row["measured"][0]["peak"] - 1) > 100 * TOLERANCE
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "plan",
     [
         SMALL,
         replace(SMALL, activation_checkpointing=True, compute_dtype="bfloat16"),
-        replace(SMALL, mesh=(1, 4, 1), accumulation=2),
+        replace(SMALL, mesh=(1, 4, 1), accumulation=2, loss_chunk=16),
         replace(SMALL, mesh=(2, 2, 2), loss_chunk=16),
         replace(SMALL, method="lora"),
     ],
     ids=["full", "checkpointing", "fsdp", "hsdp and tp", "lora"],
 )
 def test_few_layers_tell_of_many(plan):
-    """The short cut against the whole depth: peaks, their parts and traffic, to the byte."""
-    model = apply_method(copy_to_meta(llama(11)), plan)
+    """The short cut against the whole depth: the peak of every phase, by kind, and traffic, to the byte.
+
+    With a large vocabulary, few layers have the forward pass's peak where the embedding is unsharded, many where all
+    activations are saved: extrapolated from one place to the other, a kind of bytes used to come out below zero.
+    """
+    model = apply_method(copy_to_meta(llama(11, 2600)), plan)
     short, whole = trace(model, plan), trace(model, plan, every_layer=True)
-    phase = max(whole.peaks, key=whole.peaks.get)
-    assert short.peaks[phase] == whole.peaks[phase] == max(short.peaks.values())
-    assert short.at_peak[phase] == whole.at_peak[phase]
+    assert len(short.peaks) > 4 and max(short.peaks.values()) == max(whole.peaks.values())
+    assert short.at_peak == {phase: split for phase, split in whole.at_peak.items() if "between" not in phase}
+    assert all(size >= 0 for split in short.at_peak.values() for size in split.values())
     assert short.traffic == whole.traffic
 
 
@@ -185,6 +191,7 @@ def test_which_layers_a_trace_leaves_out(layers, kinds, spare):
     assert spare_layers(pattern(layers, kinds)) == spare
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("activation_checkpointing", [False, True])
 def test_alternating_layers_are_extrapolated_by_whole_periods(activation_checkpointing):
     plan = replace(SMALL, activation_checkpointing=activation_checkpointing, method="frozen", freeze="q_proj|embed")
@@ -234,6 +241,7 @@ def test_shards_add_up_to_the_whole(mesh):
     assert max(h.weights for h in held) <= whole.weights
 
 
+@pytest.mark.thorough
 def test_more_ranks_never_hold_more_and_checkpointing_never_more_activations():
     weights = [persistent_bytes(llama(), replace(SMALL, mesh=(1, n, 1))).weights for n in (1, 2, 3, 4, 8, 64)]
     assert weights == sorted(weights, reverse=True)
@@ -250,11 +258,14 @@ def test_traffic_of_the_trace_is_that_of_the_formula():
         assert found.communication["all-gather of weights"] == pytest.approx(sent["_allgather_base_"], rel=0.01)
         reduced = found.communication["reduce-scatter of gradients"]
         assert reduced == pytest.approx(sent["_reduce_scatter_base_"], rel=0.01)
-    for checkpointing in (False, True):
-        plan = replace(SMALL, mesh=(1, 1, 2), activation_checkpointing=checkpointing)
+    for checkpointing, chunk, accumulation in ((False, 0, 1), (True, 0, 1), (True, 16, 2)):
+        changes = {"loss_chunk": chunk, "accumulation": accumulation}
+        plan = replace(SMALL, mesh=(1, 1, 2), activation_checkpointing=checkpointing, **changes)
         found = estimate_memory(llama(), plan)
         # A ring sends 2 (n - 1) / n of the bytes: on two ranks as many as the tensor has.
         assert found.communication["all-reduce of activations"] == found.traced.traffic["all_reduce"]
+        # To all-gather, it sends its own half. A chunked loss gathers again when it recomputes.
+        assert found.communication["all-gather of logits"] == found.traced.traffic["all_gather_into_tensor"]
 
 
 def test_moments_masters_and_children_by_hand():

@@ -20,6 +20,8 @@ from ftkit.memory.tracker import MemoryTracker
 
 from .test_estimate import SMALL, llama
 
+pytestmark = pytest.mark.thorough
+
 HALF = {"param_dtype": "bfloat16", "compute_dtype": "bfloat16"}
 CHANGES = {
     "packing": {"packing": True},

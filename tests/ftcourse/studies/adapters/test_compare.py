@@ -18,6 +18,8 @@ from transformers import AutoModelForCausalLM
 
 from tests.ftkit.adapters.models import CONFIGS
 
+pytestmark = pytest.mark.thorough
+
 SMALL = {"vocab_size": 512, "max_position_embeddings": 512}
 WITHOUT = {
     "mistral": {"bitfit"},

@@ -13,6 +13,8 @@ from ftkit.adapters import attach
 from ftkit.models import data_dir, load_base
 from ftkit.parameters import count_parameters
 
+pytestmark = pytest.mark.thorough
+
 PATH = data_dir() / "results" / "adapters.jsonl"
 RUNS = read_records(PATH)
 TASKS = ("chat-200", "calls-200")
