@@ -26,10 +26,11 @@ GATHER, COPY, FORWARD, BACKWARD, RESHARD, SCATTER = (
     "reshard",
     "reduce-scatter",
 )
+FORWARD_ENDS = "forward ends"  # of a unit, which is then resharded or stays as it is
 OF_FSDP = {  # torch's name of a range -> ours
     "all_gather": GATHER,
     "all_gather_copy_out": COPY,
-    "post_forward": RESHARD,
+    "post_forward": FORWARD_ENDS,
     "post_backward_reshard": RESHARD,
     "post_backward_reduce": SCATTER,
 }
@@ -123,7 +124,7 @@ def events_of(ranges: Sequence[tuple[str, float, float]]) -> list[Event]:
             end_backward(start)  # FSDP acts when a module's backward pass has ended
             found.append((OF_FSDP[match[1]], unit_of(match[2]), start, end))
     end_backward(ranges[-1][1])
-    found = [event for event in found if not _kept(event, found)]
+    found = list(_with_reshards(found))
     places = {time: place for place, time in enumerate(sorted({t for event in found for t in event[2:]}))}
     return [Event(kind, unit, places[start], places[end]) for kind, unit, start, end in sorted(found, key=_by_start)]
 
@@ -132,11 +133,26 @@ def _by_start(event: tuple) -> tuple:
     return event[2:]
 
 
-def _kept(event: tuple, events: list[tuple]) -> bool:
-    """Whether this is the end of a forward pass after which the unit stays unsharded."""
-    kind, unit, _, end = event
-    later = [other[0] for other in events if other[1] == unit and other[2] >= end]
-    return kind == RESHARD and RESHARD in later and GATHER not in later
+def _with_reshards(events: list[tuple]) -> Iterator[tuple]:
+    """The events, with those reshards alone that change something.
+
+    A unit whose forward pass ends is resharded only if it is gathered again before its backward pass. torch 2.11 names
+    a second one, at the end of the step, for a unit that stayed unsharded until its backward pass had ended.
+    """
+    unsharded = set()
+    for place, (kind, unit, *times) in enumerate(events):
+        if kind == FORWARD_ENDS:
+            later = [other[0] for other in events[place:] if other[1] == unit]
+            if GATHER not in later and RESHARD in later:
+                continue
+            kind = RESHARD
+        if kind == GATHER:
+            unsharded.add(unit)
+        if kind == RESHARD:
+            if unit not in unsharded:
+                continue
+            unsharded.remove(unit)
+        yield kind, unit, *times
 
 
 @contextmanager

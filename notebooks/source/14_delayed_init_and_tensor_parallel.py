@@ -819,10 +819,13 @@ lies = (weight.placements, tuple(weight.to_local().shape), tuple(weight.shape))
 cases = {
     "by_hand": step(by_hand(), batch),
     "no_sum": step(by_hand(output_layouts=Partial()), batch),
-    "transformers": step(with_transformers(), own),
     "ftkit": step(two_d, own),
     "same_examples": step(with_ftkit(), halves[0]),
 }
+try:
+    cases["transformers"] = step(with_transformers(), own)
+except ValueError as error:  # transformers 5.15, Colab's, takes one of the two sizes
+    assert "not supported yet" in str(error)
 distances = {
     case: {
         kind: max(relative(found[kind][n], t) for n, t in alone[kind].items())
@@ -836,12 +839,12 @@ placements, here, whole = ranks.get("lies")[0]
 print(f"o_proj.weight lies {placements}, {here} of {whole}")
 distances = ranks.get("distances")[0]
 print(f"\nlargest distance from one process: {', '.join(distances['by_hand'])}")
-for case in ("by_hand", "no_sum", "transformers", "ftkit", "same_examples"):
-    print(f"{case:14}", "  ".join(f"{shown(d):>11}" for d in distances[case].values()))
-for case in ("by_hand", "transformers", "ftkit"):
-    assert max(distances[case].values()) < TOLERANCE
-for case in ("no_sum", "same_examples"):
-    assert min(distances[case].values()) > TOLERANCE
+for case, found in distances.items():
+    print(f"{case:14}", "  ".join(f"{shown(d):>11}" for d in found.values()))
+    if case in ("no_sum", "same_examples"):
+        assert min(found.values()) > TOLERANCE
+    else:
+        assert max(found.values()) < TOLERANCE
 assert here == (64, 64)
 
 # %% [markdown]
@@ -861,9 +864,14 @@ for claim, source, case in (
         "transformers",
     ),
 ):
-    measured_as = "loss, gradients, clip norm, weights after a step: all"
-    held = max(distances[case].values()) < TOLERANCE
-    ledger.add(claim, source, held, f"{measured_as} within {TOLERANCE:g}, 4 ranks")
+    held, measured_as = (
+        None,
+        "this version of transformers takes fsdp_size or tp_size, not both",
+    )
+    if case in distances:
+        held = max(distances[case].values()) < TOLERANCE
+        measured_as = f"loss, gradients, clip norm, weights after a step: all within {TOLERANCE:g}, 4 ranks"
+    ledger.add(claim, source, held, measured_as)
 
 # %% [markdown]
 # One call of torch fails here. Norm weights lie on FSDP's dimension alone, matrices on

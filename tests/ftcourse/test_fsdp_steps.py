@@ -69,6 +69,12 @@ def test_ranges_become_events_in_their_order():
     )
 
 
+def test_a_reshard_of_what_is_sharded_already_is_none():
+    """torch 2.11 ends the backward pass of a unit that stayed unsharded twice: when it does, and with the step."""
+    twice = [*RANGES, ("FSDP::post_backward_reshard", 26, 27), ("FSDP::post_backward_reshard (model.layers.0)", 27, 28)]
+    assert events_of(twice) == events_of(RANGES)
+
+
 def test_held_bytes_count_parameters_and_gradients():
     events = events_of(RANGES)
     held = held_bytes(events, {"layer 0": 10, ROOT: 100})
