@@ -425,7 +425,8 @@ explorer = LogitsExplorer()
 explorer
 
 # %%
-print({name: f"{size / GIB:.1f} GiB" for name, size in explorer.bars.items()})
+for name, size in explorer.bars.items():
+    print(f"{name:28} {size / GIB:4.1f} GiB")
 before = dict(explorer.bars)
 explorer.batch.value = 16
 assert explorer.bars["peak of the loss"] == 2 * before["peak of the loss"]

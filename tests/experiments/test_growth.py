@@ -81,13 +81,15 @@ def test_the_command_does_what_is_missing(tmp_path, monkeypatch):
     assert done == [("rows", 20)] and len(command.stored(out)) == 2
 
 
-def test_a_run_is_watched_from_its_start_to_its_end():
+@pytest.mark.thorough
+def test_a_run_is_watched_from_its_start_to_its_end(cold):  # a fork shares its memory with the process that it left
     found = trial.run(Trial("rows", 20, rows=20, flags={"batch_size": 2, "estimate_memory": False}))
     assert len(found["step_seconds"]) == 3 and found["parameters"] > 500_000
     assert 0 < found["seconds_to_first_step"] <= found["seconds"]
     assert found["peak_bytes"] > 1e7 and found["largest_process_bytes"] > 1e7 and found["cpu_seconds"] > 0
 
 
+@pytest.mark.thorough
 def test_a_run_that_fails_says_why():
     with pytest.raises(RuntimeError, match="--lr is 0"):
         trial.run(Trial("rows", 5, rows=5, flags={"lr": 0.0}))

@@ -5,6 +5,7 @@ Names, values and roles are read from Chromium's accessibility tree, which is wh
 
 import re
 
+PATIENCE = 30_000  # milliseconds that a kernel may take to draw, on a machine that does much else
 SETTLED = 120  # milliseconds without a change, after which a picture counts as drawn
 SHOWN = "root => [...root.querySelectorAll('.widget-html-content')].map(part => part.innerHTML).join()"
 CELLS = "() => window.jupyterapp.shell.currentWidget.content.model.cells.length"
@@ -158,7 +159,7 @@ class Driver:
         action()
         try:
             wanted = [self.root.element_handle(), before]
-            self.page.wait_for_function(f"([root, before]) => ({SHOWN})(root) !== before", arg=wanted, timeout=8_000)
+            self.page.wait_for_function(f"([root, before]) => ({SHOWN})(root) !== before", arg=wanted, timeout=PATIENCE)
         except Exception as error:
             if "Timeout" not in str(error):
                 raise

@@ -16,8 +16,8 @@ def draw(records: Sequence[dict]) -> dict:
     return random.Random(seed).choice(quick[: max(1, len(quick) // 2)])
 
 
-def assert_repeats(stored: dict, again: dict, other: dict | None = None) -> None:
-    """Assert that a run made again agrees with its record, and that `other`, of another seed, does not.
+def assert_repeats(stored: dict, again: dict, others: Sequence[dict] = ()) -> None:
+    """Assert that a run made again agrees with its record, and that `others`, of other seeds, do not, but by chance.
 
     Processors round otherwise, and training magnifies that. The losses of the first three steps, where recorded (as
     `first_losses`, or at the beginning of `train_loss`), agree within a thousandth. At the end of 60 to 200 steps,

@@ -35,20 +35,21 @@ def test_a_final_run_drawn_at_random_repeats(name):
     stored = draw(final)
     trial = trial_of(stored, module.Trial)
     make_repeatable()
-    other = [
+    others = [
         r for r in final if trial_of(r, module.Trial) != trial == replace(trial_of(r, module.Trial), seed=trial.seed)
     ]
-    assert_repeats(stored, module.run(trial), other[0])
+    assert others
+    assert_repeats(stored, module.run(trial), others)
 
 
 @pytest.mark.parametrize(("measure", "change"), [("test_exact", 0.1), ("test_loss", 0.2), ("train_loss", [1.0])])
 def test_a_run_that_does_not_repeat_is_noticed(measure, change):
     stored = {"test_exact": 0.5, "test_loss": 1.0, "train_loss": [2.0, 1.5, 1.0], "lr": 1e-3, "seed": 0}
-    assert_repeats(stored, dict(stored), {**stored, "train_loss": [2.1, 1.5, 1.0]})
+    assert_repeats(stored, dict(stored), [{**stored, "train_loss": [2.1, 1.5, 1.0]}, stored])
     with pytest.raises(AssertionError):
         assert_repeats(stored, {**stored, measure: stored[measure] + change if measure != "train_loss" else change})
     with pytest.raises(AssertionError):
-        assert_repeats(stored, stored, stored)  # another seed would not agree
+        assert_repeats(stored, stored, [stored])  # another seed would not agree
 
 
 def test_a_draw_can_be_repeated(monkeypatch, capsys):
