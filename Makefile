@@ -41,7 +41,7 @@ test: $(READY)  ## set up .venv, run every notebook under nbval and the tests of
 	$(PYTEST) notebooks tests
 
 thorough: $(READY)  ## the other tests: browsers, whole grids, stored runs repeated, the notebooks' tools (minutes)
-	$(PYTEST) -m 'thorough and not book' tests
+	$(PYTEST) -m 'thorough and not book and not gpu' tests
 
 controls: $(READY) $(READY_7)  ## use every control of every notebook in a browser, under ipywidgets 8 and 7.7 (minutes)
 	@for python in $(BIN)/python $(WIDGETS_7)/bin/python; do \

@@ -19,6 +19,8 @@ from experiments.gpu.verdicts import F_OVER_FUSED, NO_EXTRA, WARM_UP
 from experiments.optimizer_speed.optimizers import COMPACT, FREE, FUSED, ORIGINAL
 from ftkit.models import meta_model
 
+pytestmark = pytest.mark.thorough
+
 CPU = torch.device("cpu")
 TINY = {"length": 16, "rows": 8, "batch_size": 2, "micro_batch_size": 2}
 
