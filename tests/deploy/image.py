@@ -78,7 +78,7 @@ class Image:
         elif instruction == "COPY":
             self.copy(*(word for word in rest.split() if not word.startswith("--")))
         elif instruction == "RUN":
-            done = self.run(rest, network=True)
+            done = self.run(rest, network=True, timeout=3600)  # downloads, and pip on a busy machine
             if done.returncode:
                 raise ValueError(f"RUN {rest}: {done.stderr[-2000:]}")
         elif instruction not in ("FROM", "SHELL", "EXPOSE"):
