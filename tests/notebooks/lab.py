@@ -100,7 +100,7 @@ def running_lab(folder):
         )
     try:
         address = f"http://127.0.0.1:{port}"
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 180
         while status_of(f"{address}/api") is None or not (token := re.search(r"\?token=(\w+)", log.read_text())):
             if process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"JupyterLab did not start:\n{log.read_text()[-3000:]}")
@@ -146,6 +146,6 @@ def browser_page(chromium):
         context.route("**/*", gate)
         page.on("websocket", lambda ws: urlsplit(ws.url).hostname in LOOPBACK or page.escaped.append(ws.url))
         page.on("pageerror", lambda error: page.errors.append(str(error)))
-        page.set_default_timeout(60_000)
+        page.set_default_timeout(180_000)
         yield page
         browser.close()

@@ -1,6 +1,6 @@
 """Every control of the course in a real JupyterLab and a real browser, by keyboard and by mouse, light and dark.
 
-The notebooks' cells that show a control, and those that they need, run in one notebook. `make controls` takes first the
+What shows the notebooks' controls, and the statements needed for it, are one notebook. `make controls` takes first the
 three notebooks that have every kind of control between them, then all others, under ipywidgets 8 and 7.7, and breaks
 what they rest on. FTKIT_SCREENSHOTS: see test_lab.py.
 """
@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 from textwrap import dedent
 
+import ipywidgets
 import nbformat
 import pytest
 
@@ -21,6 +22,8 @@ from .needed_cells import control_cells, with_needed_cells
 
 CHROMIUM = lab.find_chromium()
 NOTEBOOKS = sorted((lab.ROOT / "notebooks").glob("*.ipynb"))
+# ipywidgets 7 asks MathJax 2 to typeset descriptions once they are shown; with JupyterLab's newer one they stay text.
+OF_WIDGETS = ["Cannot read properties of undefined (reading 'Queue')"] if ipywidgets.version_info[0] == 7 else []
 WIDTHS = (1000, 700)  # pixels of the window, of which the list of files takes some
 QUICK = ("01", "10", "11")  # sliders of floats, of integers and of a list, a menu, a button
 RUN = "() => window.jupyterapp.commands.execute('notebook:run-all-cells').then(() => true)"
@@ -87,7 +90,8 @@ def opened(tmp_path_factory):
     folder = tmp_path_factory.mktemp("controls")
     with lab.running_lab(folder) as (_, address, token), lab.browser_page(CHROMIUM) as page:
         yield folder, page, address, token
-        assert page.escaped == [] and page.errors == []
+        assert page.escaped == []
+        assert [error for error in page.errors if error not in OF_WIDGETS] == []
 
 
 @pytest.mark.controls
@@ -101,8 +105,9 @@ def test_all_others_work(opened):
 
 
 @pytest.mark.controls
-def test_what_is_amiss_is_noticed(opened):
+def test_what_is_amiss_is_noticed(opened, monkeypatch):
     """The mutation of those above: explorers without what the base class adds to ipywidgets."""
+    monkeypatch.setattr(controls, "PATIENCE", 5_000)
     bare = """
         import ftcourse.explorers as explorers
         explorers.ON_THE_PAGE = "<style>.ftkit-explorer :focus-visible { outline: none }</style>"
