@@ -90,20 +90,35 @@ def enable_activation_checkpointing(model: nn.Module, **options) -> None:
 def fake_tensors() -> Iterator[None]:
     """A context in which tensors have shapes, dtypes, devices and sized storages, but no memory.
 
-    torch's grouped matrix product, which transformers' experts call, is fake in bfloat16 only; in other dtypes they
-    take their own here, whose tensors have the same sizes.
+    torch's grouped matrix product, which transformers' experts call, is fake in bfloat16 only, and the backward pass of
+    transformers' own reads values in 5.15: in other dtypes experts take one here whose tensors have the same sizes.
     """
     from transformers.integrations import moe  # here, because masks need torch alone
 
-    can_use = moe._can_use_grouped_mm
-    moe._can_use_grouped_mm = lambda input, weight, offs: (
-        weight.dtype == torch.bfloat16 and can_use(input, weight, offs)
-    )
+    product = moe._grouped_mm
+
+    def sized(input: torch.Tensor, weight: torch.Tensor, offs: torch.Tensor) -> torch.Tensor:
+        return product(input, weight, offs) if weight.dtype == torch.bfloat16 else _GroupedSizes.apply(input, weight)
+
+    moe._grouped_mm = sized
     try:
         with FakeTensorMode():
             yield
     finally:
-        moe._can_use_grouped_mm = can_use
+        moe._grouped_mm = product
+
+
+class _GroupedSizes(torch.autograd.Function):
+    """What a grouped matrix product of (S, D) and (experts, D, N) allocates, without its values."""
+
+    @staticmethod
+    def forward(ctx, input: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(input, weight)
+        return input.new_empty(len(input), weight.shape[-1])
+
+    @staticmethod
+    def backward(ctx, _) -> tuple[torch.Tensor, torch.Tensor]:
+        return tuple(torch.empty_like(tensor) for tensor in ctx.saved_tensors)
 
 
 def device_of(tensor: torch.Tensor) -> torch.device:
