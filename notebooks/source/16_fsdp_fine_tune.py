@@ -121,9 +121,8 @@ again = launch_plans.estimate("8B, 8 GPUs, full")
 print(f"8B, 8 GPUs, full: {again['peak'] / GIB:.1f} GiB, in phase: {again['phase']}")
 stored = plans["8B, 8 GPUs, full"]
 assert again["phase"] == stored["phase"] and again["sent"] == stored["sent"]
-assert (
-    abs(again["peak"] - stored["peak"]) < 1024
-)  # a version of transformers may have a buffer more
+# To the byte with the versions that the table was made with; transformers 5.15 has one buffer of 256 bytes more.
+assert abs(again["peak"] - stored["peak"]) <= 256
 
 # %%
 shown = {name: plan["at_peak"] for name, plan in plans.items() if name.startswith("8B")}
