@@ -24,6 +24,24 @@ def local_chunk(tensor: DTensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return tuple(chunk.sizes), tuple(chunk.offsets)
 
 
+def fused_adamw(
+    params: list[torch.Tensor],
+    grads: list[torch.Tensor],
+    exp_avgs: list[torch.Tensor],
+    exp_avg_sqs: list[torch.Tensor],
+    max_exp_avg_sqs: list[torch.Tensor],
+    steps: list[torch.Tensor],
+    options: dict,
+) -> None:
+    """The kernel of `torch.optim.AdamW(fused=True)`, called once, without the ten calls that torch makes around it.
+
+    `steps` are counted from 1 and not changed; `options` are those of `torch.optim.adamw.adamw`, of which the choice of
+    a kernel is left out.
+    """
+    options = {name: value for name, value in options.items() if name not in ("foreach", "fused")}
+    torch._fused_adamw_(params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps, **options)
+
+
 def is_flattened_by_fsdp1(param) -> bool:
     """Whether FSDP1 (`FullyShardedDataParallel`) has flattened the parameter."""
     return getattr(param, "_fsdp_flattened", False)

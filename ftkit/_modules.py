@@ -1,6 +1,7 @@
 """Modules and their names: layers, norms, clean names, and contexts that restore a model's modes or state."""
 
 import difflib
+import functools
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from torch import nn
 _WRAPPERS = frozenset({"module", "_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"})
 
 
+@functools.lru_cache(maxsize=1 << 14)  # an optimizer asks for every name in every step
 def clean_name(name: str) -> str:
     """The name without those of wrappers: `module.layers.0._orig_mod.weight` becomes `layers.0.weight`."""
     *modules, parameter = name.split(".")

@@ -14,7 +14,7 @@ from ftkit._modules import clean_name
 from ftkit.dtensor import local_tensor, wrap_like
 
 from .local_param import LocalParam
-from .update import BLOCK_ELEMENTS, adamw_blocks, batches, parallel_map
+from .update import adamw_blocks, parts
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
 
@@ -53,28 +53,33 @@ def compact_update(local_params: list[LocalParam], hyperparams: dict) -> None:
     def update(batch: list[tuple]) -> None:
         tensors = []
         for index, weights, grads, moments, _ in batch:
-            dtype = moments[0].dtype
-            tensors.append([weights[index].to(dtype), grads[index].to(dtype), *moments])
+            tensors.append([values.take(index).to(moments[0].dtype) for values in (weights, grads)] + moments)
         adamw_blocks(tensors, [local.step for *_, local in batch], hyperparams)
         for (index, weights, *_), (updated, *_) in zip(batch, tensors, strict=True):
-            weights[index] = updated.to(weights.dtype)
+            weights.index_copy_(0, index, updated.to(weights.dtype))
 
     flat = {id(local): local.param.reshape(-1) for local in local_params}
-    on_cpu = all(local.param.device.type == "cpu" for local in local_params)
-    parallel_map(update, batches(_blocks(local_params, flat)), on_cpu)
+    for batch in _batches(local_params, flat):
+        update(batch)
     for local in local_params:
         if not local.param.is_contiguous():  # then the flat one was a copy
             local.param.copy_(flat[id(local)].view(local.param.shape))
 
 
-def _blocks(local_params: list[LocalParam], flat: dict[int, torch.Tensor]) -> Iterator[tuple]:
-    """Blocks `(indices, weights, grads, moments, local)`: parts of the indices and moments, all weights and grads."""
+def _batches(local_params: list[LocalParam], flat: dict[int, torch.Tensor]) -> Iterator[list[tuple]]:
+    """Lists of `(indices, weights, grads, moments, local)`: parts of the indices and moments, all weights and grads."""
+    kinds = {}
     for local in local_params:
-        weights, grads = flat[id(local)], local.grad.reshape(-1)
-        for start in range(0, local.mask_indices.numel(), BLOCK_ELEMENTS):
-            part = slice(start, start + BLOCK_ELEMENTS)
-            moments = [None if t is None else t[part] for t in local.moments]
-            yield local.mask_indices[part], weights, grads, moments, local
+        kinds.setdefault((local.param.dtype, local.param.device), []).append(local)
+    for same in kinds.values():
+        for part in parts([local.mask_indices.numel() for local in same]):
+            batch = []
+            for place, start, stop in part:
+                local = same[place]
+                index = local.mask_indices[start:stop].long()  # for 8-byte indices torch uses its threads
+                moments = [None if t is None else t[start:stop] for t in local.moments]
+                batch.append((index, flat[id(local)], local.grad.reshape(-1), moments, local))
+            yield batch
 
 
 @torch.no_grad()

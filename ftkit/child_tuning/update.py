@@ -1,8 +1,10 @@
 """AdamW steps on masked gradients, block by block.
 
-A block is small enough that its weights, gradients and moments stay in the processor's caches from the drawing of the
-mask to the update. Blocks are shared out over threads; each thread reuses its temporaries, because a fresh megabyte
-costs a page fault for every 4 KiB, which is more than the arithmetic on it.
+A batch of blocks is small enough that its gradients and mask stay in the processor's caches from the drawing to the
+update. Batches are shared out over threads, each of which reuses its temporaries, because a fresh megabyte costs a page
+fault for every 4 KiB, which is more than the arithmetic on it. Threads call torch as little as they can: after every
+operation, even one without arithmetic, a thread waits for Python's lock, and to be woken up takes longer than the
+operation.
 """
 
 import functools
@@ -17,14 +19,17 @@ import numpy as np
 import torch
 from torch.optim.adamw import adamw
 
+from ftkit._compat import fused_adamw
+
 from .local_param import LocalParam
 from .masks import DRAW_RANGE, fill_mask
 
-BLOCK_ELEMENTS = 1 << 19  # smaller blocks spend more on calls, larger ones leave the caches
+BLOCK_ELEMENTS = 1 << 19  # smaller batches spend more on calls, larger ones leave the caches
 KERNEL_DEVICES = frozenset({"cuda"})  # where ftkit.child_tuning.triton_kernel takes the parameters that fit it
 _FUSED_DEVICES = frozenset({"cpu", "cuda", "mps", "xpu"})
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
-_MAX_BUFFER = 1 << 20  # elements; larger blocks are rare, and their memory is given back
+_ALIGNED = 64  # elements
+_MIN_SHARED = 1 << 21  # elements; for fewer, only torch's threads share, which still wait busily for its next operation
 _MAX_THREADS = 8  # above that, threads wait for Python's lock more than they work
 
 
@@ -81,8 +86,7 @@ def masked_update(local_params: list[LocalParam], hyperparams: dict, threshold: 
             for block, target in zip(batch, targets, strict=True):
                 _copy_back(block, target)
 
-    on_cpu = all(local.param.device.type == "cpu" for local in local_params)
-    parallel_map(update, batches(_blocks(local_params)), on_cpu)
+    parallel_map(update, _batches(local_params))
 
 
 def adamw_blocks(tensors: list[list], steps: list[int], hyperparams: dict) -> None:
@@ -93,48 +97,65 @@ def adamw_blocks(tensors: list[list], steps: list[int], hyperparams: dict) -> No
     options = dict(hyperparams)
     if options["fused"] is None:
         options["fused"] = not options["foreach"] and all(p.device.type in _FUSED_DEVICES for p in params)
-    # Copies, because torch increments them once for each block; the optimizer keeps the count.
+    maxima = max_exp_avg_sqs if options["amsgrad"] else []
+    if options["fused"] and all(p.device.type == "cpu" for p in params):
+        counts = {step: torch.tensor(float(step)) for step in set(steps)}
+        fused_adamw(params, grads, exp_avgs, exp_avg_sqs, maxima, [counts[step] for step in steps], options)
+        return
+    # Copies, because torch increments them once for each batch; the optimizer keeps the count.
     counts = torch.tensor(steps, dtype=torch.float32) - 1
     places = {p.device if options["fused"] else counts.device for p in params}
     counts = {device: counts.to(device, copy=True).unbind() for device in places}
     device_of = [p.device if options["fused"] else torch.device("cpu") for p in params]
     state_steps = [counts[device][i] for i, device in enumerate(device_of)]
-    maxima = max_exp_avg_sqs if options["amsgrad"] else []
     adamw(params, grads, exp_avgs, exp_avg_sqs, maxima, state_steps, **options)
 
 
-def batches(blocks: Iterable[tuple]) -> Iterator[list[tuple]]:
-    """Collect blocks, each led by a tensor of its dtype and device, into lists of about BLOCK_ELEMENTS elements.
+def parts(sizes: list[int], threads: int = 1) -> Iterator[list[tuple[int, int, int]]]:
+    """Cut vectors of these sizes into parts for `threads` to share: lists of `(vector, start, stop)`.
 
-    One call into torch costs as much as thousands of elements, and most models have many small tensors.
+    Parts are of about the same size, at most BLOCK_ELEMENTS, and there are equally many for every thread. A part may
+    have several vectors: one call into torch costs as much as thousands of elements, and most models have many small
+    tensors. A vector is cut at multiples of 64 elements, so that torch's vectorised loops begin and end as in the whole
+    vector: a cut changes no bit of a result.
     """
-    batch, size = [], 0
-    for block in blocks:
-        if batch and (block[0].dtype, block[0].device) != (batch[0][0].dtype, batch[0][0].device):
-            yield batch
-            batch, size = [], 0
-        batch.append(block)
-        size += block[0].numel()
-        if size >= BLOCK_ELEMENTS:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
+    total = sum(sizes)
+    count = max(-(-total // (BLOCK_ELEMENTS * threads)), 1) * threads
+    limit = max(-(-total // (count * _ALIGNED)), 1) * _ALIGNED
+    part, left = [], limit
+    for vector, size in enumerate(sizes):
+        start = 0
+        while start < size:
+            stop = start + left // _ALIGNED * _ALIGNED if start + left < size else size
+            if stop > start:
+                part.append((vector, start, stop))
+            start, left = stop, left - (stop - start)
+            if left < _ALIGNED:
+                yield part
+                part, left = [], limit
+    if part:
+        yield part
 
 
-def parallel_map(function: Callable[[object], None], items: Iterable, on_cpu: bool) -> None:
-    """Call `function` for every item, in any order, and return when all are done; the first error is raised.
+def parallel_map(function: Callable[[list[Block]], None], batches: Iterable[list[Block]]) -> None:
+    """Call `function` for every batch, in any order, and return when all are done; the first error is raised.
 
-    Work that is not `on_cpu` is done by the calling thread alone: a device has its own parallelism, and a stream
-    belongs to a thread.
+    Batches on a device are done by the calling thread alone: a device has its own parallelism, and a stream belongs to
+    a thread.
     """
-    items = list(items)
-    threads = min(torch.get_num_threads(), _MAX_THREADS)
-    if threads == 1 or len(items) < 2 or not on_cpu:
-        for item in items:
-            function(item)
+    batches = list(batches)
+    elements = sum(block.grad.numel() for batch in batches for block in batch)
+    threads = _threads(elements, all(block.grad.device.type == "cpu" for batch in batches for block in batch))
+    if threads == 1:
+        for batch in batches:
+            function(batch)
     else:
-        list(_pool(threads).map(function, items))
+        list(_pool(threads).map(function, batches))
+
+
+def _threads(elements: int, on_cpu: bool) -> int:
+    """How many threads of Python share so many elements."""
+    return min(torch.get_num_threads(), _MAX_THREADS) if on_cpu and elements >= _MIN_SHARED else 1
 
 
 def zero_unmasked_(values: torch.Tensor, keep: torch.Tensor) -> None:
@@ -151,12 +172,15 @@ def copy_masked_(values: torch.Tensor, new: torch.Tensor, keep: torch.Tensor) ->
 
 def reusable_buffer(use: str, numel: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """An uninitialised vector, valid until this thread asks for the same `use` again."""
-    if device.type != "cpu" or numel > _MAX_BUFFER:
+    if device.type != "cpu" or numel > BLOCK_ELEMENTS:
         return torch.empty(numel, dtype=dtype, device=device)  # torch caches device memory itself
     buffers = vars(_buffers)
-    if (use, dtype) not in buffers or buffers[use, dtype].numel() < numel:
-        buffers[use, dtype] = torch.empty(numel, dtype=dtype)
-    return buffers[use, dtype][:numel]
+    if (use, dtype) not in buffers or buffers[use, dtype][0].numel() < numel:
+        buffers[use, dtype] = [torch.empty(numel, dtype=dtype)] * 2
+    whole, last = buffers[use, dtype]
+    if last.numel() != numel:
+        last = buffers[use, dtype][1] = whole[:numel]
+    return last
 
 
 _buffers = threading.local()
@@ -196,14 +220,11 @@ def _split(values: torch.Tensor, batch: list[Block]) -> list[torch.Tensor]:
 
 def _scaled_gradients(batch: list[Block], scale: float) -> torch.Tensor:
     """Copies of the gradients, block after block, in the moments' dtype and times `scale`: [elements]."""
-    sizes, grads = [block.grad.numel() for block in batch], [block.grad for block in batch]
-    scaled = reusable_buffer("gradients", sum(sizes), batch[0].moments[0].dtype, grads[0].device)
-    for part, grad in zip(scaled.split(sizes), grads, strict=True):
-        if grad.dtype == part.dtype:
-            torch.mul(grad, scale, out=part)
-        else:
-            part.copy_(grad).mul_(scale)
-    return scaled
+    grads, dtype = [block.grad for block in batch], batch[0].moments[0].dtype
+    scaled = reusable_buffer("gradients", sum(grad.numel() for grad in grads), dtype, grads[0].device)
+    if len(grads) == 1 and grads[0].dtype == dtype:
+        return torch.mul(grads[0], scale, out=scaled)
+    return torch.cat(grads, out=scaled).mul_(scale)
 
 
 def _draws_below(batch: list[Block], threshold: int) -> torch.Tensor:
@@ -234,17 +255,30 @@ def _match_strides(grad: torch.Tensor, param: torch.Tensor) -> torch.Tensor:
     return grad if grad.stride() == param.stride() else torch.empty_like(param, dtype=grad.dtype).copy_(grad)
 
 
-def _blocks(local_params: list[LocalParam]) -> Iterator[Block]:
+def _batches(local_params: list[LocalParam]) -> Iterator[list[Block]]:
+    """All elements, in batches of one dtype and device."""
+    kinds = {}
     for local in local_params:
-        numel, grad = local.param.numel(), local.grad.reshape(-1)
-        if numel and not local.param.is_contiguous():
-            yield Block(local.param, grad, local.moments, local, 0, numel)
-            continue
-        param, moments = local.param.view(-1), [None if t is None else t.view(-1) for t in local.moments]
-        for start in range(0, numel, BLOCK_ELEMENTS):
-            part = slice(start, min(start + BLOCK_ELEMENTS, numel))
-            moment_parts = [None if t is None else t[part] for t in moments]
-            yield Block(param[part], grad[part], moment_parts, local, start, part.stop)
+        if local.param.is_contiguous():
+            kinds.setdefault((local.param.dtype, local.param.device), []).append(local)
+        elif local.param.numel():
+            yield [Block(local.param, local.grad.reshape(-1), local.moments, local, 0, local.param.numel())]
+    for (_, device), same in kinds.items():
+        vectors = [[_flat(t) for t in (local.param, local.grad.contiguous(), *local.moments)] for local in same]
+        sizes = [local.param.numel() for local in same]
+        for part in parts(sizes, _threads(sum(sizes), device.type == "cpu")):
+            yield [_block(same[index], vectors[index], start, stop) for index, start, stop in part]
+
+
+def _flat(tensor: torch.Tensor | None) -> torch.Tensor | None:
+    return tensor if tensor is None or tensor.dim() == 1 else tensor.view(-1)
+
+
+def _block(local: LocalParam, vectors: list[torch.Tensor | None], start: int, stop: int) -> Block:
+    if stop - start < local.param.numel():
+        vectors = [None if vector is None else vector[start:stop] for vector in vectors]
+    param, grad, *moments = vectors
+    return Block(param, grad, moments, local, start, stop)
 
 
 def _all_bits(keep: torch.Tensor, itemsize: int) -> torch.Tensor:

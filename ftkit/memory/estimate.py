@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from ftkit._modules import clean_name, decoder_layers
-from ftkit.child_tuning.update import BLOCK_ELEMENTS
+from ftkit.child_tuning.update import parts
 from ftkit.distributed import tensor_parallel
 from ftkit.parameters import decay_groups
 
@@ -289,13 +289,7 @@ def _chunk(whole: slice, chunks: int, index: int) -> slice:
 
 def _largest_batch(sizes: Iterable[int]) -> int:
     """Elements of the largest batch of blocks that child-tuning steps at once, of tensors of these sizes."""
-    largest = batch = 0
-    for size in sizes:
-        for start in range(0, size, BLOCK_ELEMENTS):
-            batch += min(BLOCK_ELEMENTS, size - start)
-            largest = max(largest, batch)
-            batch = 0 if batch >= BLOCK_ELEMENTS else batch
-    return largest
+    return max((sum(stop - start for _, start, stop in part) for part in parts(list(sizes))), default=0)
 
 
 def _moment_bytes(plan: MemoryPlan, elements: int, itemsize: int) -> int:
@@ -326,8 +320,8 @@ def _transient(plan: MemoryPlan, groups: list[list[LocalSize]]) -> int:
     if plan.child_tuning:
         if plan.child_state != "compact" or plan.kernel != "loop":
             return 0
-        # Of a batch of blocks, the masked weights and gradients are copied to float32.
-        return 8 * max((_largest_batch(part.with_moments for part in group) for group in groups), default=0)
+        # Of a batch of blocks, the masked weights and gradients are copied to float32, and their indices to int64.
+        return 16 * max((_largest_batch(part.with_moments for part in group) for group in groups), default=0)
     copies = sum(4 * part.elements for group in groups for part in group) if plan.master_copy else 0  # of gradients
     if plan.moment_dtype == EIGHT_BITS:
         return copies  # its kernels step in place

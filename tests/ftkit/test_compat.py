@@ -87,3 +87,24 @@ def test_layers_are_computed_again_by_both_names_of_the_method():
     new = type("New", (), {"activation_checkpointing_enable": lambda self, options: asked.append(options)})
     _compat.enable_activation_checkpointing(new())
     assert asked == [{"use_reentrant": False}]
+
+
+def test_the_kernel_of_fused_adamw_takes_what_torchs_optimizer_gives_it():
+    torch.manual_seed(0)
+    weights = [torch.nn.Parameter(torch.randn(70)) for _ in range(2)]
+    ours, moments = [w.detach().clone() for w in weights], [[torch.zeros(70), torch.zeros(70)] for _ in weights]
+    reference = torch.optim.AdamW(weights, lr=0.1, weight_decay=0.3, fused=True)
+    options = {"lr": 0.1, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.3, "amsgrad": False}
+    options |= {"maximize": False, "foreach": None, "fused": None}
+    for step in (1.0, 2.0):
+        for weight in weights:
+            weight.grad = torch.randn(70)
+        reference.step()
+        first, second = map(list, zip(*moments, strict=True))
+        _compat.fused_adamw(ours, [w.grad for w in weights], first, second, [], [torch.tensor(step)] * 2, options)
+        assert all(torch.equal(a, b) for a, b in zip(ours, weights, strict=True))
+    _compat.fused_adamw(
+        ours, [w.grad for w in weights], first, second, [], [torch.tensor(step)] * 2, options
+    )  # a step twice
+    reference.step()
+    assert not any(torch.equal(a, b) for a, b in zip(ours, weights, strict=True))
