@@ -9,7 +9,14 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from ftkit.batching import Example, global_batch, micro_batches, packed_micro_batches, steps_per_epoch
+from ftkit.batching import (
+    Example,
+    global_batch,
+    micro_batches,
+    packed_micro_batches,
+    steps_per_epoch,
+    unmasked_tokens,
+)
 from ftkit.chat import RULES, examine, finding_codes, length_quantiles, mask_text, max_positions
 from ftkit.conversations import find_chat, read_source
 from ftkit.distributed.launch import env_rank
@@ -17,6 +24,7 @@ from ftkit.distributed.mesh import DistributedContext
 from ftkit.distributed.tensor_parallel import check_tp_dropout, tp_plan_of, validate_tp_degree
 from ftkit.findings import allow
 from ftkit.freezing import freeze
+from ftkit.loss import IGNORE_INDEX
 from ftkit.models import check_not_quantised, load_config, load_tokenizer, meta_model, resolve_model
 
 from .config import Config, Run
@@ -155,6 +163,8 @@ def read_examples(
     if wrong := [f for f in found if f.severity == "error"]:
         said = "\n".join(f"{path}: {f.observed} ({f.code}). {f.remedy}" for f in wrong)
         raise ValueError(f"{said}\nTo train all the same, give --allow {','.join(finding_codes(wrong))}")
+    if not any(unmasked_tokens([example]) for example in examples):
+        raise ValueError(f"{path}: every label of every example is {IGNORE_INDEX}: there is nothing to learn from it")
     if env_rank() == 0:
         tokens = ", ".join(f"{name} {n}" for name, n in quantiles.items())
         print(f"{Path(path).name}: {len(examples)} examples ({form}); tokens of an example: {tokens}")

@@ -35,7 +35,7 @@ def accumulate_gradients(model: nn.Module, examples: list[Example], batches: Bat
 
     Raises FloatingPointError for a loss that is not finite.
     """
-    tokens = unmasked_tokens(examples)
+    tokens = max(unmasked_tokens(examples), 1)  # without a label the loss and the gradient are 0
     losses = accumulate(model, batches.local(examples), loss, loss.context.dp_size, tokens)
     mean = loss.context.sum(sum(part.item() for part in losses)) / tokens
     if not math.isfinite(mean):

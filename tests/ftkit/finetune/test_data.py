@@ -98,6 +98,14 @@ def test_an_error_of_the_checks_can_be_allowed_by_name(model, tmp_path, capsys):
     assert learnt(data) == [A]
 
 
+def test_rows_without_labels_can_be_allowed_unless_all_are(model, tmp_path):
+    mute = {"messages": [*MESSAGES[:1], {**MESSAGES[1], "weight": 0}]}
+    data = read(model, tmp_path / "rows.jsonl", [mute, {"messages": MESSAGES}], allow="all-labels-masked")
+    assert [bool(text) for text in learnt(data)] == [False, True]
+    with pytest.raises(ValueError, match=r"rows.jsonl: every label of every example is -100"):
+        read(model, tmp_path / "rows.jsonl", [mute, mute], allow="all-labels-masked")
+
+
 def test_more_tokens_than_the_model_has_positions_are_refused(model, tmp_path):
     long = [{"messages": [MESSAGES[0], {"role": "assistant", "content": "the cat " * 80}]}]
     with pytest.raises(ValueError, match="more than 128 tokens"):

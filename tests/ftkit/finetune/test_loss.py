@@ -8,8 +8,8 @@ import torch
 from ftkit.distributed.device import pick_device
 from ftkit.distributed.mesh import DistributedContext
 from ftkit.finetune.data import Batches
-from ftkit.finetune.loss import Loss, check_chunked, evaluate
-from ftkit.loss import chunk_loss
+from ftkit.finetune.loss import Loss, accumulate_gradients, check_chunked, evaluate
+from ftkit.loss import IGNORE_INDEX, chunk_loss
 from tests import architectures
 from tests.tiny import foreign_model
 
@@ -40,6 +40,13 @@ def test_evaluation_is_without_dropout_and_leaves_every_module_in_its_own_mode(m
     with torch.no_grad():  # the negative control: in training, dropout makes another loss
         noisy = sum(LOSS(model, batch).item() for batch in BATCHES.local(EXAMPLES))
     assert abs(noisy / 18 - first) > 1e-3
+
+
+def test_a_batch_without_labels_adds_nothing(model):
+    mute = [{**row, "labels": [IGNORE_INDEX] * len(row["labels"])} for row in EXAMPLES]
+    assert accumulate_gradients(model, mute, BATCHES, LOSS) == 0
+    assert not any(parameter.grad.any() for parameter in model.parameters() if parameter.grad is not None)
+    assert accumulate_gradients(model, EXAMPLES, BATCHES, LOSS) > 0
 
 
 def test_an_evaluation_that_fails_leaves_the_modes_too(model, monkeypatch):
