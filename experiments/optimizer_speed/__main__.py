@@ -25,7 +25,7 @@ from ftkit.models import data_dir
 
 from .optimizers import NAMES, make
 from .report import text
-from .timing import copy_seconds, peak_bytes, pocket_step, rounds, tensors
+from .timing import copy_seconds, mask_seconds, peak_bytes, pocket_step, rounds, tensors
 
 ELEMENTS = {"cpu": 10_000_000, "cuda": 1_000_000_000}
 BUSY = 1.5  # load average above which a warning is printed
@@ -54,6 +54,7 @@ def measure(device: torch.device, elements: int, count: int, repeats: int, reser
         "reserve_p": reserve_p,
         "fisher_p": fisher_p,
         "copy_seconds": copies,
+        "mask_seconds": mask_seconds(elements, reserve_p, repeats) if device.type == "cpu" else None,
         "results": {n: {"seconds": times[n], "floor_bytes": bounds[n], **memory[n]} for n in NAMES},
         "pocket": pocket_step(repeats, reserve_p, fisher_p, device),
         "load": [before, _load()],

@@ -2,7 +2,14 @@
 
 from statistics import median
 
-from .optimizers import FUSED, ORIGINAL
+from .optimizers import COMPACT, FREE, FUSED, ORIGINAL
+
+# Of a step on a processor: what is compared, how it is said, and the most that it should be.
+WANTED = (
+    (FREE, "task-free, of fused AdamW's step", "{:.2f}×", 2.0),
+    (FREE, "task-free, of a pocket-base step", "{:.1%}", 0.08),
+    (COMPACT, "task-dependent and compact, of fused AdamW's step", "{:.2f}×", 1.1),
+)
 
 HEAD = (
     "optimizer",
@@ -58,9 +65,29 @@ def conditions(record: dict) -> str:
     )
 
 
+def verdicts(record: dict) -> str:
+    """What was wanted on a processor and how far it was reached, and what a mask costs by itself."""
+    if record["device"] != "cpu":
+        return ""
+    fused = median(record["results"][FUSED]["seconds"])
+    said = []
+    for name, what, form, most in WANTED:
+        share = "pocket" in what
+        found = pocket_share(record["pocket"], name) if share else median(record["results"][name]["seconds"]) / fused
+        verdict = "met" if found <= most else "missed"
+        said.append(f"{what}: {form.format(found)} (wanted: at most {form.format(most)}; {verdict})")
+    words, mask = (median(record["mask_seconds"][what]) * 1e3 for what in ("words", "mask"))
+    return (
+        "; ".join(said) + f". On one thread, numpy's random words of a mask take {words:.3g} ms, "
+        f"the mask {mask:.3g} ms: {words / (fused * 1e3):.2f} and {mask / (fused * 1e3):.2f} of fused AdamW's step on "
+        f"{record['threads']}."
+    )
+
+
 def markdown(record: dict) -> str:
     lines = [HEAD, ["---"] * len(HEAD), *rows(record)]
-    return conditions(record) + "\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return "\n\n".join(filter(None, (conditions(record), table, verdicts(record))))
 
 
 def text(record: dict) -> str:
@@ -68,4 +95,4 @@ def text(record: dict) -> str:
     lines = [list(HEAD), *rows(record)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(HEAD))]
     table = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
-    return "\n".join([conditions(record), "", *table])
+    return "\n".join([conditions(record), "", *table, *filter(None, [verdicts(record)])])

@@ -4,12 +4,16 @@ Candidates take turns in every round, so that what disturbs the machine disturbs
 """
 
 import gc
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 
+from ftkit.child_tuning import gradient_mask
+from ftkit.child_tuning.masks import DRAWS_PER_COUNTER
 from ftkit.conversations import encode, load_chat, training_template
 from ftkit.models import load_base
 
@@ -43,6 +47,17 @@ def copy_seconds(elements: int, repeats: int, device: torch.device) -> list[floa
     """Seconds to copy `elements` float32 numbers, each read once and written once (8 bytes)."""
     source, target = torch.ones(elements, device=device), torch.zeros(elements, device=device)
     return [seconds(lambda: target.copy_(source), device) for _ in range(-WARM_UP, repeats)][WARM_UP:]
+
+
+def mask_seconds(elements: int, reserve_p: float, repeats: int) -> dict[str, list[float]]:
+    """Seconds on one thread of a mask's random words from numpy, and of the whole mask, without an optimizer's step."""
+    words = math.ceil(elements / DRAWS_PER_COUNTER) * 4
+    taken = {
+        "words": lambda: np.random.Philox(0).random_raw(words),
+        "mask": lambda: gradient_mask((elements,), reserve_p, seed=0, step=1, name="weight"),
+    }
+    cpu = torch.device("cpu")
+    return {what: [seconds(draw, cpu) for _ in range(repeats)] for what, draw in taken.items()}
 
 
 def tensors(elements: int, count: int, device: torch.device, seed: int) -> dict[str, torch.Tensor]:

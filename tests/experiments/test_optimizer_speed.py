@@ -113,7 +113,8 @@ def record() -> dict:
     return {
         "date": "2000-01-01", "device": "cpu", "machine": "made up", "cores": 2, "threads": 2, "load": [0.1, 0.2],
         "versions": {"torch": "2"}, "elements": 1000, "tensors": 1, "repeats": 3, "reserve_p": P,
-        "fisher_p": FISHER_P, "copy_seconds": [2.0, 1.0, 9.0], "results": results, "pocket": pocket,
+        "fisher_p": FISHER_P, "copy_seconds": [2.0, 1.0, 9.0],
+        "mask_seconds": {"words": [0.3, 0.1, 0.2], "mask": [0.4]}, "results": results, "pocket": pocket,
     }  # fmt: skip
 
 
@@ -125,6 +126,17 @@ def test_the_table_is_made_from_medians():
     ]  # fmt: skip
     assert rows[optimizers.ORIGINAL][1:3] == ["3.00×", "1.0×"]
     assert report.markdown(record()).count("\n|") == 2 + len(optimizers.NAMES)
+
+
+def test_verdicts_are_computed_from_the_record():
+    said = report.verdicts(record())
+    assert "task-free, of fused AdamW's step: 4.00× (wanted: at most 2.00×; missed)" in said
+    assert "task-free, of a pocket-base step: 20.0% (wanted: at most 8.0%; missed)" in said
+    assert "words of a mask take 200 ms, the mask 400 ms: 1.00 and 2.00 of fused AdamW's step on 2" in said
+    fast = record()
+    fast["results"][optimizers.FREE]["seconds"] = [0.4]
+    assert "2.00× (wanted: at most 2.00×; met)" in report.verdicts(fast)
+    assert report.verdicts({**record(), "device": "cuda"}) == ""
 
 
 def test_the_readme_shows_every_stored_record(tmp_path):
