@@ -42,7 +42,8 @@ def marked_step(model, batch, optimizer) -> None:
     with record_function("forward"):
         logits = model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits
     with record_function("loss"):
-        loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten())
+        labels = batch["labels"][:, 1:].flatten()
+        loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels)
     with record_function("backward"):
         loss.backward()
     with record_function("clip"):
@@ -169,9 +170,10 @@ def plot_trace(found: Sequence[Span], *, deepest: int = 4):
             short = span.name.removeprefix("aten::").removeprefix("autograd::engine::evaluate_function: ")
             room = int(span.duration / (end - start) * 95)
             box = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
-            ax.text(
-                span.start - start + span.duration / 2, y, short[:room], ha="center", va="center", fontsize=8, bbox=box
-            )
+            name = short if len(short) <= room else f"{short[: room - 1].rstrip('.')}…"
+            ax.text(span.start - start + span.duration / 2, y, name, ha="center", va="center", fontsize=8, bbox=box)
+        elif look >= 0:  # too narrow for its name, which stands above it
+            ax.text(span.start - start + span.duration / 2, y - 0.5, span.name, ha="center", va="bottom", fontsize=8)
     labels = ["Python", *(["autograd's thread"] * (len(threads) - 1))]
     ax.set_yticks([(deepest + 2) * number for number in range(len(threads))], labels)
     ax.set(xlabel="ms since the step began", xlim=(0, end - start))

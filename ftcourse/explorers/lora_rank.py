@@ -59,9 +59,9 @@ def plot_schematic(width: int = 128, r: int = 8, ax=None):
 def plot_starts(losses: Mapping[str, Mapping[int, Mapping[float, float]]], stable: float = 1.0):
     """Draw, a panel for each start, the final loss over the learning rate by width; return the Axes.
 
-    losses: start -> width -> learning rate -> loss after training, as a fraction of the loss before it. What diverged
-    is drawn at the upper edge. `stable`: the fraction above which a run has learnt nothing. Losses are drawn to two
-    digits: further ones differ between processors.
+    losses: start -> width -> learning rate -> loss after training, as a fraction of the loss before it. All panels
+    have the same axis, and what diverged is drawn at its upper edge. `stable`: the fraction above which a run has
+    learnt nothing. Losses are drawn to two digits: further ones differ between processors.
     """
     axes = new_axes(9.0, 3.2, columns=len(losses))[1]
     highest = 10.0
@@ -71,8 +71,11 @@ def plot_starts(losses: Mapping[str, Mapping[int, Mapping[float, float]]], stabl
             values = [float(f"{value:.2g}") for value in values]
             ax.plot(list(curve), values, marker=marker, markersize=4, color=colour, label=f"width {width:,}")
         ax.axhline(stable, color="#777777", linestyle=":", linewidth=1.2)
-        ax.set(xscale="log", yscale="log", ylim=(None, 1.4 * highest), title=start, xlabel="learning rate")
-    axes[0].set_ylabel("loss after / loss before")
+        ax.set(xscale="log", yscale="log", title=start, xlabel="learning rate")
+    lowest = min(ax.get_ylim()[0] for ax in axes)
+    for ax in axes:
+        ax.set_ylim(lowest, 1.4 * highest)
+    axes[0].set_ylabel(f"loss after / loss before\n({highest:g} and above: at {highest:g})")
     axes[-1].legend(frameon=False, loc="lower left")  # where all widths still have a loss near 1
     return axes
 

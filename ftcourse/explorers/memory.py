@@ -32,7 +32,7 @@ def plot_memory(
         sizes = [bar.get(kind, 0) / scale for bar in bars.values()]
         n = ORDER.index(kind)
         look = {"color": COLOURS[n], "hatch": MARKS[n], "edgecolor": "white"}
-        ax.barh(list(bars), sizes, left=left, label=kind, **look)
+        ax.barh(list(bars), sizes, left=left, label={"scratch": "temporaries"}.get(kind, kind), **look)
         left = [a + b for a, b in zip(left, sizes, strict=True)]
     each = capacity if isinstance(capacity, Mapping) else dict.fromkeys(bars, capacity or 0)
     room = [each.get(label, 0) / scale for label in bars]

@@ -268,7 +268,7 @@ def compare(estimate: Estimate, measured_peak: int) -> str:
     off = estimate.peak / measured_peak - 1
     return (
         f"peak memory of a rank: {size(estimate.peak)} estimated ({estimate.phase}), "
-        f"{size(measured_peak)} measured ({off:+.1%})"
+        f"{size(measured_peak)} measured ({off:+z.1%})"  # z: no -0.0%
     )
 
 

@@ -731,7 +731,8 @@ def separate_groups(model, lora_lr, whole_lr):
 for group in separate_groups(adapter, lora_lr=1e-2, whole_lr=FULL_LR):
     names = sorted({name.split(".default")[0].split(".")[-1] for name, _ in group["params"]})
     print(
-        f"lr {group['lr']:g}, decay {group['weight_decay']}: {len(group['params'])} tensors of {', '.join(names)}"
+        f"lr {group['lr']:g}, decay {group['weight_decay']}: "
+        f"{len(group['params'])} tensors of {', '.join(names)}"
     )
 assert {group["lr"] for group in separate_groups(adapter, 1e-2, FULL_LR)} == {1e-2, FULL_LR}
 
@@ -784,7 +785,8 @@ found["full, section 3"] = at_the_end(truncate(RANKS[-1]))
 for name, p in found.items():
     likeliest = (p.argmax(-1) == END).float().mean()
     print(
-        f"{name:18} <|end|> is the likeliest in {likeliest:.0%}; its mean probability: {p[:, END].mean():.1%}"
+        f"{name:18} <|end|> is the likeliest in {likeliest:.0%}; "
+        f"its mean probability: {p[:, END].mean():.1%}"
     )
 
 # %%
@@ -806,7 +808,7 @@ assert found[trade_off.LORA][:, twins].sum(-1).mean() > 0.8
 # With LoRA alone `<|end|>` is the likeliest token, but its probability is below 5 %. Hundreds of tokens that
 # pretraining never met have rows that point in the same direction, so a frozen LM head cannot tell them apart, and they
 # share the probability. Greedy decoding hides this; a sampled answer would go on. Training the rows raises it many
-# times, training the whole LM head further still.
+# times; after section 3's full fine-tune, which trained the whole LM head on more conversations, it is highest.
 
 # %% [markdown]
 # ### The configurations side by side
@@ -838,7 +840,7 @@ own = {
     for measure in ("test_loss", "kept")
 }
 print(
-    f"own rate less one rate: loss {in_units(own['test_loss'], 'test_loss')} nats per token, "
+    f"own rate less one rate: loss {in_units(own['test_loss'], 'test_loss')} nats per token,\n"
     f"facts kept {own['kept'].points} percentage points"
 )
 assert own["test_loss"].high < 0 and own["kept"].high < 0

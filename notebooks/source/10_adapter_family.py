@@ -360,7 +360,7 @@ for name, plan in PLANS.items():
           f"optimizer {states.optimizer / GiB:4.1f}, peak {estimate.peak / GiB:5.1f} GiB")  # fmt: skip
 
 # %% [markdown]
-# Full fine-tuning in float32 pays 16 bytes per parameter. LoRA keeps 2 bytes per frozen one, and moments for a few
+# Full fine-tuning in float32 pays 16 bytes per parameter. LoRA keeps 2 bytes per frozen one, and moments for 42
 # million; then the base's weights are nearly all that is left. That is what QLoRA shrinks.
 
 # %% [markdown]
@@ -384,7 +384,8 @@ def normal_float(bits):
 
 
 nf4 = normal_float(4)
-print(" ".join(f"{level:+.3f}" for level in nf4))
+for half in nf4.split(8):
+    print(" ".join(f"{level:+.3f}" for level in half))
 assert len(nf4) == 16 and nf4[7] == 0 and nf4.min() == -1 and nf4.max() == 1
 
 # %% tags=["hide-input"]
@@ -422,7 +423,8 @@ def error(W, levels, block=64):
 W = load_base()[0].model.layers[0].mlp.up_proj.weight.detach()  # (320, 128)
 codes, constants = quantise(W, nf4)
 print(
-    f"{W.numel():,} weights -> {codes.numel():,} indices below {codes.max() + 1}, {len(constants)} constants"
+    f"{W.numel():,} weights -> {codes.numel():,} indices below {codes.max() + 1}, "
+    f"{len(constants)} constants"
 )
 restored = dequantise(codes, constants, nf4, W.shape)
 for row in range(2):
@@ -440,7 +442,7 @@ errors = {
     for name, levels in (("NF4", nf4), ("even levels", even))
 }
 for name, found in errors.items():
-    print(f"{name:11}: off by {min(found):.1%} to {max(found):.1%} of the weights' size")
+    print(f"{name:11} off by {min(found):.1%} to {max(found):.1%} of the weights' size")
 assert all(a < b for a, b in zip(*errors.values(), strict=True))
 
 # %% tags=["hide-input"]
@@ -490,7 +492,8 @@ print(
 )
 for name, bits in (("bfloat16", 16), ("NF4", plain), ("NF4, double", double)):
     print(
-        f"Llama 3 8B, {weights / 1e9:.2f} billion weights in its layers: {name:11} {weights * bits / 8 / 1e9:5.2f} GB"
+        f"Llama 3 8B, {weights / 1e9:.2f} billion weights in its layers: "
+        f"{name:11} {weights * bits / 8 / 1e9:5.2f} GB"
     )
 assert (BLOCK, BLOCKS) == (64, 256) and round(plain - double, 3) == 0.373
 
@@ -642,7 +645,8 @@ with torch.no_grad():
     with_lora = x @ (W + scaling * B @ A).T + layer.base_layer.bias
     apart = [((y - ours).abs().max() / ours.abs().max()).item() for y in (layer(x), with_lora)]
 print(
-    f"PEFT's DoRA layer differs from ours by less than {1e-5:.3%}, LoRA with the same factors by {apart[1]:.0%}"
+    f"PEFT's DoRA layer differs from ours by less than {1e-5:.3%}, "
+    f"LoRA with the same factors by {apart[1]:.0%}"
 )
 assert apart[0] < 1e-5 and apart[1] > 0.1
 
@@ -721,7 +725,8 @@ for group in optimizer.param_groups:
 
 # %% [markdown]
 # Search the learning rate again when you turn LoRA+ on. With A at LoRA's best learning rate, B would train at 16 times
-# that. In the stored runs exact match falls already at a third of it:
+# that. In the stored runs exact match falls already at a third of it. Open markers are seeds, the diamond is the best
+# mean, and its two neighbours bound the grey range:
 
 # %%
 for name in (LORA, LORAPLUS):
@@ -812,9 +817,10 @@ else:
 
 # %% tags=["hide-input"]
 real = RealStudy()
-print(real.source())
+print(real.source().replace("; ", "\n"))
 print(real_results(real))
-_ = plot_real_learning_rates(real, searched(real))
+ax = plot_real_learning_rates(real, searched(real))
+_ = ax.legend(frameon=False, loc="lower right")  # away from the curves
 
 # %%
 if "LoRA" in searched(real):
@@ -827,8 +833,8 @@ else:
     print("LoRA's runs are not stored yet: python -m experiments.real_model.study makes them")
 
 # %% [markdown]
-# Each point of the curve is one run with 100 validation requests, so differences of a few percentage points are noise.
-# What this model forgot was not measured.
+# Dotted lines are the libraries' default learning rates. Each point is one run with 100 validation requests, so
+# differences of a few percentage points are noise. What this model forgot was not measured.
 
 # %% [markdown]
 # ## 8 · One base, many adapters
@@ -920,7 +926,8 @@ with torch.no_grad():
         apart = (served(**one).logits[0, -1] - together[place]).abs().max()
         other = (together[place] - together[place - 1]).abs().max()
         print(
-            f"{name}: logits alone and in the mixed batch differ by {apart:.2f}; another adapter's by over 0.1"
+            f"{name}: logits alone and in the mixed batch differ by {apart:.2f}; "
+            f"another adapter's by over 0.1"
         )
         assert apart < 1e-3 and other > 0.1
 
@@ -971,7 +978,8 @@ assert apart < 1e-3
 # continues:
 #
 # ```
-# python -m ftcourse.studies.adapters --model MODEL --data chats.jsonl --rows full lora dora "lora, NEFTune"
+# python -m ftcourse.studies.adapters --model MODEL --data chats.jsonl \
+#     --rows full lora dora "lora, NEFTune"
 # ```
 #
 # It searches each method's learning rate, runs three seeds, and writes a table as Markdown and JSON.

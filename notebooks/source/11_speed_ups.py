@@ -30,6 +30,7 @@ import json
 import os
 import re
 import tempfile
+import textwrap
 import time
 import warnings
 from itertools import pairwise
@@ -99,7 +100,7 @@ config = model.config
 
 # %%
 def flops_per_token(config, parameters, length):
-    """FLOPs of a training step: 6 per parameter in a matrix product, and attention over `length` tokens."""
+    """FLOPs of a training step: 6 per parameter in a matrix product, and attention's."""
     attention = 12 * config.num_hidden_layers * config.hidden_size * length
     return 6 * parameters + attention
 
@@ -231,7 +232,8 @@ examples = [encode(tokenizer, row["messages"], template) for row in chats]
 lengths = [len(example["input_ids"]) for example in examples]
 steps = len(examples) // BATCH
 print(
-    f"{len(lengths)} conversations of {min(lengths)} to {max(lengths)} tokens, median {median(lengths):.0f}"
+    f"{len(lengths)} conversations of {min(lengths)} to {max(lengths)} tokens, "
+    f"median {median(lengths):.0f}"
 )
 
 # %%
@@ -554,7 +556,7 @@ for label, meter, style, colour in curves:
     alive = [size / MIB for size in meter.alive]
     done = [100 * i / (len(alive) - 1) for i in range(len(alive))]
     ax.step(done, alive, style, where="post", color=OKABE_ITO[colour], label=label)
-ax.set(xlabel="% of the operations done", ylabel="alive (MiB)", ylim=(0, None))
+ax.set(xlabel="% of the operations done", ylabel="live memory (MiB)", ylim=(0, None))
 _ = ax.legend(frameon=False)
 
 # %%
@@ -575,6 +577,7 @@ _ = ledger.add(
     "Hsu et al. 2024, Liger Kernel",
     whole.peak > 10 * meters[64].peak,
     f"{ROWS:,} tokens, V = {VOCABULARY:,}, peak: {peaks}",
+    model="one loss on random hidden states",
 )
 
 # %% [markdown]
@@ -702,7 +705,9 @@ _ = ledger.add(
     "training with TRL's SFTTrainer holds the logits of all tokens at once",
     "Hsu et al. 2024, Liger Kernel",
     not moved,
-    f"64 tokens, V = 262,144: peak {tiled['the model']:.0f} MiB by the model's loss, {tiled['TRL']:.0f} MiB by TRL's",
+    f"64 tokens, V = 262,144: peak {tiled['the model']:.0f} MiB by the model's loss, "
+    f"{tiled['TRL']:.0f} MiB by TRL's",
+    model="a thin Llama of one layer",
     outdated_by="SFTTrainer computes its loss in tiles" if moved else "",
 )
 
@@ -747,7 +752,7 @@ gemma.save_pretrained(folder / "capped")
 tokenizer.save_pretrained(folder / "capped")
 said, _ = run_program("capped", loss_chunk=64, estimate_memory=False)
 sentence = said.strip().splitlines()[-1]
-print(re.sub(r"[\d.]+ in place of [\d.]+: ", "", sentence))
+print(textwrap.fill(re.sub(r"[\d.]+ in place of [\d.]+: ", "", sentence), 95))
 assert "--loss_chunk: Gemma2ForCausalLM has another loss" in sentence
 
 # %% [markdown]
@@ -878,7 +883,8 @@ step_ms = sum(span.duration for span in marked)
 for span in marked:
     operations = [s for s in traces.within(spans, span) if s.name.startswith("aten::")]
     print(
-        f"{span.name:10} {span.duration:6.1f} milliseconds  {span.duration / step_ms:4.0%}  {len(operations):4} calls"
+        f"{span.name:10} {span.duration:6.1f} milliseconds  "
+        f"{span.duration / step_ms:4.0%}  {len(operations):4} calls"
     )
 backward, forward = (
     next(s for s in marked if s.name == name) for name in ("backward", "forward")
@@ -887,7 +893,7 @@ assert 0.8 < backward.duration / forward.duration < 4
 
 # %%
 for name, calls, own in traces.heaviest(traces.within(spans, backward)):
-    print(f"{name:42} {calls:3} calls, {own:5.1f} milliseconds of its own")
+    print(f"{name:54} {calls:3} calls, {own:5.1f} milliseconds of its own")
 
 # %% [markdown]
 # Three things to look for:
@@ -1021,7 +1027,7 @@ for share in (0.1, 0.25, 0.5):
 
 # %% tags=["exercise"]
 def time_both(old, new, clock, rounds: int) -> float:
-    """How many times faster `new()` is than `old()`; `clock()` returns seconds, as time.perf_counter does."""
+    """How many times faster `new()` is than `old()`; `clock()` returns seconds."""
     ### BEGIN SOLUTION
     times = {old: [], new: []}
     for number in range(rounds + 1):
@@ -1060,8 +1066,9 @@ source = "Unsloth 2026.10.9, README"
 measured = (
     "no run is recorded: python -m experiments.lora_speed on a machine with an NVIDIA GPU"
 )
-ledger.add("Unsloth trains about 2× faster", source, None, measured)
-_ = ledger.add("Unsloth trains with 70 % less memory", source, None, measured)
+none = "no model yet"
+ledger.add("Unsloth trains about 2× faster", source, None, measured, model=none)
+_ = ledger.add("Unsloth trains with 70 % less memory", source, None, measured, model=none)
 
 # %% [markdown]
 # From the packages' own README and metadata (Unsloth 2026.10.9, Liger 0.8.5):

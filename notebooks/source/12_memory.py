@@ -28,6 +28,7 @@ if "google.colab" in sys.modules:
 # %%
 import json
 import logging
+import textwrap
 import warnings
 from dataclasses import replace
 from itertools import combinations
@@ -328,12 +329,17 @@ assert exact
 
 # %%
 close = exact and max(map(abs, apart)) < 0.05
-condition = "tensors alone, not what kernels and allocators take; states compared on rank 0; CUDA not measured"
+condition = (
+    "tensors alone, not what kernels and allocators take; states compared on rank 0; "
+    "CUDA not measured"
+)
 _ = ledger.add(
     "a step's memory can be estimated without running it on its hardware",
     "torch.distributed._tools, the FSDP2 memory tracker of torch",
     close,
-    f"{len(rows)} plans on 1, 2 and 4 ranks of a CPU: states exact, peaks within {max(map(abs, apart)):.2%}",
+    f"{len(rows)} plans on 1, 2 and 4 ranks of a CPU: states exact, "
+    f"peaks within {max(map(abs, apart)):.2%}",
+    model="pocket-base and three small models",
     only_if=condition if close else "",
 )
 
@@ -399,7 +405,8 @@ parts = before | {
 for name, size in parts.items():
     print(f"{name:26} {before[name] / MIB:6.2f} MiB on one rank, {size / MIB:5.2f} on two")
 print(
-    f"{'together':26} {sum(one.values()) / MIB:6.2f} MiB on one rank, {sum(split.values()) / MIB:5.2f} on two"
+    f"{'together':26} {sum(one.values()) / MIB:6.2f} MiB on one rank, "
+    f"{sum(split.values()) / MIB:5.2f} on two"
 )
 assert abs(sum(parts.values()) / sum(split.values()) - 1) < 0.01
 
@@ -619,7 +626,8 @@ for row in checked:
     assert abs(predicted - row["predicted"]) < 1e-3
     off.append(predicted / row["measured"] - 1)
     print(
-        f"{row['name']:32} {predicted:.3f} seconds predicted, {row['measured']:.3f} measured, {off[-1]:+.1%}"
+        f"{row['name']:32} {predicted:.3f} seconds predicted, "
+        f"{row['measured']:.3f} measured, {off[-1]:+.1%}"
     )
 print(f"{len(off)} plans, largest difference {max(map(abs, off)):.1%}")
 
@@ -634,7 +642,8 @@ _ = ledger.add(
     "FSDP hides communication behind compute by prefetching the next layer",
     "Zhao et al. 2023, PyTorch FSDP",
     within,
-    f"{len(off)} plans on 2 and 4 ranks: steps predicted from that schedule within {max(map(abs, off)):.1%}",
+    f"{len(off)} plans on 2 and 4 ranks: steps predicted from that schedule "
+    f"within {max(map(abs, off)):.1%}",
     model="layers and a network of stated speed, emulated by sleeping",
     only_if="an all-gather is shorter than the layer that computes meanwhile"
     if within
@@ -656,7 +665,8 @@ for cluster in (Cluster(8), Cluster(64), Cluster(64, cards=1)):
         end="",
     )
     print(
-        f"{cluster.bandwidth / 1e9:.0f} GB/s; to gather 70B in bfloat16: {gb / cluster.bandwidth * 1e9:.2f} seconds"
+        f"{cluster.bandwidth / 1e9:.0f} GB/s; "
+        f"to gather 70B in bfloat16: {gb / cluster.bandwidth * 1e9:.2f} seconds"
     )
 
 # %% [markdown]
@@ -699,10 +709,8 @@ ax = plot_exposed(curves)
 
 # %%
 for label, points in curves.items():
-    print(
-        f"{label}: "
-        + ", ".join(f"{tokens:,} tokens {share:.0%}" for tokens, share in points.items())
-    )
+    shares = ", ".join(f"{share:.0%} at {tokens:,}" for tokens, share in points.items())
+    print(f"{label}: {shares} tokens")
 assert curves["8 nodes, 8 cards each"][2048] < 0.1 > curves["8 nodes, 1 card each"][8192]
 assert 0.4 < curves["8 nodes, 1 card each"][4096] < 0.6
 
@@ -804,7 +812,7 @@ assert abs(eight.peak / peak_of_64 - 1) < 0.03
 try:
     estimate_memory(big, replace(ask, mesh=(1, 8, 3)))
 except ValueError as error:
-    print(error)
+    print(textwrap.fill(str(error), 95))
 
 # %% [markdown]
 # `ftkit finetune` prints such a line after its second step. This is the one for the step of section 2:

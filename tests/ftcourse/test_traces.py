@@ -69,3 +69,11 @@ def test_a_recorded_step_can_be_read_and_drawn(tmp_path):
     spans = traces.spans(traces.read_trace(path))
     assert [s.name for s in traces.phases(spans)] == [*traces.PHASES, *traces.PHASES]
     assert traces.plot_trace(spans).get_xlim()[1] > 0
+
+
+def test_the_drawn_step_names_every_phase_and_shows_where_a_name_is_cut():
+    spans = traces.spans(traces.read_trace(data_dir() / "results" / traces.STORED))
+    said = [text.get_text() for text in traces.plot_trace(spans).texts]
+    assert set(traces.PHASES) <= set(said)
+    names = {span.name for span in spans}
+    assert all(any(name.endswith(text) for name in names) or text.endswith("…") for text in said), said

@@ -9,7 +9,13 @@ from tests.tiny import foreign_model
 
 matplotlib.use("agg")
 
-from ftcourse.explorers.lora_rank import RankExplorer, explained_variance, plot_singular_values, random_like
+from ftcourse.explorers.lora_rank import (
+    RankExplorer,
+    explained_variance,
+    plot_singular_values,
+    plot_starts,
+    random_like,
+)
 from ftcourse.plots import figure_svg
 
 LOSSES = {1: 2.0, 2: 1.5, 8: 1.1, 16: 1.0}
@@ -52,6 +58,15 @@ def test_the_picture_has_the_kept_and_the_cut_ones_and_rings_the_rank():
     assert right.lines[1].get_xydata().tolist() == [[2, 1.5]]
     first, second = (figure_svg(plot_singular_values(change, LOSSES, 2, name="x")[0].figure) for _ in range(2))
     assert first == second
+
+
+def test_starts_share_an_axis_and_say_what_lies_at_its_edge():
+    one = {64: {1e-3: 0.9, 1e-2: 0.002, 1.0: 5e7}}
+    other = {64: {1e-3: 0.9, 1e-2: 0.5, 1.0: float("nan")}}
+    left, right = plot_starts({"one": one, "other": other})
+    assert left.get_ylim() == right.get_ylim() and left.get_ylim()[0] < 0.002
+    assert [ax.lines[0].get_ydata()[-1] for ax in (left, right)] == [10, 10]
+    assert "10 and above" in left.get_ylabel()
 
 
 def test_the_controls_redraw():

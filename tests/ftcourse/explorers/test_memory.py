@@ -56,6 +56,11 @@ def test_bars_are_as_long_as_their_bytes(capacity):
     assert ax.get_xlim()[1] >= longest  # the line of the capacity is inside
 
 
+def test_scratch_is_called_by_its_usual_name():
+    ax = plot_memory({"one": {"weights": GIB, "scratch": GIB}})
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["weights", "temporaries"]
+
+
 def test_collectives_are_drawn_before_and_after():
     axes = plot_collectives(3)
     assert [ax.get_title() for ax in axes] == ["all-gather", "reduce-scatter", "all-reduce"]

@@ -341,6 +341,7 @@ def test_reports():
     text = table(found)
     assert "one of 2 rank(s), mesh 1×2×1" in text and "reduce-scatter of gradients" in text
     assert "(+0.0%)" in compare(found, found.peak) and "(+100.0%)" in compare(found, found.peak // 2)
+    assert "(+0.0%)" in compare(found, found.peak + 1)  # not -0.0%
     assert found.fits(2 * found.peak) and not found.fits(found.peak)
     assert sum(found.at_peak.values()) == found.peak
 
