@@ -22,8 +22,9 @@ from .needed_cells import control_cells, with_needed_cells
 
 CHROMIUM = lab.find_chromium()
 NOTEBOOKS = sorted((lab.ROOT / "notebooks").glob("*.ipynb"))
+SEVEN = ipywidgets.__version__.startswith("7.")
 # ipywidgets 7 asks MathJax 2 to typeset descriptions once they are shown; with JupyterLab's newer one they stay text.
-OF_WIDGETS = ["Cannot read properties of undefined (reading 'Queue')"] if ipywidgets.version_info[0] == 7 else []
+OF_WIDGETS = ["Cannot read properties of undefined (reading 'Queue')"] if SEVEN else []
 WIDTHS = (1000, 700)  # pixels of the window, of which the list of files takes some
 QUICK = ("01", "10", "11")  # sliders of floats, of integers and of a list, a menu, a button
 RUN = "() => window.jupyterapp.commands.execute('notebook:run-all-cells').then(() => true)"
