@@ -5,8 +5,8 @@ from .worker import Failure
 AGAIN = "Start again: ranks.stop(), then ranks = start_ranks(...)"
 RAISES = "--raises"
 REINITIALISED = (
-    "The process group was re-initialised: the ranks' variables are kept, but what was built on the old mesh, such "
-    "as a sharded model, has to be built again."
+    "The process group was re-initialised: the ranks' variables are kept, but what was built on the old mesh,\n"
+    "such as a sharded model, has to be built again."
 )
 
 

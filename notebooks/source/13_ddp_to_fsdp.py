@@ -231,7 +231,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 
 
 def buckets_of(megabytes):
-    """For each bucket: its bytes, its first and last parameter, and how many gradients existed when it was sent."""
+    """Each bucket's bytes, first and last parameter, and number of gradients when it is sent."""
     model, ready, seen = deepcopy(start), [], []
     names = {p: name for name, p in model.named_parameters()}
     for p in names:
@@ -244,9 +244,7 @@ def buckets_of(megabytes):
         return allreduce_hook(group, bucket)
 
     replica.register_comm_hook(None, send)
-    for _ in range(
-        2
-    ):  # the first step finds the order in which gradients appear, the second uses it
+    for _ in range(2):  # the first step finds the order of the gradients, the second uses it
         ready.clear(), seen.clear()
         loss_of(replica, mine).backward()
     return seen, len(names)
@@ -255,11 +253,9 @@ def buckets_of(megabytes):
 # %%
 sent = {megabytes: ranks.get(f"buckets_of({megabytes})")[0] for megabytes in (1, 25)}
 for megabytes, (buckets, gradients) in sent.items():
-    print(f"bucket_cap_mb={megabytes}")
+    print(f"bucket_cap_mb={megabytes}: size, gradients ready when it is sent, parameters")
     for size, first, last, ready in buckets:
-        print(
-            f"  {size / 1e6:4.2f} MB, {first} … {last}, sent when {ready / gradients:.0%} are ready"
-        )
+        print(f"  {size / 1e6:4.2f} MB  {ready / gradients:4.0%}  {first} … {last}")
 for buckets, _ in sent.values():
     assert (
         "lm_head" in buckets[0][1] + buckets[0][2]
@@ -301,7 +297,7 @@ for frozen, original in [(False, False), (True, False), (True, True)]:
 flat = ranks.get("flat")[0]
 for (frozen, original), outcome in flat.items():
     state = "half of it frozen" if frozen else "all trainable"
-    print(f"{state}, use_orig_params={original}: {outcome}")
+    print(f"{state}, use_orig_params={original}:\n  {outcome}")
 assert flat[False, False] == [(12,)] and "uniform `requires_grad`" in flat[True, False]
 assert len(flat[True, True]) == 4
 

@@ -26,6 +26,7 @@ if "google.colab" in sys.modules:
 # %%
 import os
 import tempfile
+import textwrap
 from pathlib import Path
 
 import torch
@@ -58,9 +59,7 @@ use_course_style()
 transformers.utils.logging.disable_progress_bar()
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the ranks of this notebook use the CPU
 os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"  # freed tensors go back to the system at once
-folder = (
-    tempfile.TemporaryDirectory()
-)  # what this notebook writes lies there, and goes at its end
+folder = tempfile.TemporaryDirectory()  # for what this notebook writes, until its end
 os.chdir(folder.name)
 print(f"torch {torch.__version__}, device: cpu, {os.cpu_count()} cores")
 
@@ -393,9 +392,7 @@ def loss_of(model):
 
 
 # %%
-model = meta_model(resolve_model()).to_empty(
-    device="cpu"
-)  # memory with nothing written into it
+model = meta_model(resolve_model()).to_empty(device="cpu")  # nothing is written into it
 print(model.load_state_dict(checkpoint))
 for buffer in model.buffers():
     buffer.zero_()  # fresh memory holds anything, and often zeros
@@ -510,7 +507,7 @@ explorer
 explorer.slider.value = 4
 assert explorer.shapes["down_proj"] == (128, 80) and explorer.shapes["q_proj"] == (32, 128)
 explorer.slider.value = 3
-print(explorer.caption)
+print(textwrap.fill(explorer.caption, 95))
 assert explorer.shapes == {}
 explorer.slider.value = 2
 
@@ -740,7 +737,7 @@ assert max(split["loss"], split["gradient"]) < TOLERANCE
 # ## 7 · Two dimensions: FSDP × TP
 #
 # On the mesh `grid`, pairs share each matrix and see the same examples; each part is sharded once more across pairs,
-# which see different examples. TP first, then `fully_shard`. Four cases take the same step of SGD:
+# which see different examples. TP first, then `fully_shard`. Five cases take the same step of SGD:
 #
 # - `by_hand`, TP alone by a plan, and `no_sum`, its negative control: row-parallel outputs stay `Partial()`;
 # - `transformers`, one argument, and `ftkit`, its program's two functions, both in two dimensions;
@@ -884,7 +881,7 @@ with_grads(input_ids=own, labels=own, use_cache=False).loss.backward()
 try:
     torch.nn.utils.clip_grad_norm_(with_grads.parameters(), 0.5)
 except RuntimeError as error:
-    print(str(error).splitlines()[0])
+    print(str(error).partition(", but got")[0])
 else:
     raise AssertionError("torch can clip on two meshes now: drop ftkit's")
 
@@ -910,7 +907,7 @@ print("tp = 2 is taken")
 try:
     tensor_parallel.validate_tp_degree(grouped, 4)
 except ValueError as error:
-    print(error)
+    print(textwrap.fill(str(error), 95))
 else:
     raise AssertionError("4 ranks cannot share 2 key-value heads")
 
@@ -936,7 +933,7 @@ def fsdp_bytes() -> float:
 
 
 def tp_bytes(tokens: int) -> float:
-    """Four all-reduces in bfloat16, each a reduce-scatter and an all-gather, of the tokens' hidden states."""
+    """Four all-reduces of hidden states in bfloat16, each a reduce-scatter and an all-gather."""
     return ring * 4 * 2 * (2 * tokens * hidden)
 
 
@@ -977,8 +974,8 @@ assert tp_bytes(8 * 4096) > fsdp_bytes() > tp_bytes(8 * 1024)
 #
 # - Loading, host memory on a machine of n ranks: n models, two (one of them on rank 0), or one.
 # - A checkpoint of a Llama lacks its rotary frequencies; fill with NaN, then load, then check.
-# - Column then row: one all-reduce per MLP and one per attention in the forward pass, the same again in the backward
-#   pass.
+# - Column then row: one all-reduce per MLP and one per attention in the forward pass; the same again in the backward
+#   pass, if the gradients of a common input are summed once.
 # - 8B on 8 GPUs: 16 GB of states each, FSDP alone.
 
 # %% [markdown]

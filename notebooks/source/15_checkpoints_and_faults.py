@@ -64,9 +64,7 @@ from ftkit.distributed.fsdp import apply_fsdp
 def build(mesh=None):
     model = load_base()[0]
     if mesh is not None:
-        apply_fsdp(
-            model, mesh
-        )  # fully_shard on each layer and on the root, before the optimizer
+        apply_fsdp(model, mesh)  # fully_shard on layers and root, before the optimizer
     return model, torch.optim.AdamW(model.parameters(), lr=1e-3)
 
 
@@ -103,9 +101,7 @@ ATTEMPT = int(os.environ["TORCHELASTIC_RESTART_COUNT"])  # torchrun's count of r
 
 
 def killed():
-    time.sleep(
-        2
-    )  # a larger model's steps last longer, and the checkpoint before this one is complete
+    time.sleep(2)  # until the checkpoint before is complete, as with a larger model's steps
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -442,7 +438,7 @@ os.truncate(damaged, damaged.stat().st_size // 2)  # a disk that lost the end of
 with warnings.catch_warnings(record=True) as said:
     warnings.simplefilter("always")
     chosen = latest_checkpoint(Path("copies"))
-print(f"chosen: {chosen.name}; the warning: {said[0].message}")
+print(f"chosen: {chosen.name}; the warning:\n{said[0].message}")
 assert chosen.name == "step-000009" and "__1_0.distcp" in str(said[0].message)
 
 # %% [markdown]
@@ -623,7 +619,7 @@ assert step == STEPS + 3 and saved.name == f"step-{step:06d}"
 last = latest_checkpoint(Path("killed/checkpoints"))
 shutil.rmtree("model", ignore_errors=True)
 exported = to_hugging_face(last, resolve_model(), Path("model"))
-print(f"{last.name} -> {sorted(path.name for path in exported.iterdir())}")
+print(f"{last.name} ->", *sorted(path.name for path in exported.iterdir()), sep="\n  ")
 in_memory = load_base()[0]
 load_weights(last, in_memory)
 tensors = load_file(exported / "model.safetensors")
@@ -746,8 +742,7 @@ ledger.show()
 #   [torchrun](https://docs.pytorch.org/docs/stable/elastic/run.html) and
 #   [reproducibility](https://docs.pytorch.org/docs/stable/notes/randomness.html).
 # - torchdata, [StatefulDataLoader](https://docs.pytorch.org/data/beta/stateful_dataloader_tutorial.html).
-# - Young, [A first order approximation to the optimum checkpoint interval](https://doi.org/10.1145/361147.361115),
-#   1974.
+# - Young 1974, [A first order approximation to the optimum checkpoint interval](https://doi.org/10.1145/361147.361115).
 # - Daly, [A higher order estimate of the optimum checkpoint interval for restart dumps](https://doi.org/10.1016/j.future.2004.11.016),
 #   2006: better where writing takes long compared with the time between failures.
 # - Llama team, [The Llama 3 Herd of Models](https://arxiv.org/abs/2407.21783), 2024.

@@ -29,6 +29,7 @@ import json
 import os
 import re
 import tempfile
+import textwrap
 from dataclasses import replace
 from pathlib import Path
 
@@ -401,8 +402,9 @@ assert not fits(too_much.peak, 48 * GIB) and chunked.peak < in_two.peak < 0.9 * 
 # or a folder (for LoRA add `--method lora --param_dtype bfloat16`):
 #
 # ```
-# ftkit memory FOLDER --mesh 1,4,1 --micro_batch_size 13 --max_length 2048 --packing --activation_checkpointing \
-#     --loss_chunk 4096 --compute_dtype bfloat16 --gpu_gib 48 --bandwidth 25
+# ftkit memory FOLDER --mesh 1,4,1 --micro_batch_size 13 --max_length 2048 --packing \
+#     --activation_checkpointing --loss_chunk 4096 --compute_dtype bfloat16 \
+#     --gpu_gib 48 --bandwidth 25
 # ```
 
 # %% [markdown]
@@ -468,10 +470,9 @@ small = {
     method: rehearsal(lines[name], method, lr=1e-3, **CHANGES.get(method, {}))
     for method, name in NAMES.items()
 }
-print(
-    f"torchrun --nproc-per-node {RANKS} --max-restarts 3 -m ftkit.finetune",
-    *small["F"],
-)
+launcher = f"torchrun --nproc-per-node {RANKS} --max-restarts 3 -m ftkit.finetune"
+line_of_f = " ".join([launcher, *small["F"]])
+print(textwrap.fill(line_of_f, 95, break_on_hyphens=False))
 
 # %% [markdown]
 # One launch runs all of them, to save the seconds that processes take to start. In step 9 of F, rank 1 gets SIGKILL
@@ -528,7 +529,8 @@ for method in NAMES:
         [metrics(run)[0]["grad_norm"] for run in (method, f"{method}-alone")],
     )
     print(
-        f"{method:5} {steps:2} steps: losses within {TOLERANCE:g} of one process; first gradient norm {norms[0]:.1f}"
+        f"{method:5} {steps:2} steps: losses within {TOLERANCE:g} of one process; "
+        f"first gradient norm {norms[0]:.1f}"
     )
     assert gap < TOLERANCE and abs(norms[0] / norms[1] - 1) < TOLERANCE
 mutated = apart("wrong", "F-alone")
@@ -720,7 +722,8 @@ assert all(abs(a / b - 1) < 0.02 for a, b in map(real.memory, real.runs))
 for text, ranks in (("1,-1,1", 8), ("1,-1,1", 32), ("4,-1,1", 32)):
     dims = ParallelDims.parse(text, ranks)
     print(
-        f"--mesh {text:6} on {ranks:2} GPUs: replicas {dims.dp_replicate}, shards of each {dims.dp_shard:2}"
+        f"--mesh {text:6} on {ranks:2} GPUs: replicas {dims.dp_replicate}, "
+        f"shards of each {dims.dp_shard:2}"
     )
 
 # %% [markdown]
