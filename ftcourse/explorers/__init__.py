@@ -6,7 +6,7 @@ plain cell can move a slider and assert the result.
 
 ipywidgets gives a slider neither an accessible name nor a readable value, has no live regions, and lets JupyterLab take
 the keys that are meant for a menu (ipywidgets issue 3912). `page.js`, which every explorer brings along, sees to all
-four on the page; `page.css` shows which control has the focus.
+four on the page; `page.css` shows which control has the focus, and menus and sliders on dark and narrow pages.
 """
 
 import html

@@ -3,7 +3,11 @@
 Names, values and roles are read from Chromium's accessibility tree, which is what a screen reader gets.
 """
 
+import io
 import re
+
+import numpy as np
+from PIL import Image
 
 PATIENCE = 30_000  # milliseconds that a kernel may take to draw, on a machine that does much else
 SETTLED = 120  # milliseconds without a change, after which a picture counts as drawn
@@ -28,12 +32,20 @@ CUT_OFF = """root => [...root.querySelectorAll('.widget-label, .widget-readout, 
     return longest + parseFloat(style.paddingLeft) + parseFloat(style.paddingRight) > element.clientWidth;
 }).map(element => element.textContent.slice(0, 60))"""
 OUTSIDE = "root => root.scrollWidth > root.clientWidth + 1 && `${root.scrollWidth} px wide in ${root.clientWidth}`"
-# WCAG's contrast ratio of the focus ring and of the text with the first opaque colour behind them. Behind a ring is
-# what is larger than it: a slider's track passes under the ring of its handle, and the page is around it.
+TRACK = "handle => handle.closest('.slider-container').clientWidth"
+LEAST_TRACK = 60  # pixels, below which a slider cannot be set with a mouse
+ARROW = 20  # pixels on the right of a menu that have its arrow, inside its border
+# WCAG's contrast ratio of the focus ring, of the text, and of a handle's edge or fill, with the first opaque colour
+# behind them. Behind a ring is what is larger than it: a slider's track passes under the ring of its handle, and the
+# page is around it.
 CONTRAST = """element => {
     const pen = document.createElement('canvas').getContext('2d', {willReadFrequently: true});
-    const rgba = colour => {
+    const rgba = (colour, ground) => {
         pen.clearRect(0, 0, 1, 1);
+        if (ground) {
+            pen.fillStyle = `rgb(${ground.slice(0, 3)})`;
+            pen.fillRect(0, 0, 1, 1);
+        }
         pen.fillStyle = colour;
         pen.fillRect(0, 0, 1, 1);
         return [...pen.getImageData(0, 0, 1, 1).data];
@@ -55,9 +67,20 @@ CONTRAST = """element => {
     };
     const style = getComputedStyle(element);
     const ring = style.outlineStyle !== 'none' && parseFloat(style.outlineWidth) >= 2;
-    return {ring: ring ? ratio(rgba(style.outlineColor), behind(element.parentElement)) : 0,
-            text: ratio(rgba(style.color), behind(element))};
+    const around = behind(element.parentElement), own = behind(element);
+    const edges = [style.borderTopColor, style.backgroundColor];
+    return {ring: ring ? ratio(rgba(style.outlineColor, around), around) : 0,
+            edge: Math.max(...edges.map(colour => ratio(rgba(colour, around), around))),
+            text: ratio(rgba(style.color, own), own)};
 }"""
+
+
+def contrast_of_arrow(menu: bytes) -> float:
+    """WCAG's contrast ratio of the lightest and the darkest place where a menu's picture has its arrow."""
+    pixels = np.asarray(Image.open(io.BytesIO(menu)).convert("RGB"))[3:-3, -ARROW:-3] / 255
+    linear = np.where(pixels <= 0.04045, pixels / 12.92, ((pixels + 0.055) / 1.055) ** 2.4)
+    light = linear @ [0.2126, 0.7152, 0.0722]
+    return (light.max() + 0.05) / (light.min() + 0.05)
 
 
 class Driver:
@@ -105,6 +128,14 @@ class Driver:
             self.fault(when, f"wider than its place: {wide}")
         if self.root.locator(".ftkit-status p").evaluate(CONTRAST)["text"] < 4.5:
             self.fault(when, "the caption's contrast is under 4.5")
+        for handle in self.root.locator(HANDLES).all():
+            if handle.evaluate(CONTRAST)["edge"] < 3:
+                self.fault(self.label(handle, when), "its handle cannot be seen")
+            if (track := handle.evaluate(TRACK)) < LEAST_TRACK:
+                self.fault(self.label(handle, when), f"it has {track} px to be moved in")
+        for menu in self.root.locator("select:visible").all():
+            if contrast_of_arrow(menu.screenshot()) < 3:
+                self.fault(self.label(menu, when), "its arrow cannot be seen")
         self.tab_through(when)
 
     def described(self, control) -> tuple[str, str, str]:

@@ -112,7 +112,7 @@ def test_what_is_amiss_is_noticed(opened, monkeypatch):
     bare = """
         import ftcourse.explorers as explorers
         explorers.ON_THE_PAGE = "<style>.ftkit-explorer :focus-visible { outline: none }</style>"
-        explorers.show_whole_labels = lambda controls: None
+        explorers.show_whole_labels = lambda controls: setattr(controls[-1].layout, "width", "160px")
     """
     found = "; ".join(driven(opened, [path for path in NOTEBOOKS if path.name.startswith("12")], dedent(bare)))
     for fault in (
@@ -122,6 +122,9 @@ def test_what_is_amiss_is_noticed(opened, monkeypatch):
         "stands beside it",
         "no live region",
         "cut off: 'tokens per GPU'",
+        "px to be moved in",
+        "its handle cannot be seen",
+        "its arrow cannot be seen",
     ):
         assert fault in found, found
 
