@@ -7,8 +7,8 @@ It writes data/notebooks.json and data/claims.json, and the parts between marker
 
 - README.md: the table of notebooks and the number of claims by verdict
 - docs/claims.md: the claims ledger
-- docs/costs.md: step times (data/results/bench_*.json), fault injection (data/results/drill.json) and growth
-  (data/results/growth.jsonl), with the picture docs/growth.svg
+- docs/costs.md: step times (data/results/bench_*.json), fault injection (data/results/drill.json), throughput beside
+  TRL's (data/results/throughput.jsonl) and growth (data/results/growth.jsonl), with the picture docs/growth.svg
 
 A notebook's first cell gives its promise, hardware and time; its recap, printed by ftcourse.claims.Ledger, gives
 its claims. `make notebooks` runs this before it builds 00_start_here, which shows both; `make bench` and `make drill`
@@ -29,6 +29,7 @@ from experiments.growth.__main__ import stored as read_records
 from experiments.growth.picture import svg as growth_picture
 from experiments.growth.report import markdown as growth_tables
 from experiments.optimizer_speed.report import markdown as speed_table
+from experiments.throughput.report import markdown as throughput_tables
 from ftcourse.claim_cards import BADGES
 from ftcourse.claims import TOPICS, VERDICTS, read_claims
 from ftcourse.contents import CONTENTS
@@ -121,7 +122,12 @@ def expected_files(root=ROOT):
     pages = {
         "README.md": {"notebooks": notebook_table(notebooks), "verdicts": verdict_counts(claims)},
         "docs/claims.md": {"claims": claim_tables(claims)},
-        "docs/costs.md": {"bench": speed_tables(results), "drill": fault_table(faults), "growth": growth_tables(grown)},
+        "docs/costs.md": {
+            "bench": speed_tables(results),
+            "drill": fault_table(faults),
+            "throughput": throughput_tables(read_records(results / "throughput.jsonl")),
+            "growth": growth_tables(grown),
+        },
     }
     rows = {"data/notebooks.json": notebooks, "data/claims.json": claims}
     texts = {name: json.dumps(found, indent=1, ensure_ascii=False) + "\n" for name, found in rows.items()}

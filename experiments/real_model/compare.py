@@ -38,17 +38,29 @@ def measure(comparison: Comparison) -> dict:
 
 
 def train(settings: Settings) -> dict:
-    """One contender's raw figures, from a process of its own. Raises ContenderError."""
+    """One contender's raw figures, from processes of its own. Raises ContenderError."""
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as folder:
         given, out = Path(folder) / "settings.json", Path(folder) / "out.json"
         given.write_text(json.dumps(asdict(settings)), encoding="utf-8")
-        command = [sys.executable, "-m", "experiments.real_model.worker", str(given), str(out)]
+        ranks = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(settings.ranks)]
+        start = ranks if settings.ranks > 1 else []
+        command = [sys.executable, *start, "-m", "experiments.real_model.worker", str(given), str(out)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             last = "\n".join((done.stdout + done.stderr).splitlines()[-TAIL:])
             raise ContenderError(f"{settings.contender} failed with exit status {done.returncode}:\n{last}")
-        return {"load": load, **json.loads(out.read_text(encoding="utf-8"))}
+        files = [out.with_suffix(f".{rank}") for rank in range(settings.ranks)]
+        return {"load": load, **together([json.loads(file.read_text(encoding="utf-8")) for file in files])}
+
+
+def together(ranks: list[dict]) -> dict:
+    """The figures of all ranks: seconds and losses of the first, processor seconds and peaks added up."""
+    return {
+        **ranks[0],
+        "cpu_seconds": [sum(step) for step in zip(*(found["cpu_seconds"] for found in ranks), strict=True)],
+        "peak_rss_bytes": sum(found["peak_rss_bytes"] for found in ranks),
+    }
 
 
 def single_turns(data: Path, path: Path) -> Path:

@@ -9,10 +9,11 @@ the same values, and float32, because it would train in bfloat16 by default; eve
 """
 
 import json
+import os
 import resource
 import sys
-import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -35,9 +36,15 @@ class Settings:
     method: str  # "full" or "lora"
     steps: int
     lr: float
-    batch_size: int = 8
+    batch_size: int = 8  # over all ranks
+    micro_batch_size: int = 0  # of a rank; 0: all its examples of a step
+    ranks: int = 1  # processes, with the model sharded by FSDP2
     max_length: int = 512
     seed: int = 0
+
+    @property
+    def micro(self) -> int:
+        return self.micro_batch_size or self.batch_size // self.ranks
 
 
 class Clock:
@@ -53,35 +60,44 @@ class Clock:
         self.peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def run(settings: Settings, folder: Path) -> dict:
-    """Train in `folder` and return the raw figures: seconds and CPU seconds of every step but the first, losses, peak
-    of resident bytes."""
-    clock = Clock()
-    losses = (run_ftkit if settings.contender == FTKIT else run_trl)(settings, folder)
-    clock.handle.remove()
-    return {
-        "contender": settings.contender,
-        "method": settings.method,
-        "losses": losses,
-        "seconds": [b - a for a, b in pairwise(clock.wall)],
-        "cpu_seconds": [b - a for a, b in pairwise(clock.processor)],
-        "peak_rss_bytes": clock.peak_bytes,
-    }
+def run(settings: Settings, folder: Path, store: Callable[[dict], None] = lambda found: None) -> dict:
+    """Train in `folder` and return the raw figures of this process: seconds and CPU seconds of every step but the
+    first, losses, peak of resident bytes. `store` gets them at once: ftkit's ranks end the process behind a run."""
+    clock, found = Clock(), {}
+
+    def finish(losses: list[float]) -> None:
+        clock.handle.remove()
+        found.update(
+            contender=settings.contender,
+            method=settings.method,
+            losses=losses,
+            seconds=[b - a for a, b in pairwise(clock.wall)],
+            cpu_seconds=[b - a for a, b in pairwise(clock.processor)],
+            peak_rss_bytes=clock.peak_bytes,
+        )
+        store(found)
+
+    (run_ftkit if settings.contender == FTKIT else run_trl)(settings, folder, finish)
+    return found
 
 
-def run_ftkit(settings: Settings, folder: Path) -> list[float]:
+def run_ftkit(settings: Settings, folder: Path, finish: Callable[[list[float]], None]) -> None:
+    from ftkit.distributed.launch import env_rank
     from ftkit.finetune import train
 
-    train.export = lambda *_: None  # it comes behind the last step, and is not what is compared
+    def losses() -> list[float]:
+        lines = (folder / "run" / "metrics.jsonl").read_text().splitlines() if env_rank() == 0 else []
+        return [json.loads(line)["loss"] for line in lines]
+
+    train.export = lambda *_: finish(losses())  # it comes behind the last step, and is not what is compared
     flags = {"output": folder / "run", "model": settings.model, "data": settings.data, "method": settings.method}
     flags |= {"max_steps": settings.steps, "lr": settings.lr, "seed": settings.seed, "max_length": settings.max_length}
-    flags |= {"batch_size": settings.batch_size, "micro_batch_size": settings.batch_size}
+    flags |= {"batch_size": settings.batch_size, "micro_batch_size": settings.micro}
     flags |= {"weight_decay": WEIGHT_DECAY, "warmup_ratio": WARM_UP_RATIO}
     train.main([word for name, value in flags.items() for word in (f"--{name}", str(value))])
-    return [json.loads(line)["loss"] for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
 
 
-def run_trl(settings: Settings, folder: Path) -> list[float]:
+def run_trl(settings: Settings, folder: Path, finish: Callable[[list[float]], None]) -> None:
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
@@ -96,7 +112,8 @@ def run_trl(settings: Settings, folder: Path) -> list[float]:
     args = SFTConfig(
         output_dir=str(folder / "trl"),
         max_steps=settings.steps,
-        per_device_train_batch_size=settings.batch_size,
+        per_device_train_batch_size=settings.micro,
+        gradient_accumulation_steps=settings.batch_size // settings.micro // settings.ranks,
         max_length=settings.max_length,
         learning_rate=settings.lr,
         lr_scheduler_type="linear",
@@ -109,6 +126,7 @@ def run_trl(settings: Settings, folder: Path) -> list[float]:
         logging_steps=1,
         save_strategy="no",
         report_to="none",
+        **({"fsdp": True, "fsdp_config": {"version": 2}} if settings.ranks > 1 else {}),
         **({"gradient_checkpointing": False} if settings.contender == TRL_KEEPING else {}),
     )
     trainer = SFTTrainer(
@@ -118,7 +136,7 @@ def run_trl(settings: Settings, folder: Path) -> list[float]:
         processing_class=load_tokenizer(settings.model),
     )
     trainer.train()
-    return [row["loss"] for row in trainer.state.log_history if "loss" in row]
+    finish([row["loss"] for row in trainer.state.log_history if "loss" in row])
 
 
 def in_order(settings: Settings) -> list[list[dict]]:
@@ -138,8 +156,10 @@ def prompts_and_completions(settings: Settings) -> list[dict]:
 def main(arguments: list[str]) -> None:
     given, out = map(Path, arguments)
     settings = Settings(**json.loads(given.read_text(encoding="utf-8")))
-    with tempfile.TemporaryDirectory() as folder:
-        out.write_text(json.dumps(run(settings, Path(folder))), encoding="utf-8")
+    folder = given.parent / "work"  # the same for all ranks
+    folder.mkdir(exist_ok=True)
+    file = out.with_suffix(f".{os.environ.get('RANK', 0)}")
+    run(settings, folder, lambda found: file.write_text(json.dumps(found), encoding="utf-8"))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from ftkit.memory.tracker import MemoryTracker
 from ftkit.models import meta_model
 
 from .config import Run
-from .optimizers import OPTIMIZERS
+from .optimizers import FUSED_DEVICES, OPTIMIZERS
 from .quantised import is_quantised
 
 Batch = dict[str, torch.Tensor]
@@ -58,7 +58,8 @@ def plan_of(run: Run, sequences: int, tokens: int, accumulation: int) -> MemoryP
 
     Attention is assumed to have a mask: a micro-batch without padding has none, and uses up to 5 % less.
     """
-    config, cuda = run.config, run.device_info.device.type == "cuda"
+    config, device = run.config, run.device_info.device.type
+    kernel = "foreach" if device == "cuda" else "loop"
     compute = str(run.compute_dtype).removeprefix("torch.")
     return MemoryPlan(
         method="lora" if run.lora else "frozen" if config.freeze else "full",
@@ -76,7 +77,7 @@ def plan_of(run: Run, sequences: int, tokens: int, accumulation: int) -> MemoryP
         accumulation=accumulation,
         activation_checkpointing=config.activation_checkpointing,
         loss_chunk=config.loss_chunk,
-        kernel="loop" if not cuda else "fused" if config.optimizer == "adamw" else "foreach",
+        kernel="fused" if config.optimizer == "adamw" and device in FUSED_DEVICES else kernel,
     )
 
 

@@ -11,6 +11,7 @@ from ftkit.child_tuning import ChildTuningAdamW
 from ftkit.parameters import decay_groups
 
 Groups = list[dict]  # parameter groups, as `parameter_groups` makes them
+FUSED_DEVICES = ("cpu", "cuda")
 Masks = Mapping[str, torch.Tensor]  # parameter name -> bool tensor, as `fisher_mask` makes them
 
 
@@ -40,8 +41,9 @@ def _adam_options(config) -> dict:
 
 
 def _adamw(groups: Groups, config, masks: None) -> torch.optim.Optimizer:
-    # On a CPU the fused kernel rounds differently, and gains little.
-    fused = all(parameter.is_cuda for group in groups for _, parameter in group["params"])
+    # One pass over each tensor, without temporaries: the default loop makes a dozen. Moments have the weights' dtype.
+    tensors = [parameter for group in groups for _, parameter in group["params"]]
+    fused = all(t.device.type in FUSED_DEVICES and t.is_floating_point() for t in tensors)
     return torch.optim.AdamW(groups, **_adam_options(config), fused=fused or None)
 
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from ftkit.batching import micro_batches
 from ftkit.distributed.device import pick_device
 from ftkit.distributed.mesh import DistributedContext
 from ftkit.finetune.data import Batches
@@ -93,3 +94,39 @@ def test_a_model_whose_loss_is_another_is_refused(name):
     chunk_loss(model, 3)
     with pytest.raises(ValueError, match=r"--loss_chunk: \w+ has another loss .*: train without it"):
         check_chunked(model, CHUNKED)
+
+
+class AsGiven(Batches):
+    """The negative control: micro-batches in the order of the data."""
+
+    def local(self, examples):
+        return micro_batches(examples, self.micro_batch_size, self.pad_id, self.dp_rank, self.dp_size)
+
+
+def test_micro_batches_of_like_length_have_the_same_gradient_and_less_padding(model):
+    lengths = [3, 40, 4, 38, 5, 39, 2]
+    examples = [{"input_ids": list(range(3, 3 + n)), "labels": [-100, *range(4, 3 + n)]} for n in lengths]
+    given = {"max_length": 512, "packing": False, "seed": 0, "pad_id": 0, "dp_rank": 0, "dp_size": 1}
+    found = {}
+    for kind in (Batches, AsGiven):
+        batches = kind(examples, 7, 3, **given)
+        model.zero_grad()
+        mean = accumulate_gradients(model, examples, batches, LOSS)
+        gradients = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+        found[kind] = mean, gradients, sum(batch["input_ids"].numel() for batch in batches.local(examples))
+    (mean, gradients, tokens), (other, others, more) = found.values()
+    assert mean == pytest.approx(other, rel=1e-6)
+    for one, two in zip(gradients, others, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-7)
+    assert tokens == 3 * 40 + 3 * 5 + 2 and more > 1.5 * tokens
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_sorted_micro_batches_lose_and_repeat_nothing(ranks):
+    examples = [{"input_ids": [n] * (1 + n % 5), "labels": [n] * (1 + n % 5)} for n in range(1, 12)]
+    shares = [Batches(examples, 11, 2, 512, False, 0, 0, rank, ranks).local(examples) for rank in range(ranks)]
+    assert len({len(share) for share in shares}) == 1  # ranks all-gather layers together
+    rows = [row[row != -100].tolist() for share in shares for batch in share for row in batch["labels"]]
+    assert sorted(row for row in rows if row) == sorted(example["labels"] for example in examples)
+    widths = [[batch["input_ids"].shape[1] for batch in share] for share in shares]
+    assert all(width == sorted(width, reverse=True) for width in widths)

@@ -83,3 +83,27 @@ def test_8_bits_are_refused_on_ranks_and_where_a_step_fails(tmp_path, bitsandbyt
 def test_impossible_betas_are_named(tmp_path, settings, said):
     with pytest.raises(ValueError, match=said):
         validate(Config(output=str(tmp_path / "new"), **settings))
+
+
+def test_adamw_steps_by_the_fused_kernel_and_as_the_loop_does():
+    config, found = Config(output="x", lr=1e-2), {}
+    for fused in (True, False):
+        model = foreign_model(torch.float32)
+        optimizer = OPTIMIZERS["adamw"].build(parameter_groups(model, config), config, None)
+        assert all(group["fused"] for group in optimizer.param_groups)
+        for group in optimizer.param_groups:
+            group["fused"] = fused
+        generator = torch.Generator().manual_seed(0)
+        for _ in range(3):
+            for parameter in model.parameters():
+                parameter.grad = torch.randn(parameter.shape, generator=generator)
+            optimizer.step()
+        found[fused] = list(model.parameters())
+    for one, other in zip(found[True], found[False], strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
+
+
+def test_moments_that_the_fused_kernel_does_not_know_are_stepped_by_the_loop():
+    config, model = Config(output="x"), foreign_model(torch.float32).to("meta")
+    optimizer = OPTIMIZERS["adamw"].build(parameter_groups(model, config), config, None)
+    assert not any(group["fused"] for group in optimizer.param_groups)

@@ -1,0 +1,1 @@
+"""Throughput of `ftkit finetune` beside TRL's SFTTrainer: the same batches, in runs that alternate."""
