@@ -22,7 +22,8 @@ INSTALL = """\
 import os
 import sys
 
-if "google.colab" in sys.modules or {{"KAGGLE_KERNEL_RUN_TYPE", "LIGHTNING_CLOUD_SPACE_ID"}} & set(os.environ):
+hosts = {{"KAGGLE_KERNEL_RUN_TYPE", "LIGHTNING_CLOUD_SPACE_ID"}}
+if "google.colab" in sys.modules or hosts & set(os.environ):
     import subprocess
     from importlib import metadata
 
@@ -35,10 +36,13 @@ if "google.colab" in sys.modules or {{"KAGGLE_KERNEL_RUN_TYPE", "LIGHTNING_CLOUD
         if done.returncode:
             why = done.stderr.strip().rpartition("\\n")[2]
             upload = "upload the folder of the project and run %pip install './ftkit[colab]'"
-            sys.exit(f"Cannot install {{source}} ({{why}}): turn the notebook's internet access on, or {{upload}}")
+            do = f"turn the notebook's internet access on, or {{upload}}"
+            sys.exit(f"Cannot install {{source}} ({{why}}): {{do}}")
     loaded = sys.modules.keys() & {{"numpy", "pandas", "pyarrow", "fsspec", "huggingface_hub", "datasets"}}
-    if old := [name for name in sorted(loaded) if sys.modules[name].__version__ != metadata.version(name)]:
-        sys.exit(f"Restart the session and run this cell again: pip has replaced {{', '.join(old)}}, in use here")
+    now = {{name: metadata.version(name) for name in sorted(loaded)}}
+    if old := [name for name in now if sys.modules[name].__version__ != now[name]]:
+        do = "Restart the session and run this cell again"
+        sys.exit(f"{{do}}: pip has replaced {{', '.join(old)}}, in use here")
     print("ftkit {version} is installed")"""
 BADGE = re.compile(r"\n\n\[Open in Colab\]\(.*\)\Z")
 

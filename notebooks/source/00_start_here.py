@@ -125,7 +125,8 @@ for question, answer in zip(questions[:3], before, strict=False):
 read_in_training = {message["content"] for row in train for message in row["messages"]}
 overlap = read_in_training & {*questions, *expected}
 print(
-    f"{len(train)} conversations to train on, {len(test)} held-out questions, {len(overlap)} texts in both"
+    f"{len(train)} conversations to train on, {len(test)} held-out questions, "
+    f"{len(overlap)} texts in both"
 )
 assert not overlap
 

@@ -49,7 +49,8 @@ torch.set_printoptions(precision=2, sci_mode=False)
 
 # %% tags=["nbval-ignore-output"]
 print(
-    f"Python {sys.version.split()[0]}, torch {torch.__version__}, device: cpu (nine numbers need no other)"
+    f"Python {sys.version.split()[0]}, torch {torch.__version__}, "
+    "device: cpu (nine numbers need no other)"
 )
 
 # %%

@@ -131,7 +131,8 @@ _ = ledger.add(
     "text from a chat template has to be tokenised with add_special_tokens=False",
     "Hugging Face, transformers documentation, chat templates",
     same == {True: 0, False: len(texts)},
-    f"same tokens as apply_chat_template: {same[True]} of {len(texts)} without it, {same[False]} with it",
+    f"same tokens as apply_chat_template: {same[True]} of {len(texts)} without it, "
+    f"{same[False]} with it",
 )
 assert same == {True: 0, False: len(texts)}
 
@@ -167,7 +168,8 @@ published = {
 without = [name for name, found in published.items() if "no-generation-markers" in found]
 replaced = [name for name, found in published.items() if "markers-from-trl" in found]
 print(
-    f"{len(published) - len(without) - len(replaced)} of {len(published)} published templates have the markers,"
+    f"{len(published) - len(without) - len(replaced)} of {len(published)} published templates "
+    "have the markers,"
 )
 print(f"for {len(replaced)} more TRL has a training version, for {len(without)} it has none")
 
@@ -401,7 +403,7 @@ print({split: len(found) for split, found in short.items()}, "questions and answ
 
 # %%
 def train_in(its, everything=False):
-    """pocket-base after a short training in the format of a tokenizer; `everything`: questions in the loss, too."""
+    """pocket-base, shortly trained in a tokenizer's format; `everything`: questions in the loss, too."""
     trained, _ = load_base()
     examples = [encode(its, messages, its.chat_template) for messages in short["train"]]
     if everything:
@@ -749,7 +751,8 @@ _ = ledger.add(
     "with attention masked between them, packed sequences have the losses of separate ones",
     "Krell et al. 2021, Efficient Sequence Packing without Cross-contamination",
     exactly < 1e-3,
-    f"6 conversations: no label changes by 0.001 nats; concatenated, one changes by over {int(moved.max())} nat",
+    "6 conversations: no label changes by 0.001 nats; concatenated, "
+    f"one changes by over {int(moved.max())} nat",
 )
 
 # %% tags=["hide-input"]
@@ -856,7 +859,7 @@ assert done.returncode == 0, done.stderr
 
 # %% tags=["exercise"]
 def never_stop(labels: torch.Tensor, stop_ids: set[int]) -> list[int]:
-    """labels (B, T), -100 where there is none: the examples that do not learn to stop, counted from 0."""
+    """labels (B, T), -100 where there is none: examples that do not learn to stop, counted from 0."""
     ### BEGIN SOLUTION
     found = []
     for number, row in enumerate(labels.tolist()):

@@ -658,7 +658,7 @@ claim("clipping the gradient's norm helps", "Pascanu et al. 2013", "clipping", "
 
 # %%
 def validation_loss(lr: float) -> float:
-    """Fine-tune pocket-base on 24 questions for 12 steps; return its validation loss in nats per token."""
+    """Fine-tune pocket-base on 24 questions for 12 steps; its validation loss in nats per token."""
     task = load_task("chat-24", SEED, POCKET, validation=True)
     short = [pad(global_batch(task.train, step, 8, SEED), 0) for step in range(12)]
     optimizer = torch.optim.AdamW(task.model.parameters(), lr=lr)
@@ -712,7 +712,7 @@ check_sweep(sweep, validation_loss)
 
 # %% tags=["exercise"]
 def accumulate(model: nn.Module, micro_batches: list[dict[str, torch.Tensor]]) -> None:
-    """`model(input_ids)` returns logits (B, T, V); position t predicts `labels[:, t + 1]`, -100 is masked."""
+    """`model(input_ids)` gives logits (B, T, V); position t predicts `labels[:, t + 1]`; -100: masked."""
     ### BEGIN SOLUTION
     total = sum((batch["labels"][:, 1:] != -100).sum() for batch in micro_batches)
     for batch in micro_batches:

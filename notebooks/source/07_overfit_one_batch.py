@@ -566,7 +566,7 @@ print(questions[0])
 
 # %%
 def memorise_and_ask(batch):
-    """Memorise a batch; returns the loss at the end, and how many of its questions get an answer that stops."""
+    """Memorise a batch; returns the last loss, and how many questions get an answer that stops."""
     model, _ = load_base()
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=0.0)
     for _ in range(20):

@@ -608,7 +608,7 @@ def measure(name: str) -> tuple[int, int, float]:
 
 # %% tags=["exercise"]
 def choose_wrapping(measure, names: list[str], limit: int) -> str | None:
-    """The name with the fewest collectives among those that fit and have an error below 1e-4, or None."""
+    """Of those that fit and have an error below 1e-4, the name with the fewest collectives, or None."""
     ### BEGIN SOLUTION
     table = {name: measure(name) for name in names}
     good = {name: m for name, m in table.items() if m[0] <= limit and m[2] < 1e-4}

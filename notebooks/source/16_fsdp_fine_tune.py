@@ -122,7 +122,7 @@ again = launch_plans.estimate("8B, 8 GPUs, full")
 print(f"8B, 8 GPUs, full: {again['peak'] / GIB:.1f} GiB, in phase: {again['phase']}")
 stored = plans["8B, 8 GPUs, full"]
 assert again["phase"] == stored["phase"] and again["sent"] == stored["sent"]
-# To the byte with the versions that the table was made with; transformers 5.15 has one buffer of 256 bytes more.
+# Equal with the versions that made the table; transformers 5.15 has a buffer of 256 bytes more.
 assert abs(again["peak"] - stored["peak"]) <= 256
 
 # %%

@@ -11,6 +11,7 @@ from build import tagged
 
 ALT_WORDS = 6  # of a picture's alternative text, at least
 LINES, LINES_AT_MOST = 12, 30  # of code in a cell: for three cells in four, and for any
+WIDTH = 105  # characters of a line of code that JupyterLab shows in a window of 1,280 pixels, beside its files
 WORDS, WORDS_AT_MOST = 60, 90  # of prose in a text cell: the same
 OUTPUT_BYTES, NOTEBOOK_BYTES = 150_000, 1_000_000
 SECRET = re.compile(
@@ -117,6 +118,8 @@ def imports(nb):
 
 def lengths(nb):
     shown = [cell for cell in code_cells(nb) if not tagged(cell, "hide-input")]
+    wide = [line for cell in shown for line in cell.source.splitlines() if len(line) > WIDTH]
+    yield from (f"a line of code has {len(line)} characters, so it scrolls: {line}" for line in wide)
     code = [sum(bool(line.strip()) for line in cell.source.splitlines()) for cell in shown]
     yield from mostly(code, LINES, LINES_AT_MOST, "lines of code")
     prose = [prose_words(cell.source) for cell in nb.cells if cell.cell_type == "markdown"]

@@ -139,6 +139,7 @@ MUTATIONS = {
     "uses _compat, which is private": code("import ftkit\nftkit._compat.fake_ranks(2)"),
     "31 lines of code": code("x = 1\n" * 31),
     "over 12 lines": lambda nb: [code("x = 1\n" * 13)(nb) for _ in range(3)],
+    "106 characters, so it scrolls": code("#" * 106),
     "91 words of prose": append(new_markdown_cell("word " * 91)),
     "over 60 words": lambda nb: [append(new_markdown_cell("word " * 61))(nb) for _ in range(3)],
     "hides from the tests": code("x = 1", tags=["nbval-skip"]),
