@@ -115,7 +115,7 @@ def test_the_library_stays_small():
     files = list((ROOT / "ftkit").rglob("*.py"))
     lines = {path: len(path.read_text().splitlines()) for path in files}
     assert len(files) <= 91
-    assert sum(lines.values()) <= 12178
+    assert sum(lines.values()) <= 12203
     assert not {str(path): n for path, n in lines.items() if n > 400}
 
 

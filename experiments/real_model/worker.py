@@ -38,7 +38,7 @@ class Settings:
     lr: float
     batch_size: int = 8  # over all ranks
     micro_batch_size: int = 0  # of a rank; 0: all its examples of a step
-    ranks: int = 1  # processes, with the model sharded by FSDP2
+    ranks: int = 1  # processes; both programs ask for FSDP2
     max_length: int = 512
     seed: int = 0
 

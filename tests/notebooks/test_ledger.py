@@ -29,7 +29,7 @@ PAGES = {
     "<!-- verdicts -->\n<!-- end of verdicts -->\n",
     "docs/claims.md": "# y\n<!-- claims: b -->\nold\n<!-- end of claims -->\nkept\n",
     "docs/costs.md": "<!-- bench: c -->\n<!-- end of bench -->\n<!-- drill: d -->\n<!-- end of drill -->\n"
-    "<!-- growth: e -->\n<!-- end of growth -->\n",
+    "<!-- throughput: t -->\n<!-- end of throughput -->\n<!-- growth: e -->\n<!-- end of growth -->\n",
 }
 RECORDS = ("bench_cpu.json", "drill.json")
 
