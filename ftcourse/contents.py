@@ -93,7 +93,10 @@ ROUTES = (
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of text under a head; prints aligned and shows as a table, with links, in a notebook."""
+    """Rows of text under a head; prints aligned and shows as a table, with links, in a notebook.
+
+    As a table it has the code and the bold words of Markdown, which what a notebook promises may contain.
+    """
 
     head: tuple[str, ...]
     rows: list[tuple[str, ...]]
@@ -110,7 +113,9 @@ class Table:
             return f'<a href="{html.escape(self.links[text])}">{shown}</a>' if text in self.links else shown
 
         def cell(text: str, kind: str) -> str:
-            return f'<{kind} style="text-align:left">{" ".join(map(word, text.split(" ")))}</{kind}>'
+            shown = re.sub(r"`([^`]+)`", r"<code>\1</code>", " ".join(map(word, text.split(" "))))
+            shown = re.sub(r"\*\*([^*]+)\*\*", r"<strong>\1</strong>", shown)
+            return f'<{kind} style="text-align:left">{shown}</{kind}>'
 
         lines = [[cell(text, "th") for text in self.head]]
         lines += [[cell(text, "td") for text in row] for row in self.rows]

@@ -88,9 +88,8 @@ def index_body() -> str:
 
 
 def _table(table: Table) -> str:
-    """A table of the course as HTML; its cells may have the code and the bold words of Markdown."""
-    page = re.sub(r"`([^`<]+)`", r"<code>\1</code>", table._repr_html_())
-    return '<div class="scroll">' + re.sub(r"\*\*([^*<]+)\*\*", r"<strong>\1</strong>", page) + "</div>"
+    """A table of the course as HTML."""
+    return f'<div class="scroll">{table._repr_html_()}</div>'
 
 
 def rendered(page: Page, body: str, pages: list[Page]) -> str:

@@ -37,6 +37,13 @@ def test_an_optional_notebook_is_listed_as_such(monkeypatch):
     assert contents.notebook_table().rows[0][:2] == ("02b_c", "x < y (optional)")
 
 
+def test_the_code_and_the_bold_words_of_a_promise_are_shown_as_such(monkeypatch):
+    monkeypatch.setattr(contents, "read_notebooks", lambda: [{**ROWS[0], "promise": "**how** `a < b` is built"}])
+    shown = contents.notebook_table()._repr_html_()
+    assert "<strong>how</strong> <code>a &lt; b</code> is built" in shown
+    assert "*" not in shown and "`" not in shown
+
+
 def test_routes_add_up_the_minutes_of_what_is_ready_and_link_it(monkeypatch):
     monkeypatch.setattr(contents, "read_notebooks", lambda: ROWS)
     routes = (contents.Route("short", "p", ("01_a",)), contents.Route("long", "q", ("01_a", "02_b", "02b_c")))

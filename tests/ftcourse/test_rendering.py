@@ -28,6 +28,12 @@ def test_a_formula_that_cannot_be_read_stays_as_it_was_written():
     assert "<mfrac>" in markdown(r"$\frac{a}{b}$", Renderer())
 
 
+def test_the_name_of_a_function_stands_apart_from_its_argument():
+    space = "<mi>ln</mi><mspace"
+    assert space in mathml(r"\ln 2", "inline") and space in mathml(r"-\ln \frac{1}{2}", "inline")
+    assert "<mspace" not in mathml(r"\ln(2) + \mathrm{lr} \cdot x", "inline")
+
+
 def test_links_keep_what_else_they_have_and_lose_what_leads_nowhere():
     page = "<a class='k' href='a.md?x&amp;y' title=t>one</a> <a href=\"b.md\">the <b>two</b></a>"
     asked = []

@@ -104,7 +104,7 @@
 
   // What is wider or higher than its box can be scrolled by keyboard, too.
   function focusable() {
-    for (const box of document.querySelectorAll("pre, .scroll, .picture, .rich")) {
+    for (const box of document.querySelectorAll("pre, .scroll, .picture, .rich, math[display=block]")) {
       const scrolls = box.scrollWidth > box.clientWidth + 1 || box.scrollHeight > box.clientHeight + 1;
       if (scrolls) box.tabIndex = 0; else box.removeAttribute("tabindex");
     }
