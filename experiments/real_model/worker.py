@@ -19,6 +19,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
+from torch.distributed.fsdp import FSDPModule
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 FTKIT, TRL, TRL_KEEPING = "ftkit", "TRL", "TRL without gradient checkpointing"
@@ -97,6 +98,20 @@ def run_ftkit(settings: Settings, folder: Path, finish: Callable[[list[float]], 
     train.main([word for name, value in flags.items() for word in (f"--{name}", str(value))])
 
 
+def shard_on_processors() -> None:
+    """Let accelerate shard on processors as it does on accelerators: by itself, it takes FSDP for DDP on them."""
+    from accelerate.state import AcceleratorState, DistributedType
+
+    original = AcceleratorState.__init__
+
+    def init(self, *args, fsdp_plugin=None, **options) -> None:
+        original(self, *args, fsdp_plugin=fsdp_plugin, **options)
+        if fsdp_plugin is not None and self.distributed_type == DistributedType.MULTI_CPU:
+            self.distributed_type, self.fsdp_plugin = DistributedType.FSDP, fsdp_plugin
+
+    AcceleratorState.__init__ = init
+
+
 def run_trl(settings: Settings, folder: Path, finish: Callable[[list[float]], None]) -> None:
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
@@ -109,6 +124,8 @@ def run_trl(settings: Settings, folder: Path, finish: Callable[[list[float]], No
     if settings.method == "lora":
         model = attach_lora(model, **lora_options(Config(output="")))  # as the program's flags are by default
         reset_adapters(model, settings.seed)
+    if settings.ranks > 1:
+        shard_on_processors()
     args = SFTConfig(
         output_dir=str(folder / "trl"),
         max_steps=settings.steps,
@@ -136,6 +153,8 @@ def run_trl(settings: Settings, folder: Path, finish: Callable[[list[float]], No
         processing_class=load_tokenizer(settings.model),
     )
     trainer.train()
+    if settings.ranks > 1 and not any(isinstance(part, FSDPModule) for part in trainer.model_wrapped.modules()):
+        raise RuntimeError("accelerate has not sharded the model: the comparison would be with DDP")
     finish([row["loss"] for row in trainer.state.log_history if "loss" in row])
 
 

