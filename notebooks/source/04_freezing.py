@@ -864,7 +864,7 @@ assert all(best_gap(study, method("biases only", task)) < -0.15 for task in TASK
 
 # %% tags=["exercise"]
 def experiment() -> tuple[tuple[float, float], dict, bool]:
-    """Return the predicted (low, high), the record of your run, and whether stored runs agree with it."""
+    """The predicted (low, high), the record of your run, and whether the stored runs agree with it."""
     ### BEGIN SOLUTION
     mine = method("attention only")
     predicted = (0.25, 0.55)  # near full fine-tuning's, by the figure

@@ -712,7 +712,7 @@ check_sweep(sweep, validation_loss)
 
 # %% tags=["exercise"]
 def accumulate(model: nn.Module, micro_batches: list[dict[str, torch.Tensor]]) -> None:
-    """`model(input_ids)` gives logits (B, T, V); position t predicts `labels[:, t + 1]`; -100: masked."""
+    """`model(input_ids)` gives logits (B, T, V); position t predicts `labels[:, t + 1]`; -100: none."""
     ### BEGIN SOLUTION
     total = sum((batch["labels"][:, 1:] != -100).sum() for batch in micro_batches)
     for batch in micro_batches:
