@@ -114,8 +114,8 @@ for name, plan in plans.items():
 
 # %% [markdown]
 # A plan fits if a tenth of the GPU stays free, for the CUDA context, libraries and fragmentation. LoRA on 8B needs more
-# on eight GPUs than on one because it runs without activation checkpointing there. The last four vary the full
-# fine-tune on eight. The table is stored; one estimate, computed now:
+# on eight GPUs than on one because it runs without activation checkpointing there. Each of the last four changes one
+# setting of the full fine-tune on eight. The table is stored; one estimate, computed now:
 
 # %%
 again = launch_plans.estimate("8B, 8 GPUs, full")
@@ -130,17 +130,18 @@ shown = {name: plan["at_peak"] for name, plan in plans.items() if name.startswit
 ax = plot_memory(shown, capacity=CAPACITY)
 
 # %% [markdown]
-# On one GPU, the weights, gradients and moments of 8B parameters alone exceed 80 GiB. FSDP over eight GPUs leaves an
-# eighth of them on each. Then activations and logits are the largest parts, and both grow with the micro-batch: at the
+# On one GPU, weights, gradients and moments of 8B parameters alone exceed 80 GiB. FSDP over eight leaves an eighth of
+# them on each. Then activations and logits are largest, and both grow with the micro-batch: at the
 # peak, logits take 10 bytes per token and vocabulary entry, 2.4 GiB for a sequence of 2,048 and Llama 3's vocabulary.
 
 # %% [markdown]
 # ### From figures to decisions
 #
 # A setting that saves memory costs something else, so use it only where it is needed. `--batch_size` counts
-# conversations over all GPUs; with `--packing`, `--micro_batch_size` counts packed sequences. Packing fills about nine
-# tenths of a sequence, so a GPU has six or seven in a step. **Predict first:** which needs more memory, all at once
-# with activation checkpointing, or in micro-batches of 2 without?
+# conversations over all GPUs; with `--packing`, `--micro_batch_size` counts packed sequences. All conversations of a
+# step are packed together, which fills about nine tenths of each sequence, and dealt out evenly: six or seven sequences
+# for each GPU. **Predict first:** which needs more memory, all at once with activation checkpointing, or in
+# micro-batches of 2 without?
 
 # %%
 peak = {name: plan["peak"] / GIB for name, plan in plans.items()}
@@ -161,23 +162,23 @@ print(f"gradients of all parameters in float32: {gradients:.0f} GiB")
 assert peak[several] - peak[at_once] > gradients and sent[tp] > sent[at_once] > sent[kept]
 
 # %% [markdown]
-# Accumulation is the trap. The program reduces gradients once per step, to save communication, so until the last
-# micro-batch every GPU holds the gradients of *all* parameters, unsharded: 30 GiB for 8B, 263 for 70B (the figure
-# counts them among the activations). In full fine-tuning under FSDP, do a step in one micro-batch if its logits fit;
-# section 4 shows what to do if not. LoRA's gradients are small, so it may accumulate. But each micro-batch gathers all
-# weights again, which takes long between GPUs without NVLink.
+# Accumulation costs memory here. The program reduces gradients once per step, to save communication, so until the last
+# micro-batch every GPU holds the gradients of *all* parameters, unsharded: 30 GiB for 8B, 263 for 70B (the bars
+# above count them among the activations). In full fine-tuning under FSDP, do a step in one micro-batch if its logits
+# fit; section 4 shows what to do if not. LoRA's gradients are small, so it may accumulate. But each micro-batch gathers
+# all weights again, which takes long between GPUs without NVLink.
 
 # %% [markdown]
 # | decision | for 8B on eight GPUs | because |
 # | --- | --- | --- |
-# | micro-batch, full | 8: the whole step at once | several would hold unsharded gradients |
+# | micro-batch, full | 8: the mean, 6.1, and some more | a step with more accumulates: unsharded gradients |
 # | micro-batch, LoRA | 2, accumulated | its gradients are small; without NVLink, the largest that fits |
 # | activation checkpointing | on for full, off for LoRA | 8 sequences do not fit without; LoRA does |
-# | reshard after forward | on, the default | NVLink hides the second all-gather; between nodes, try it off |
+# | `--reshard_after_forward` | on, the default | off, weights stay whole: 50 GiB, not 37, for 42 GB sent, not 54 |
 # | logits in chunks | no | they fit; `--loss_chunk 4096` saves most of them where memory is short |
 # | packing | on | conversations have 700 tokens, sequences 2,048 |
-# | tensor parallelism | no | FSDP fits; tp sends more, and within every layer, where nothing hides it |
-# | mesh | `1,-1,1`, the default | one node; `4,8,1` on four: shards within a node, replicas across |
+# | tensor parallelism | no | FSDP fits, and tp sends more: 97 GB, not 54 |
+# | `--mesh` replicas,shards,tp | `1,-1,1`, the default | one node; on four, `4,8,1` shards within each |
 
 # %% [markdown]
 # ### LoRA, full or child-tuning?
@@ -189,14 +190,16 @@ assert peak[several] - peak[at_once] > gradients and sent[tp] > sent[at_once] > 
 # %% [markdown]
 # Begin with LoRA, because a run costs less and the adapter is small enough to keep several. Go to full fine-tuning when
 # LoRA's held-out loss stops improving while more data still helps. Child-tuning is full fine-tuning with a masked
-# gradient ([02_child_tuning](02_child_tuning.ipynb)): F costs what AdamW costs, D keeps moments only for its weights.
+# gradient ([02_child_tuning](02_child_tuning.ipynb)): F, with a new random mask in each step, costs what AdamW costs;
+# D trains a selected part of the weights, and keeps moments for that part only.
 
 # %% [markdown]
 # ## 3 · How long, and how often to save
 #
 # A token costs about 6 operations per parameter in full fine-tuning: 2 forward, 4 backward. LoRA computes no gradients
 # of frozen weights, which leaves 4. **MFU**, model FLOPs utilisation, is the share of the GPU's peak that these useful
-# operations reach.
+# operations reach; what activation checkpointing computes again does not count as useful. A checkpoint has the weight
+# and both moments in float32: 12 bytes per parameter that trains.
 
 # %% [markdown]
 # Published for Llama 3.1 8B under FSDP on eight H100 GPUs: 33 % MFU, and 39 % with `torch.compile` (torchtitan, 2024);
@@ -224,7 +227,7 @@ print(f"formula at 33 %: {estimated:,.0f} tokens per second and GPU; published: 
 assert abs(5762 / estimated - 1) < 0.2
 
 # %% [markdown]
-# The formula is 18 % too fast there, because it leaves out attention scores, which at torchtitan's 8,192 tokens add
+# The formula is 18 % too fast there. One reason: it leaves out attention scores, which at torchtitan's 8,192 tokens add
 # about a quarter. Measure your own first ten steps, and plan again with their MFU.
 #
 # **Predict first:** with 32 GPUs, are there more or fewer steps between two checkpoints?
@@ -244,9 +247,9 @@ assert many.hours < eight.hours and many.save_every > eight.save_every
 
 # %% [markdown]
 # The interval is Young's √(2·C·M) ([15_checkpoints_and_faults](15_checkpoints_and_faults.ipynb)): `C` seconds to write,
-# `M` seconds between interruptions of the whole run. `M` is six hours here, as on machines that may be withdrawn,
-# whatever the number of GPUs. The interval is a time, so on faster machines it has more steps. A LoRA checkpoint has
-# half a gigabyte, not 96, and is saved about ten times as often.
+# `M` seconds between interruptions of the whole run. `M` is six hours here, for one spot machine;
+# with several, divide by their number. The interval is a time: on faster GPUs it has more steps, on 32 more than the
+# run. A LoRA checkpoint has half a gigabyte, not 96, and is saved over ten times as often.
 #
 # Reserved machines fail less: Llama 3's 16,384 GPUs had 419 unexpected interruptions in 54 days.
 
@@ -265,7 +268,8 @@ assert 200 < hours_apart / 24 < 300
 # | LoRA, DoRA, rsLoRA, LoRA+, QLoRA (one process) | `--method lora`, `--use_dora`, `--use_rslora`, … |
 # | child-tuning F and D | `--optimizer child-tuning`, `child-tuning-d` |
 # | 8-bit AdamW (one process) | `--optimizer adamw_8bit` |
-# | freezing, NEFTune, packing, checkpointing, chunked loss, compile, mesh | a flag each |
+# | freezing, NEFTune, packing, compile | `--freeze`, `--neftune_noise_alpha`, `--packing`, `--compile` |
+# | recomputation, chunked loss, mesh | `--activation_checkpointing`, `--loss_chunk`, `--mesh` |
 # | accumulation | follows from `--batch_size`, `--micro_batch_size` and ranks |
 # | other adapters of notebook 10, gradual unfreezing | not a flag: Python |
 # | sequence and context parallelism, fp8, offload, MoE parallelism | not in the program |
@@ -276,7 +280,8 @@ assert 200 < hours_apart / 24 < 300
 # ### First, the data and the template
 #
 # MODEL is a folder or a name on the hub. `data/` holds `train.jsonl` and, held out, `test.jsonl`, a conversation per
-# line: `{"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]}`.
+# line: `{"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]}`. What is longer than
+# `--max_length` is cut.
 #
 # - `ftkit chat MODEL data/train.jsonl --max_length 2048` checks template, loss mask and data without a GPU, and shows
 #   how long the conversations are.
@@ -336,7 +341,7 @@ torchrun --standalone --nproc-per-node 8 --max-restarts 3 -m ftkit.finetune \
 sbatch --nodes 4 deploy/slurm/finetune.sbatch --output /shared/runs/large \
     --model MODEL --data /shared/data --lr 2e-6 --warmup_ratio 0.03 --epochs 2 \
     --batch_size 128 --micro_batch_size 2 --max_length 2048 --packing \
-    --activation_checkpointing --save_every 500
+    --activation_checkpointing --save_every 350
 """)
 
 # %% [markdown]
@@ -352,7 +357,8 @@ for name, line in lines.items():
         and find_risks(line) == []
     )
     label = f"{model[8:-1].upper()}B, {'LoRA' if line.config.method == 'lora' else 'full'}"
-    timing = timings(JOB, replace(CLUSTER, gpus=line.gpus))[label]
+    between = CLUSTER.failures_apart / max(1, line.gpus // 8)  # any of the machines may fail
+    timing = timings(JOB, replace(CLUSTER, gpus=line.gpus, failures_apart=between))[label]
     minutes = line.config.save_every * timing.step_seconds / 60
     young = timing.save_every * timing.step_seconds / 60
     print(
@@ -364,8 +370,9 @@ for name, line in lines.items():
 # %% [markdown]
 # ### Your model on your GPUs
 #
-# An estimate needs only shapes, so the model's `config.json` will do. Here Llama 3.2 3B, full, on four L40S GPUs with
-# 48 GB each and no NVLink. Their peak is 362e12 operations per second (NVIDIA's data sheet). **Predict first:** 49
+# An estimate needs only shapes, so the model's `config.json` will do. Here Llama 3.2 3B, full, on four L40S GPUs
+# without NVLink. Each has 45 GiB by `nvidia-smi`, sold as 48 GB, and a peak of 362e12 operations per second (NVIDIA's
+# data sheet). **Predict first:** 49
 # packed sequences on four GPUs make 13 each. Do they fit in one micro-batch?
 
 # %%
@@ -390,21 +397,21 @@ def estimated(text: str, gpu_gib: float):
     return found
 
 
-too_much = estimated(OWN, 48)
-chunked = estimated(OWN + " --loss_chunk 4096", 48)
-in_two = estimated(OWN + " --micro_batch_size 7", 48)
-assert not fits(too_much.peak, 48 * GIB) and chunked.peak < in_two.peak < 0.9 * 48 * GIB
+too_much = estimated(OWN, 45)
+in_two = estimated(OWN + " --micro_batch_size 7", 45)
+chunked = estimated(OWN + " --loss_chunk 4096", 45)
+assert chunked.peak < 0.9 * 45 * GIB < in_two.peak < too_much.peak
 
 # %% [markdown]
 # Two thirds of the first are logits. `--loss_chunk 4096` computes them for 4,096 tokens at a time, and again in the
-# backward pass ([11_speed_ups](11_speed_ups.ipynb)), for about 4 % more operations here. Two micro-batches fit as well,
-# because the unsharded gradients of 3B take less than the logits that they save. In a terminal, FOLDER being a hub name
-# or a folder (for LoRA add `--method lora --param_dtype bfloat16`):
+# backward pass ([11_speed_ups](11_speed_ups.ipynb)), for about 4 % more operations here. Two micro-batches save half of
+# the logits, but add the unsharded gradients of 3B. In a terminal, FOLDER being a
+# hub name or a folder (there is no GPU, so say its dtype; for LoRA add `--method lora --param_dtype bfloat16`):
 #
 # ```
 # ftkit memory FOLDER --mesh 1,4,1 --micro_batch_size 13 --max_length 2048 --packing \
 #     --activation_checkpointing --loss_chunk 4096 --compute_dtype bfloat16 \
-#     --gpu_gib 48 --bandwidth 25
+#     --gpu_gib 45 --bandwidth 25
 # ```
 
 # %% [markdown]
@@ -448,10 +455,10 @@ print(
 #
 # - A rank dies: torchrun starts all ranks again, and they go on from the newest complete checkpoint, three times.
 # - torchrun gives up, or the machine is withdrawn: start the same line with `--resume`. On SIGTERM the program saves
-#   first, if the time suffices. torchrun waits 30 seconds, and 8B full needs 48 for a checkpoint by section 3's
+#   first, if there is time. torchrun waits 30 seconds, and 8B full needs 48 for a checkpoint by section 3's
 #   estimate: put `TORCH_ELASTIC_SHUTDOWN_TIMEOUT=120` before torchrun, as the file for Slurm does (from torch 2.12 on).
-#   Otherwise the last checkpoint counts.
-# - Another number of GPUs is at hand: the same, because the checkpoint is read in other shards. The mesh, micro-batch
+#   Otherwise the run goes on from the last checkpoint. Only the newest one is kept (`--save_total_limit`).
+# - You have another number of GPUs: do the same, because the checkpoint is read in other shards. The mesh, micro-batch
 #   size, packing and checkpointing may change in a resumed run; learning rate, batch size and data may not.
 
 # %% [markdown]
@@ -539,8 +546,8 @@ assert mutated > 10 * TOLERANCE
 
 # %% [markdown]
 # So child-tuning, LoRA and full fine-tuning under FSDP compute what one process computes, although batches were packed
-# and split differently. The wrong masks would have been noticed. The norm of the first gradient tells a sum from a
-# mean, which AdamW would hide.
+# and split differently. The wrong masks would have been noticed. AdamW would hide a
+# sum in place of a mean; the norm of the first gradient shows it.
 
 # %% [markdown]
 # ### Why child-tuning needs no change
@@ -560,7 +567,7 @@ print(f"as if its shard were the whole: {(as_if_whole != whole[160:]).float().me
 assert torch.equal(shard, whole[160:]) and not torch.equal(as_if_whole, whole[160:])
 
 # %% [markdown]
-# D selects weights once, by Fisher information over all ranks. Its promise is that no other weight moves:
+# D selects weights once, by Fisher information over all ranks. No other weight may move:
 
 # %%
 before, after = (
@@ -602,7 +609,7 @@ assert [row["step"] for row in metrics("F")] == list(range(1, 61))
 
 # %% [markdown]
 # The restart needed no command, and only the steps since the last complete checkpoint were lost. The twelve losses
-# compared above include seven after the restart, and they equal those of a process that was not disturbed.
+# compared above include seven after the restart, and they equal those of a run without a fault.
 
 # %% [markdown]
 # ### Predicted and measured
@@ -701,8 +708,9 @@ print(f"exact calls: {before} of 40 before, {after} of 40 after")
 assert abs(ratio - 4 / 6) < 0.1 and abs(predicted / measured - 1) < 0.1
 
 # %% [markdown]
-# The run was for the mechanics: 32 steps of 4 requests teach almost no exact call. With a learning rate tuned for this
-# model and 48 steps of 8, [06_optimizer_and_schedule](06_optimizer_and_schedule.ipynb) shows far more.
+# This run shows that the program works, not how well: 32 steps of 4 requests teach almost no exact call. With a
+# learning rate tuned for this model and 48 steps of 8, [06_optimizer_and_schedule](06_optimizer_and_schedule.ipynb)
+# shows far more.
 
 # %% tags=["hide-input"]
 _ = ledger.add(
@@ -733,9 +741,9 @@ for text, ranks in (("1,-1,1", 8), ("1,-1,1", 32), ("4,-1,1", 32)):
 # | rendezvous | none | on the machine | `--rdzv-backend c10d`, `--rdzv-endpoint HOST:PORT`, `--rdzv-id` |
 # | what fits | 8B LoRA | 8B full, 70B LoRA | 70B full |
 # | mesh | none | `1,8,1` | `1,32,1` where needed, else `4,8,1` |
-# | between GPUs | nothing | NVLink, some 450 GB/s | the network, some 50 GB/s a GPU: the reason for `4,8,1` |
+# | between GPUs | nothing | NVLink, some 450 GB/s (H100) | the network, some 50 GB/s a GPU: the reason for `4,8,1` |
 # | output | local disk | local disk, copied off | a file system that all nodes share |
-# | an interruption | rare | a quarter of what four nodes have | four times as often: half of Young's interval |
+# | interruptions | those of one machine | those of one machine | four times as many: half of Young's interval |
 # | batch of 128 | 128 on one rank | 16 on each | 4 on each: raise the batch, or use fewer nodes |
 
 # %% [markdown]
@@ -750,7 +758,7 @@ with expected_error(ValueError):
 # %%
 ON_SLURM = r"""sbatch --nodes 4 deploy/slurm/finetune.sbatch --output /shared/runs/full \
     --model MODEL --data /shared/data --lr 1e-5 --warmup_ratio 0.03 --epochs 2 --batch_size 128 \
-    --micro_batch_size 2 --max_length 2048 --packing --mesh 4,8,1 --save_every 700"""
+    --micro_batch_size 2 --max_length 2048 --packing --mesh 4,8,1 --save_every 1000"""
 four = check_launch_line(ON_SLURM)
 name = launch_plans.name_of(memory_plan(four, JOB.tokens), launch_plans.SMALL)
 print(f"{four.gpus} GPUs, mesh {four.dims}: {peak[name]:.0f} GiB on each")
@@ -856,8 +864,8 @@ check_own_line(my_line())
 # ## What transfers
 #
 # - **Measured here:** equality of losses, masks and merges on pocket-base (1.0 M parameters, vocabulary 1,024, a
-#   quarter of the parameters in embeddings and head) and SmolLM2-135M, on CPU ranks with gloo. It is arithmetic, so it
-#   holds at 8B; speed, NCCL and bfloat16 on GPUs were not measured.
+#   quarter of the parameters in embeddings and head) and SmolLM2-135M, on CPU ranks with gloo. It is arithmetic in
+#   float32, whatever the size; bfloat16 rounds more coarsely. Speed, NCCL and bfloat16 on GPUs were not measured.
 # - **Computed, not measured:** memory of 8B and 70B. The same estimate is within 5 % of the runs above.
 # - **Assumed:** MFU, storage speed and failures. Replace them by your own after ten steps.
 # - **Does not transfer:** learning rates, scores, seconds per step.
@@ -865,8 +873,8 @@ check_own_line(my_line())
 # %% [markdown]
 # ## Numbers to take away
 #
-# From the tables above: 8B full needs 120 GiB on one GPU and 37 on each of eight; 8B LoRA fits on one; 70B LoRA
-# fits on eight, 70B full on 32. Accumulation under FSDP adds 4 bytes per parameter; logits take 10 bytes per token and
+# Estimated above: 8B full takes 120 GiB on one GPU, 37 on each of eight; 8B LoRA fits on one, 70B LoRA on eight, full
+# on 32. Accumulation under FSDP adds 4 bytes per parameter; logits take 10 bytes per token and
 # vocabulary entry, unless they are chunked.
 #
 # From the literature, not measured here:
@@ -906,7 +914,7 @@ ledger.show()
 # %% [markdown]
 # <details><summary>Answers</summary>
 #
-# - 1: weights, gradients and moments; not activations, logits and the layer that is gathered.
+# - 1: weights, gradients and moments; not activations, logits, the layer that is gathered and what is being sent.
 # - 2: gradients are reduced once per step, and until then those of all parameters lie on every GPU, unsharded.
 # - 3: steps take half as long, so it doubles: the interval is a time.
 # - 4: the run trains and its loss falls; only the single process shows that it should be another.
