@@ -671,9 +671,8 @@ faster = middle["original arithmetic"] / middle["ours, task-free"]
 pocket = {name: median(seconds) for name, seconds in record["pocket"]["steps"].items()}
 passes = median(record["pocket"]["passes"])  # forward and backward
 share = {name: seconds / (seconds + passes) for name, seconds in pocket.items()}
-mask = (
-    median(record["mask_seconds"]["mask"]) / record["threads"]
-)  # drawn by one thread; F uses two
+# One thread drew the measured mask; F uses two.
+mask = median(record["mask_seconds"]["mask"]) / record["threads"]
 drawing = mask / middle["ours, task-free"]
 print(f"F on two CPU cores: {slower:.1f} times fused AdamW's step")
 print(f"drawing the masks, shared by two threads: {drawing:.0%} of F's step")
