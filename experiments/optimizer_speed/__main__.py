@@ -44,7 +44,7 @@ def measure(device: torch.device, elements: int, count: int, repeats: int, reser
     return {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "device": device.type,
-        "machine": _machine(device),
+        "machine": processor_name(device),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),
         "versions": _versions(),
@@ -84,7 +84,7 @@ def _load() -> float:
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
 
 
-def _machine(device: torch.device) -> str:
+def processor_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     listed = Path("/proc/cpuinfo")

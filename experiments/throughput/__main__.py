@@ -14,7 +14,6 @@ data/results/throughput.jsonl.
 import argparse
 import json
 import os
-import platform
 import sys
 import tempfile
 from dataclasses import asdict, dataclass, replace
@@ -22,7 +21,10 @@ from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
+import torch
+
 from experiments.growth.__main__ import machine, stored
+from experiments.optimizer_speed.__main__ import processor_name
 from experiments.real_model.compare import single_turns, step_tokens, train
 from experiments.real_model.convert import MissingModelError, cached_model
 from experiments.real_model.worker import FTKIT, TRL, TRL_KEEPING, Settings
@@ -65,15 +67,8 @@ STUDIES = [
 
 def conditions() -> dict:
     versions = {name: metadata.version(name) for name in ("transformers", "trl", "accelerate")}
-    return {**machine(), "processor": processor(), "versions": versions, "time": datetime.now(UTC).strftime("%H:%M")}
-
-
-def processor() -> str:
-    """The processor's name, where the system tells it."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor())
+    found = {**machine(), "processor": processor_name(torch.device("cpu")), "versions": versions}
+    return {**found, "time": datetime.now(UTC).strftime("%H:%M")}
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -85,10 +85,10 @@ class Batches:
         Longest first, so that a micro-batch and all ranks' micro-batches of one turn hold like lengths: less padding
         and waiting, the same mean over the same tokens. What needs most memory comes first.
         """
-        examples = sorted(examples, key=lambda example: -len(example["input_ids"]))  # stable: the same on every rank
         place = self.pad_id, self.dp_rank, self.dp_size
-        if self.packing:
+        if self.packing:  # which sorts by itself
             return packed_micro_batches(examples, self.micro_batch_size, self.max_length, *place)
+        examples = sorted(examples, key=lambda example: -len(example["input_ids"]))  # stable: the same on every rank
         return micro_batches(examples, self.micro_batch_size, *place)
 
 
