@@ -49,9 +49,12 @@ BADGE = re.compile(r"\n\n\[Open in Colab\]\(.*\)\Z")
 
 def set_up(source):
     """A code cell's source with the installation written out, from the address and version in pyproject.toml."""
-    published = read_project(ROOT)
-    install = INSTALL.format(repository=published.repository, tag=published.tag, version=published.version)
-    return SET_UP.sub(lambda _: install, source)
+
+    def install(_):
+        published = read_project(ROOT)
+        return INSTALL.format(repository=published.repository, tag=published.tag, version=published.version)
+
+    return SET_UP.sub(install, source)
 
 
 def add_badge(nb, name):

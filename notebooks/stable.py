@@ -69,6 +69,8 @@ FIXED = {
     "MKL_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
     "TORCHINDUCTOR_COMPILE_THREADS": "1",  # else torch.compile starts a pool of processes that import torch
+    # What /proc/cpuinfo lists works: else torch.compile builds a program for each set of instructions, 9 CPU seconds.
+    "TORCHINDUCTOR_VEC_ISA_OK": "1",
     "CUDA_VISIBLE_DEVICES": "",  # the stored outputs are the processor's
     "FTKIT_PROGRESS": "off",  # a build or a test solves exercises, and is no learner
     "HF_HUB_OFFLINE": "1",

@@ -20,10 +20,10 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 COLD = os.environ.get("FTKIT_COLD_PYTHON") or sys.executable  # the interpreter itself
-# Names of environment variables that modules read when they are imported begin so.
+# Names of environment variables that modules read when they are imported, and the C library at its start, begin so.
 READ_ON_IMPORT = (
     "PYTHON|OMP_|MKL_|OPENBLAS_|ATEN_|ONEDNN_|DNNL_|NPY_|TORCH_|PYTORCH_|TRITON_|"
-    "HF_|TRANSFORMERS_|TOKENIZERS_|TQDM_|MPL|LD_|LC_|LANG"
+    "HF_|TRANSFORMERS_|TOKENIZERS_|TQDM_|MPL|LD_|LC_|LANG|MALLOC_"
 )
 # But the fork sees to the first itself, ipykernel to the second, torchrun sets the third, which NCCL reads, and
 # torchrun reads the fourth when it meets the other hosts.

@@ -86,10 +86,13 @@ def ask(kind: str, settings: dict, request: dict, entered: list[int]) -> socket.
 
 
 def start(kind: str, settings: dict, address: str) -> None:
-    command = [settings["python"], settings["server"], kind, address, str(settings["owner"])]
+    """Start a server. That of kernels is itself a fork of that of programs, and imports only what it lacks."""
+    python = settings["python"] if kind == "program" else f"{FOLDER}/python"
+    command = [python, settings["server"], kind, address, str(settings["owner"])]
     # Without the marks of whoever asks first: else the guard that ends its processes would end the server.
     environment = {k: v for k, v in os.environ.items() if k not in settings["harmless"] and k not in MARKS}
-    environment["FTKIT_ROOM"] = "-" * 65536  # where its forks write their environments
+    if kind == "program":
+        environment["FTKIT_ROOM"] = "-" * 65536  # where its forks, and theirs, write their environments
     with open(f"{FOLDER}/{kind}.log", "w+") as log:
         how = {
             "stdin": subprocess.DEVNULL,

@@ -37,6 +37,7 @@ PROGRAM = [
     *("transformers.generation.utils", "peft", "safetensors.torch", "jinja2", "psutil", "yaml"),
     *("ftkit", "ftkit.finetune.train", "ftkit.memory", "ftkit.adapters", "ftkit.chat", "ftkit.child_tuning"),
     "torch.testing._internal.distributed.fake_pg",
+    *("nbformat", "hypothesis"),  # the workers of pytest-xdist are forks, too
 ]
 KERNEL = [
     "ipykernel.zmqshell",
@@ -44,9 +45,9 @@ KERNEL = [
     "ipywidgets",
     "matplotlib.pyplot",
     "tqdm.auto",
-    *("ipyparallel.engine.app", "ipyparallel.controller.app"),
-    *PROGRAM,
+    "ipyparallel",  # not its apps: they take the folder in which they are imported for that of their process
 ]
+PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 
 class CurrentStream:
@@ -153,6 +154,7 @@ def _pass_on(connection: socket.socket, running: dict[socket.socket, int]) -> No
 def become(request: dict, files: list[int]) -> None:
     """Make this fork what the launcher would have been: files, folder, environment, signals, streams, chance."""
     os.setsid()
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # it ends with its server, however that ends
     namespaces = len(files) - len(request["files"])
     for file in files[:namespaces]:
         enter(file)
