@@ -47,8 +47,6 @@ def to_dense(compact: dict, param: torch.Tensor) -> dict:
 
 def compact_update(local_params: list[LocalParam], hyperparams: dict) -> None:
     """AdamW on the elements at `mask_indices`: copied out, updated and copied back; the others are not read."""
-    if not local_params:
-        return
 
     def update(batch: list[tuple]) -> None:
         tensors = []

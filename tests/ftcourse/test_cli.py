@@ -1,5 +1,7 @@
 """The command `ftkit`."""
 
+import gc
+
 import pytest
 
 from ftcourse import cli, copying
@@ -19,6 +21,12 @@ def test_each_command_has_its_own_help_under_its_own_name(capsys, name):
     with pytest.raises(SystemExit) as stop:
         cli.main([name, "--help"])
     assert stop.value.code == 0 and capsys.readouterr().out.startswith(f"usage: ftkit {name} ")
+
+
+def test_garbage_is_collected_while_a_command_runs(monkeypatch):
+    seen = []
+    monkeypatch.setattr("ftkit.chat.talk.main", lambda arguments: seen.append(gc.isenabled()))
+    assert cli.main(["chat-with"]) == 0 and seen == [True]
 
 
 @pytest.mark.parametrize(

@@ -39,14 +39,18 @@ def loss_of(model: nn.Module, rows: torch.Tensor) -> torch.Tensor:
     return model(input_ids=rows, labels=rows, use_cache=False).loss
 
 
-def gradients(model: nn.Module, factor: float = 1.0) -> dict[str, torch.Tensor]:
-    """Whole gradients by name, wrapper prefixes removed; `factor` breaks them on purpose."""
+def gradients(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Whole gradients by name, wrapper prefixes removed."""
     found = {}
     for name, parameter in model.named_parameters():
         if parameter.grad is not None:
             grad = parameter.grad.full_tensor() if isinstance(parameter.grad, DTensor) else parameter.grad
-            found[name.removeprefix("module.").replace(WRAPPER, "")] = factor * grad
+            found[name.removeprefix("module.").replace(WRAPPER, "")] = grad
     return found
+
+
+def times(factor: float, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: factor * tensor for name, tensor in tensors.items()}
 
 
 def apart(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> float:
@@ -97,10 +101,11 @@ def cases(device_mesh: DeviceMesh, rank: int, world_size: int) -> dict:
     wanted = gradients(alone)
 
     def compare(model: nn.Module, wanted: dict = wanted) -> dict:
+        found = gradients(model)  # gathered once: that takes longest
         return {
-            "apart": apart(gradients(model), wanted),
-            "sum_for_mean": apart(gradients(model, world_size), wanted),
-            "one_percent": apart(gradients(model, 1.01), wanted),
+            "apart": apart(found, wanted),
+            "sum_for_mean": apart(times(world_size, found), wanted),
+            "one_percent": apart(times(1.01, found), wanted),
         }
 
     def backward(model: nn.Module) -> nn.Module:
@@ -165,11 +170,12 @@ def clipping(alone: nn.Module, sharded: nn.Module, wanted: dict) -> dict:
     for parameter, grad in zip(alone.parameters(), wanted.values(), strict=True):
         parameter.grad = grad.clone()
     alone_norm = nn.utils.clip_grad_norm_(alone.parameters(), 0.1).item()
+    clipped = gradients(sharded)
     return {
         "norm_apart": abs(norm / alone_norm - 1),
         "own_shards_apart": abs(local.item() / alone_norm - 1),
-        "apart": apart(gradients(sharded), gradients(alone)),
-        "unclipped": apart(gradients(sharded), wanted),
+        "apart": apart(clipped, gradients(alone)),
+        "unclipped": apart(clipped, wanted),
     }
 
 

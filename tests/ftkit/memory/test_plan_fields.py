@@ -11,6 +11,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from ftcourse.measured_memory import measure_memory
 from ftkit._compat import fake_tensors, fill_from_meta
+from ftkit.finetune.config import Config, validate
+from ftkit.finetune.memory import plan_of as plan_of_run
 from ftkit.memory import MemoryPlan, estimate_memory, published_meta_model, table
 from ftkit.memory.__main__ import main, make_parser, plan_of
 from ftkit.memory.estimate import persistent_bytes
@@ -170,6 +172,14 @@ def test_flags_become_the_plan(capsys, tmp_path):
         assert main([*flags, *more]) == 0
         peaks.append(json.loads(capsys.readouterr().out)["weights"])
     assert peaks[1] < peaks[2] < peaks[0]
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "child-tuning"])
+def test_the_command_assumes_the_kernel_that_the_program_takes(tmp_path, optimizer):
+    run = validate(Config(output=str(tmp_path / "run"), optimizer=optimizer))
+    told = plan_of(make_parser().parse_args(["--optimizer", optimizer]))
+    assert told.kernel == plan_of_run(run, 8, 512, 1).kernel
+    assert plan_of(make_parser().parse_args(["--kernel", "foreach"])).kernel == "foreach"
 
 
 @pytest.mark.parametrize(
