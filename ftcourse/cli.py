@@ -1,6 +1,7 @@
 """The command `ftkit`: its subcommands are the programs of the library and of the course."""
 
 import argparse
+import atexit
 import difflib
 import gc
 import importlib
@@ -49,6 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
     gc.disable()  # imports make a million objects that stay: searching them for garbage takes a tenth of the start
     module = importlib.import_module(COMMANDS[name][0])
     gc.freeze()
+    atexit.register(gc.unfreeze)  # libraries of compiled code report what is never collected as leaked
     gc.enable()
     return module.main(rest) or 0
 

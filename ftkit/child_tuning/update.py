@@ -61,9 +61,7 @@ def masked_update(local_params: list[LocalParam], hyperparams: dict, threshold: 
     With a `mask`, elements outside it are neither changed nor decayed. Without, gradients whose draw is below
     `threshold` are kept and multiplied by `scale`, and every element is decayed.
     """
-    if not local_params:
-        return
-    masked = local_params[0].mask is not None
+    masked = any(local.mask is not None for local in local_params)
     if not masked and not (local_params := _step_with_kernel(local_params, hyperparams, threshold, scale)):
         return
 

@@ -39,7 +39,6 @@ LORA_FLAGS = {  # flag -> option of ftkit.adapters.attach
     "modules_to_save": "modules_to_save",
 }
 MOMENTS = "of AdamW (default: the parameters'); 8bit: in blocks with a scale each, as bitsandbytes has them"
-KERNEL = "AdamW's: ftkit finetune takes fused (default); torch's own default is foreach on CUDA, loop elsewhere"
 POLICIES = "recompute all layers, every second one, or all but the matrix products of each (%(default)s)"
 
 
@@ -77,7 +76,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--activation_checkpointing", action="store_true", help="recompute activations")
     parser.add_argument("--checkpoint_policy", choices=CHECKPOINT_POLICIES, default="all", help=POLICIES)
     parser.add_argument("--loss_chunk", type=int, default=0, help="tokens whose logits exist at once; 0: all")
-    parser.add_argument("--kernel", choices=KERNELS, help=KERNEL)
+    parser.add_argument("--kernel", choices=KERNELS, help="AdamW's (as ftkit finetune's: fused)")
     parser.add_argument("--gpu_gib", type=float, help="print whether it fits into this, with a tenth to spare")
     parser.add_argument("--bandwidth", type=float, help="GB/s that a rank sends: print how long that takes")
     parser.add_argument("--every_layer", action="store_true", help="trace all layers, which is slower")

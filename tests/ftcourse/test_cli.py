@@ -1,10 +1,12 @@
 """The command `ftkit`."""
 
 import gc
+import subprocess
 
 import pytest
 
 from ftcourse import cli, copying
+from tests.warm import COLD
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"]])
@@ -21,6 +23,14 @@ def test_each_command_has_its_own_help_under_its_own_name(capsys, name):
     with pytest.raises(SystemExit) as stop:
         cli.main([name, "--help"])
     assert stop.value.code == 0 and capsys.readouterr().out.startswith(f"usage: ftkit {name} ")
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("module", [["ftcourse.cli", "finetune"], ["ftkit.finetune"]], ids=" ".join)
+def test_a_command_ends_without_a_word_on_leaks(module):
+    """Triton's bindings, where it is installed, count what they made when the interpreter ends."""
+    done = subprocess.run([COLD, "-m", *module, "--help"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and done.stderr == ""
 
 
 def test_garbage_is_collected_while_a_command_runs(monkeypatch):
