@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from jupyter_client import KernelManager
 
 from ftcourse import runs
 from ftcourse.live_ranks import cluster, guard
@@ -152,14 +153,50 @@ def test_the_end_of_a_fork_is_its_launchers():
     assert codes == [-9, -9]
 
 
-def test_a_server_outlives_whoever_asked_for_it_first(tmp_path):
-    """Guards end processes by a mark in their environment, and a server is started in the first one's environment."""
-    environment = os.environ | {"FTKIT_WARM": str(tmp_path), runs.MARK: "first"}
+@pytest.fixture
+def another(tmp_path):
+    """The environment of servers of one's own."""
     (tmp_path / "python").write_text(Path(os.environ["FTKIT_WARM"], "python").read_text())
     (tmp_path / "python").chmod(0o755)
     (tmp_path / "settings.json").write_text(Path(os.environ["FTKIT_WARM"], "settings.json").read_text())
+    return os.environ | {"FTKIT_WARM": str(tmp_path)}
+
+
+def test_a_server_outlives_whoever_asked_for_it_first(another, tmp_path):
+    """Guards end processes by a mark in their environment, and a server is started in the first one's environment."""
+    environment = another | {runs.MARK: "first"}
     for mark in (runs.MARK, cluster.FOLDER):
         assert mark in (warm.HERE / "launcher.py").read_text()
     subprocess.run([tmp_path / "python", "-c", "pass"], env=environment, check=True)
     guard.end_marked(runs.MARK, "first")
     subprocess.run([tmp_path / "python", "-c", "pass"], env=environment, check=True)
+
+
+def test_a_fork_ends_with_its_server_however_that_ends(another, tmp_path):
+    code = "import os, time; print(os.getpid(), os.getppid(), flush=True); time.sleep(60)"
+    with subprocess.Popen([tmp_path / "python", "-c", code], env=another, stdout=subprocess.PIPE, text=True) as asks:
+        fork, server = map(int, asks.stdout.readline().split())
+        os.kill(server, signal.SIGKILL)
+        psutil.wait_procs([psutil.Process(fork)] if psutil.pid_exists(fork) else [], timeout=10)
+        assert not psutil.pid_exists(fork)
+
+
+def test_an_engine_of_a_kernel_starts_warm_and_in_the_kernels_folder(tmp_path):
+    """ipyparallel takes interpreter and folder on import, which in a fork was done elsewhere."""
+    code = """
+import sys
+from ipyparallel.cluster import launcher
+from ipyparallel.engine.app import IPEngine
+print(launcher.ipengine_cmd_argv[0] == sys.executable, IPEngine().work_dir)
+"""
+    manager = KernelManager()
+    manager.start_kernel(cwd=tmp_path)
+    try:
+        client = manager.blocking_client()
+        client.start_channels()
+        client.wait_for_ready(timeout=60)
+        said = []
+        client.execute_interactive(code, timeout=60, output_hook=lambda message: said.append(message["content"]))
+    finally:
+        manager.shutdown_kernel(now=True)
+    assert "".join(each.get("text", "") for each in said) == f"True {tmp_path}\n"
