@@ -1,5 +1,7 @@
 """docs/growth.svg: how processor seconds and peak memory grow, each beside the line of linear growth."""
 
+from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter, NullLocator
+
 from ftcourse.plots import OKABE_ITO, figure_svg, new_axes
 
 from .report import HEADS, MEASURES, value
@@ -21,6 +23,11 @@ def svg(records: list[dict]) -> str:
             ys = [of(r) / of(found[0]) for r in found]
             ax.plot(xs, ys, color=colour, linestyle=line, marker=marker, markersize=5, label=name)
         ax.set(xscale="log", yscale="log", xlabel=HEADS[study], title=study)
+        ax.set_xticks(xs, [f"{x:,}" if x < 10_000 else EngFormatter(places=0)(x) for x in xs], fontsize=8)
+        ax.xaxis.set_minor_locator(NullLocator())
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 4)))
+        ax.yaxis.set_major_formatter("{x:g}")
+        ax.yaxis.set_minor_formatter(NullFormatter())
     (panels if len(studies) == 1 else panels[0]).set_ylabel("times the smallest run")
     (panels if len(studies) == 1 else panels[0]).legend(frameon=False, fontsize=8)
     return figure_svg(figure, title=TITLE) + "\n"
