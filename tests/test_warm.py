@@ -8,11 +8,12 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
 import pytest
-from jupyter_client import KernelManager
+from jupyter_client import run_kernel
 
 from ftcourse import runs
 from ftcourse.live_ranks import cluster, guard
@@ -177,7 +178,8 @@ def test_a_fork_ends_with_its_server_however_that_ends(another, tmp_path):
     with subprocess.Popen([tmp_path / "python", "-c", code], env=another, stdout=subprocess.PIPE, text=True) as asks:
         fork, server = map(int, asks.stdout.readline().split())
         os.kill(server, signal.SIGKILL)
-        psutil.wait_procs([psutil.Process(fork)] if psutil.pid_exists(fork) else [], timeout=10)
+        with suppress(psutil.NoSuchProcess):
+            psutil.Process(fork).wait(timeout=10)
         assert not psutil.pid_exists(fork)
 
 
@@ -189,14 +191,7 @@ from ipyparallel.cluster import launcher
 from ipyparallel.engine.app import IPEngine
 print(launcher.ipengine_cmd_argv[0] == sys.executable, IPEngine().work_dir)
 """
-    manager = KernelManager()
-    manager.start_kernel(cwd=tmp_path)
-    try:
-        client = manager.blocking_client()
-        client.start_channels()
-        client.wait_for_ready(timeout=60)
-        said = []
+    said = []
+    with run_kernel(cwd=tmp_path) as client:
         client.execute_interactive(code, timeout=60, output_hook=lambda message: said.append(message["content"]))
-    finally:
-        manager.shutdown_kernel(now=True)
     assert "".join(each.get("text", "") for each in said) == f"True {tmp_path}\n"
